@@ -1,0 +1,682 @@
+//! Actors: handles, options and calls.
+
+use crate::{
+    args::{Deferred, IntoArgs, Visitor},
+    error::{Error, Result},
+    function::{Constructor, Method},
+    local::{
+        Core,
+        actor::{
+            ActorCell, ActorHandle, ActorOptions, CallBody, CallCell, Checkpoint, MethodKind, NamedActor, ReadGuard,
+            Remake, WriteGuard,
+        },
+        node::{Node, Options, Promise, Source},
+        resources::Demand,
+        task::{Body, BoxFuture, Step, TaskCell},
+        thread,
+    },
+    object::{Object, ObjectRef},
+    resources::{PlacementGroup, Request, Strategy, request_methods},
+    serial,
+    task::{assert_captures_nothing, or_failed},
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    fmt::{self, Display},
+    marker::PhantomData,
+    panic::Location,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// A handle to an actor.
+///
+/// Handles are cheap to clone, can be passed to tasks and stored in values and in other actors.
+/// When the last one is dropped the actor finishes the calls that it has and stops, unless it is
+/// detached.
+///
+/// # Order
+/// Calls of one caller (a task, an actor, or a thread outside) run in the order in which they were
+/// made, also when the arguments of one are not ready yet: later calls of that caller wait.
+/// `&self` calls are started in that order and run side by side.
+///
+/// # Failure
+/// A panic in a `&mut self` call loses the state. The actor starts again if it may
+/// ([`ActorBuilder::max_restarts`]); otherwise it is dead, and calls fail with
+/// [`Error::ActorDied`]. A panic in a `&self` call fails that call only.
+pub struct Actor<S: Send + Sync + 'static>(Arc<ActorHandle<S>>);
+
+impl<S: Send + Sync + 'static> Actor<S> {
+    /// Calls a method and returns the handle to its result at once.
+    ///
+    /// ```
+    /// # use outray::Runtime;
+    /// # let rt = Runtime::local();
+    /// let list = rt.actor(Vec::<String>::new, ());
+    /// list.call(Vec::push, "a".to_owned());
+    /// list.call(|list: &mut Vec<String>, item: String| list.push(item), "b");
+    /// assert_eq!(list.call(Vec::len, ()).get()?, 2);
+    /// # Ok::<(), outray::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn call<F, Args, M, In>(&self, method: F, args: In) -> ObjectRef<F::Out>
+    where
+        F: Method<S, Args, M>,
+        In: IntoArgs<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        const { assert_captures_nothing::<F>() }
+        self.submit(Location::caller(), method, args.into_args(), None)
+    }
+
+    /// A call with options: name, concurrency group, deadline, retries.
+    pub fn method<F, Args, M>(&self, method: F) -> Call<S, F, Args, M>
+    where
+        F: Method<S, Args, M>,
+    {
+        const { assert_captures_nothing::<F>() }
+        Call { actor: self.clone(), method, options: Options::default(), _types: PhantomData }
+    }
+
+    fn submit<F, D, Args, M>(
+        &self,
+        location: &'static Location<'static>,
+        method: F,
+        args: D,
+        options: Option<Box<Options>>,
+    ) -> ObjectRef<F::Out>
+    where
+        F: Method<S, Args, M>,
+        D: Deferred<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        let cell = &self.0.0;
+        let body = MethodBody { method, args, _types: PhantomData };
+        let submitted = CallCell::submit(cell, location, body, options);
+        let call = submitted.map(|call| ObjectRef::first(call as Arc<dyn Source<F::Out>>));
+        let handle = or_failed(cell.core, location, call);
+        cell.core.yield_if_deterministic();
+        handle
+    }
+
+    /// A handle that is ready when the constructor has run, and fails if it has failed.
+    pub fn ready(&self) -> ObjectRef<()> {
+        let cell = &self.0.0;
+        let location = Location::caller();
+        let creation = cell.creation();
+        let promise = match &creation {
+            Some(creation) if !creation.is_done() => Promise::empty(cell.core, location, Some(creation.clone())),
+            Some(creation) if creation.failure().is_none() => Promise::ready(cell.core, location, ()),
+            _ => Promise::failed(cell.core, location, cell.death()),
+        };
+        if let Some(creation) = creation.filter(|_| !promise.is_done()) {
+            let actor = Arc::downgrade(cell);
+            let told = Arc::new(Ready { promise: promise.clone(), creation: Arc::downgrade(&creation), actor });
+            let waiter: Arc<dyn crate::local::slot::Waiter> = told;
+            if !creation.add_waiter(&waiter) {
+                waiter.notify();
+            }
+        }
+        ObjectRef::first(promise)
+    }
+
+    /// Ends the actor now. Calls that wait fail with [`Error::ActorDied`]; one that runs is told
+    /// through [`Context::is_cancelled`](crate::task::Context::is_cancelled), and fails when it
+    /// ends.
+    pub fn kill(&self) {
+        use crate::local::actor::AnyActor;
+        self.0.0.kill("it was killed");
+    }
+
+    /// The actor's number, unique in this process.
+    pub fn id(&self) -> u64 {
+        self.0.0.id
+    }
+
+    /// The name that it was given.
+    pub fn name(&self) -> Option<&str> {
+        self.0.0.options.name.as_deref()
+    }
+
+    pub(crate) fn named(core: &'static Core, name: &str) -> Result<Self> {
+        let not_found = |detail: String| Error::ActorNotFound { name: name.to_owned(), detail };
+        let names = core.names.lock();
+        let Some(entry) = names.get(name) else {
+            let mut known: Vec<_> = names.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            return Err(not_found(format!("known names: {known:?}")));
+        };
+        let handle = entry.handle.upgrade().ok_or_else(|| not_found("it is stopping".into()))?;
+        let handle = handle.downcast::<ActorHandle<S>>();
+        handle.map(Actor).map_err(|_| not_found(format!("an actor of `{}` has that name", entry.type_name)))
+    }
+}
+
+/// Completes the handle of [`Actor::ready`].
+struct Ready<S: Send + Sync + 'static> {
+    promise: Arc<Promise<()>>,
+    creation: Weak<dyn Node>,
+    actor: Weak<ActorCell<S>>,
+}
+
+impl<S: Send + Sync + 'static> crate::local::slot::Waiter for Ready<S> {
+    fn notify(self: Arc<Self>) {
+        let failed = self.creation.upgrade().and_then(|creation| creation.failure());
+        let death = failed.map(|error| self.actor.upgrade().map_or(error, |actor| Arc::new(actor.death())));
+        self.promise.complete(death.map_or(Ok(()), Err));
+    }
+}
+
+impl<S: Send + Sync + 'static> Clone for Actor<S> {
+    fn clone(&self) -> Self {
+        Actor(self.0.clone())
+    }
+}
+
+impl<S: Send + Sync + 'static> fmt::Debug for Actor<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Actor({})", self.0.0.label())
+    }
+}
+
+impl<S: Send + Sync + 'static> Serialize for Actor<S> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        serial::put_handle(Arc::new(self.clone()), serializer)
+    }
+}
+
+impl<'de, S: Send + Sync + 'static> Deserialize<'de> for Actor<S> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serial::take_handle::<Actor<S>, D>(deserializer).map(|actor| (*actor).clone())
+    }
+}
+
+/// A method with its arguments, as the actor sees it.
+struct MethodBody<F, D, Args, M> {
+    method: F,
+    args: D,
+    _types: PhantomData<fn(Args) -> M>,
+}
+
+impl<S, F, D, Args, M> CallBody<S> for MethodBody<F, D, Args, M>
+where
+    F: Method<S, Args, M>,
+    D: Deferred<Args>,
+    Args: 'static,
+    M: 'static,
+{
+    type Out = F::Out;
+    const KIND: MethodKind = F::KIND;
+    const DEPENDENT: bool = D::DEPENDENT;
+
+    fn type_name() -> &'static str {
+        std::any::type_name::<F>()
+    }
+
+    fn dependencies(&self, visit: &mut dyn FnMut(&Arc<dyn Node>)) {
+        self.args.dependencies(&mut Visitor(visit));
+    }
+
+    fn duplicate(&self) -> Result<Self> {
+        Ok(MethodBody { method: self.method.clone(), args: self.args.duplicate()?, _types: PhantomData })
+    }
+
+    fn round_trip(out: F::Out) -> Result<F::Out> {
+        serial::round_trip(&out, "the result")
+    }
+
+    fn call_exclusive(self, state: &mut S) -> Result<F::Out> {
+        Ok(self.method.call_exclusive(state, self.args.resolve()?))
+    }
+
+    fn call_shared(self, state: &S) -> Result<F::Out> {
+        Ok(self.method.call_shared(state, self.args.resolve()?))
+    }
+
+    fn future_exclusive(self, state: WriteGuard<S>) -> Result<BoxFuture<F::Out>> {
+        Ok(self.method.future_exclusive(state, self.args.resolve()?))
+    }
+
+    fn future_shared(self, state: ReadGuard<S>) -> Result<BoxFuture<F::Out>> {
+        Ok(self.method.future_shared(state, self.args.resolve()?))
+    }
+}
+
+/// A call with options: made by [`Actor::method`], made by [`Call::call`].
+#[must_use = "a call is made with `.call(args)`"]
+pub struct Call<S: Send + Sync + 'static, F, Args, M> {
+    actor: Actor<S>,
+    method: F,
+    options: Options,
+    _types: PhantomData<fn(Args) -> M>,
+}
+
+impl<S: Send + Sync + 'static, F, Args, M> fmt::Debug for Call<S, F, Args, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("actor", &self.actor).field("name", &self.options.name).finish_non_exhaustive()
+    }
+}
+
+impl<S: Send + Sync + 'static, F, Args, M> Call<S, F, Args, M> {
+    /// A name for messages, lists and the timeline; by default the method's path.
+    pub fn name(mut self, name: &str) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// Counts the call towards this concurrency group of the actor.
+    pub fn group(mut self, group: &str) -> Self {
+        self.options.group = Some(group.into());
+        self
+    }
+
+    /// Fails the call if it has not ended so long after it was made.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.options.deadline = Some(limit);
+        self
+    }
+
+    /// Makes a `&mut self` call again, up to so many times, when it panics and the actor restarts.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.retries = retries;
+        self
+    }
+
+    /// Makes the call.
+    #[track_caller]
+    pub fn call<In>(self, args: In) -> ObjectRef<F::Out>
+    where
+        F: Method<S, Args, M>,
+        In: IntoArgs<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        self.actor.submit(Location::caller(), self.method, args.into_args(), Some(Box::new(self.options)))
+    }
+}
+
+/// An actor in the making: made by
+/// [`Runtime::actor_builder`](crate::Runtime::actor_builder), started by [`ActorBuilder::start`].
+///
+/// ```
+/// # use outray::Runtime;
+/// # let rt = Runtime::local();
+/// let log = rt.actor_builder(Vec::<String>::new).name("log").checkpoint_every(100).max_restarts(3).start(());
+/// log.call(Vec::push, "started".to_owned());
+/// let same = rt.get_actor::<Vec<String>>("log")?;
+/// assert_eq!(same.call(Vec::len, ()).get()?, 1);
+/// # Ok::<(), outray::Error>(())
+/// ```
+#[must_use = "an actor runs when it is started"]
+pub struct ActorBuilder<F, Args, S> {
+    core: &'static Core,
+    new: F,
+    request: Request,
+    options: ActorOptions<S>,
+    get_if_exists: bool,
+    detached: bool,
+    /// Set by `fallible`: unpacks what the constructor returns.
+    unpack: Option<Unpack<S>>,
+    _types: PhantomData<fn(Args)>,
+}
+
+type Unpack<S> = fn(Box<dyn Any>) -> Result<S, String>;
+
+impl<F, Args, S> fmt::Debug for ActorBuilder<F, Args, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let constructor = std::any::type_name::<F>();
+        f.debug_struct("ActorBuilder").field("constructor", &constructor).finish_non_exhaustive()
+    }
+}
+
+impl<F, Args, T, E> ActorBuilder<F, Args, Result<T, E>>
+where
+    F: Constructor<Args, State = Result<T, E>>,
+    T: Send + Sync + 'static,
+    E: Display + Send + Sync + 'static,
+{
+    /// Takes the state out of the `Result` that the constructor returns; with an `Err` the actor
+    /// is dead from the start, and says why. Say this before options that depend on the state.
+    ///
+    /// ```
+    /// # use outray::Runtime;
+    /// struct Port(u16);
+    /// impl Port {
+    ///     fn parse(text: String) -> Result<Port, std::num::ParseIntError> { text.parse().map(Port) }
+    ///     fn number(&self) -> u16 { self.0 }
+    /// }
+    /// # let rt = Runtime::local();
+    /// let good = rt.actor_builder(Port::parse).fallible().start("80");
+    /// assert_eq!(good.call(Port::number, ()).get()?, 80);
+    /// let bad = rt.actor_builder(Port::parse).fallible().start("eighty");
+    /// assert!(bad.call(Port::number, ()).get().unwrap_err().to_string().contains("invalid digit"));
+    /// # Ok::<(), outray::Error>(())
+    /// ```
+    pub fn fallible(self) -> ActorBuilder<F, Args, T> {
+        let ActorOptions { name, max_restarts, max_pending_calls, max_concurrency, groups, checkpoint: _ } =
+            self.options;
+        ActorBuilder {
+            core: self.core,
+            new: self.new,
+            request: self.request,
+            options: ActorOptions { name, max_restarts, checkpoint: None, max_pending_calls, max_concurrency, groups },
+            get_if_exists: self.get_if_exists,
+            detached: self.detached,
+            unpack: Some(|made| match made.downcast::<Result<T, E>>() {
+                Ok(made) => made.map_err(|error| error.to_string()),
+                Err(_) => unreachable!("the constructor's type is known"),
+            }),
+            _types: PhantomData,
+        }
+    }
+}
+
+impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
+    pub(crate) fn new(core: &'static Core, new: F) -> Self {
+        ActorBuilder {
+            core,
+            new,
+            request: Request::default(),
+            options: ActorOptions {
+                name: None,
+                max_restarts: 0,
+                checkpoint: None,
+                max_pending_calls: None,
+                max_concurrency: None,
+                groups: BTreeMap::new(),
+            },
+            get_if_exists: false,
+            detached: false,
+            unpack: None,
+            _types: PhantomData,
+        }
+    }
+
+    request_methods!();
+
+    /// A name under which others find it: [`Runtime::get_actor`](crate::Runtime::get_actor).
+    pub fn name(mut self, name: &str) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// If an actor has the name already, that one is what `start` returns.
+    pub fn get_if_exists(mut self, get: bool) -> Self {
+        self.get_if_exists = get;
+        self
+    }
+
+    /// Lets it live until it is killed or the runtime ends, whether there are handles or not. It
+    /// needs a name, by which to find it.
+    pub fn detached(mut self) -> Self {
+        self.detached = true;
+        self
+    }
+
+    /// How often it may start again after a panic; 0 by default. Its state is then made by the
+    /// constructor, or from the last checkpoint.
+    pub fn max_restarts(mut self, restarts: u32) -> Self {
+        self.options.max_restarts = restarts;
+        self
+    }
+
+    /// Saves the state after every so many `&mut self` calls, and logs the calls since, so that a
+    /// restart brings back the state before the call that failed: each call takes effect exactly
+    /// once.
+    ///
+    /// The state, and the arguments of `&mut self` calls, are serialized for that.
+    pub fn checkpoint_every(mut self, calls: u32) -> Self
+    where
+        S: Object,
+    {
+        self.options.checkpoint = Some(Checkpoint {
+            every: calls.max(1),
+            save: |state| serial::pack(state, "the state"),
+            load: |saved| serial::unpack(saved, "the state"),
+        });
+        self
+    }
+
+    /// Refuses calls while so many wait, with [`Error::TooManyPendingCalls`].
+    pub fn max_pending_calls(mut self, calls: usize) -> Self {
+        self.options.max_pending_calls = Some(calls);
+        self
+    }
+
+    /// At most so many `&self` calls run at a time, those of concurrency groups aside.
+    pub fn max_concurrency(mut self, calls: usize) -> Self {
+        self.options.max_concurrency = Some(calls.max(1));
+        self
+    }
+
+    /// A group of `&self` calls of which at most so many run at a time: see [`Call::group`].
+    pub fn concurrency_group(mut self, name: &str, calls: usize) -> Self {
+        self.options.groups.insert(name.into(), calls.max(1));
+        self
+    }
+
+    /// Where it should live.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.request.strategy(&strategy);
+        self
+    }
+
+    /// Takes its resources from a bundle of a placement group.
+    pub fn placement_group(mut self, group: &PlacementGroup, bundle: usize) -> Self {
+        self.request.bundle(group, bundle);
+        self
+    }
+
+    /// Starts the actor. If that is impossible it is dead from the start, and calls say why.
+    #[track_caller]
+    pub fn start<In, T>(self, args: In) -> Actor<S>
+    where
+        F: Constructor<Args, State = T>,
+        In: IntoArgs<Args>,
+        Args: 'static,
+        T: Send + Sync + 'static,
+    {
+        let core = self.core;
+        let location = Location::caller();
+        match self.start_at(location, args) {
+            Ok(actor) => actor,
+            Err(error) => {
+                use crate::local::actor::AnyActor;
+                let options = ActorOptions {
+                    name: None,
+                    max_restarts: 0,
+                    checkpoint: None,
+                    max_pending_calls: None,
+                    max_concurrency: None,
+                    groups: BTreeMap::new(),
+                };
+                let cell = ActorCell::new(core, location, std::any::type_name::<S>(), options);
+                cell.kill(&error.to_string());
+                Actor(Arc::new(ActorHandle(cell)))
+            }
+        }
+    }
+
+    /// Starts the actor, or says at once why that is impossible. Its constructor runs later: see
+    /// [`Actor::ready`].
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], [`Error::Infeasible`], [`Error::InvalidOption`].
+    #[track_caller]
+    pub fn try_start<In, T>(self, args: In) -> Result<Actor<S>>
+    where
+        F: Constructor<Args, State = T>,
+        In: IntoArgs<Args>,
+        Args: 'static,
+        T: Send + Sync + 'static,
+    {
+        self.start_at(Location::caller(), args)
+    }
+
+    fn start_at<In, T>(self, location: &'static Location<'static>, args: In) -> Result<Actor<S>>
+    where
+        F: Constructor<Args, State = T>,
+        In: IntoArgs<Args>,
+        Args: 'static,
+        T: Send + Sync + 'static,
+    {
+        const { assert_captures_nothing::<F>() }
+        let core = self.core;
+        if self.detached && self.options.name.is_none() {
+            return Err(Error::invalid("a detached actor needs a name: say `.name(..)`"));
+        }
+        let demand = self.request.demand(0)?;
+        let name = self.options.name.clone();
+        let mut names = core.names.lock();
+        if let Some(name) = &name
+            && let Some(entry) = names.get(&**name)
+            && (entry.keep.is_some() || entry.handle.strong_count() > 0)
+        {
+            drop(names);
+            return match self.get_if_exists {
+                true => Actor::named(core, name),
+                false => Err(Error::NameTaken { name: name.to_string() }),
+            };
+        }
+        let type_name = std::any::type_name::<S>();
+        let keeps_arguments = self.options.max_restarts > 0 && self.options.checkpoint.is_none();
+        let cell = ActorCell::new(core, location, type_name, self.options);
+        let actor = Actor(Arc::new(ActorHandle(cell.clone())));
+        if let Some(name) = &name {
+            let any: Arc<dyn Any + Send + Sync> = actor.0.clone();
+            let handle = Arc::downgrade(&any);
+            let keep = self.detached.then_some(any);
+            names.insert(name.to_string(), NamedActor { id: cell.id, handle, type_name, keep });
+        }
+        drop(names);
+        let body = CreateBody {
+            new: self.new,
+            args: args.into_args(),
+            unpack: self.unpack,
+            actor: Arc::downgrade(&cell),
+            keeps_arguments,
+            _types: PhantomData,
+        };
+        let demand = (!demand.is_nothing()).then_some(demand);
+        let options =
+            demand.map(|demand: Demand| Box::new(Options { demand: Some(demand).into(), ..Options::default() }));
+        match TaskCell::submit(core, location, body, options) {
+            Ok(creation) => {
+                // Nobody holds the constructor's result; the actor is what there is to hold.
+                drop(ObjectRef::first(creation.clone()));
+                cell.created_by(creation);
+                core.yield_if_deterministic();
+                Ok(actor)
+            }
+            Err(error) => {
+                use crate::local::actor::AnyActor;
+                cell.kill(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The task that makes an actor's state.
+struct CreateBody<F, D, Args, S> {
+    new: F,
+    args: D,
+    unpack: Option<Unpack<S>>,
+    actor: Weak<ActorCell<S>>,
+    /// For restarts.
+    keeps_arguments: bool,
+    _types: PhantomData<fn(Args)>,
+}
+
+impl<F, D, Args, S> CreateBody<F, D, Args, S>
+where
+    F: Constructor<Args>,
+    D: Deferred<Args>,
+    S: Send + Sync + 'static,
+{
+    fn make(new: F, args: Args, unpack: Option<Unpack<S>>) -> Result<S, String> {
+        let made: Box<dyn Any> = Box::new(new.construct(args));
+        match unpack {
+            Some(unpack) => unpack(made),
+            None => match made.downcast::<S>() {
+                Ok(state) => Ok(*state),
+                Err(_) => unreachable!("without `fallible` the constructor returns the state"),
+            },
+        }
+    }
+}
+
+impl<F, D, Args, S> Body for CreateBody<F, D, Args, S>
+where
+    F: Constructor<Args>,
+    D: Deferred<Args>,
+    Args: 'static,
+    S: Send + Sync + 'static,
+{
+    type Out = ();
+    const DEPENDENT: bool = D::DEPENDENT;
+
+    fn type_name() -> &'static str {
+        std::any::type_name::<F>()
+    }
+
+    fn dependencies(&self, visit: &mut dyn FnMut(&Arc<dyn Node>)) {
+        self.args.dependencies(&mut Visitor(visit));
+    }
+
+    fn duplicate(&self) -> Result<Self> {
+        let CreateBody { new, args, unpack, actor, keeps_arguments, .. } = self;
+        Ok(CreateBody {
+            new: new.clone(),
+            args: args.duplicate()?,
+            unpack: *unpack,
+            actor: actor.clone(),
+            keeps_arguments: *keeps_arguments,
+            _types: PhantomData,
+        })
+    }
+
+    fn round_trip((): ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn run(self) -> Result<Step<()>> {
+        let Some(actor) = self.actor.upgrade() else { return Ok(Step::Value(())) };
+        let CreateBody { new, args, unpack, keeps_arguments, .. } = self;
+        let remake = match keeps_arguments {
+            false => None,
+            true => {
+                let kept = args.duplicate()?;
+                let again = new.clone();
+                let remake: Remake<S> = Box::new(move || {
+                    let args = kept.duplicate().and_then(D::resolve).map_err(|error| error.to_string())?;
+                    Self::make(again.clone(), args, unpack)
+                });
+                Some(remake)
+            }
+        };
+        let made =
+            Self::make(new, args.resolve()?, unpack).map_err(|why| format!("its constructor returned Err: {why}"));
+        let installed = made.and_then(|state| actor.install(state, remake).map_err(|error| error.to_string()));
+        if let Err(why) = installed {
+            use crate::local::actor::AnyActor;
+            actor.kill(&why); // which fails this task too
+            return Ok(Step::Value(()));
+        }
+        if let Some(grant) = thread::current_node().and_then(|node| node.take_grant()) {
+            actor.keep(grant);
+        }
+        Ok(Step::Value(()))
+    }
+}
+
+impl<S: Send + Sync + 'static> Actor<S> {
+    /// Calls that wait for their turn.
+    pub fn pending_calls(&self) -> usize {
+        self.0.0.pending_calls()
+    }
+}

@@ -1,0 +1,191 @@
+//! What the runtime keeps per thread: the worker's queue, and the stack of what runs.
+
+use super::{Core, Job, node::Node, slot::Waiter};
+use crate::sync::{AtomicBool, Ordering, Thread, current_thread};
+use crossbeam_deque::{Stealer, Worker};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    sync::{Arc, atomic::AtomicU64},
+};
+
+/// Identifiers are handed to threads in blocks, so that taking one is not a shared write.
+const ID_BLOCK: u64 = 1024;
+
+/// Of a worker thread.
+pub(crate) struct WorkerLocal {
+    pub(crate) core: &'static Core,
+    pub(crate) index: usize,
+    pub(crate) deque: Worker<Job>,
+    pub(crate) counters: Arc<Counters>,
+    /// The other workers' queues, as of `stealers_version`.
+    pub(crate) stealers: RefCell<Arc<[Stealer<Job>]>>,
+    pub(crate) stealers_version: Cell<usize>,
+    /// A dependent that became ready when this worker finished a task: it runs next.
+    pub(crate) next: RefCell<Option<Job>>,
+    pub(crate) random: Cell<u64>,
+}
+
+/// What a thread did. Workers have their own; all other threads share one.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) submitted: AtomicU64,
+    pub(crate) executed: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) stolen: AtomicU64,
+}
+
+struct Local {
+    worker: OnceCell<WorkerLocal>,
+    /// What runs on this thread, the innermost last.
+    frames: RefCell<Vec<Arc<dyn Node>>>,
+    /// The share of the CPUs that this thread holds, in thousandths.
+    seat: Cell<u32>,
+    /// The node that this thread will run as soon as it is ready (see `wait::help`).
+    expected: Cell<u64>,
+    next_id: Cell<u64>,
+    parker: OnceCell<Arc<Parker>>,
+}
+
+thread_local! {
+    static LOCAL: Local = const {
+        Local {
+            worker: OnceCell::new(),
+            frames: RefCell::new(Vec::new()),
+            seat: Cell::new(0),
+            expected: Cell::new(0),
+            next_id: Cell::new(0),
+            parker: OnceCell::new(),
+        }
+    };
+}
+
+/// A number that this process has not used before, from 1.
+#[inline]
+pub(crate) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    LOCAL.with(|local| {
+        let mut id = local.next_id.get();
+        if id % ID_BLOCK == 0 {
+            id = NEXT.fetch_add(1, Ordering::Relaxed) * ID_BLOCK;
+        }
+        local.next_id.set(id + 1);
+        id - ID_BLOCK + 1
+    })
+}
+
+/// Makes this thread a worker for good.
+pub(crate) fn become_worker(worker: WorkerLocal) {
+    LOCAL.with(|local| assert!(local.worker.set(worker).is_ok(), "a thread becomes a worker once"));
+}
+
+/// Calls `f` with this thread's worker state, if it is a worker of `core`.
+#[inline]
+pub(crate) fn with_worker<R>(core: &'static Core, f: impl FnOnce(Option<&WorkerLocal>) -> R) -> R {
+    LOCAL.with(|local| f(local.worker.get().filter(|worker| std::ptr::eq(worker.core, core))))
+}
+
+/// The runtime of what runs on this thread.
+pub(crate) fn current_core() -> Option<&'static Core> {
+    LOCAL.with(|local| local.frames.borrow().last().map(|node| node.meta().core))
+}
+
+/// What runs on this thread.
+pub(crate) fn current_node() -> Option<Arc<dyn Node>> {
+    LOCAL.with(|local| local.frames.borrow().last().cloned())
+}
+
+/// Everything that runs on this thread, each waiting for the next.
+pub(crate) fn frames() -> Vec<Arc<dyn Node>> {
+    LOCAL.with(|local| local.frames.borrow().clone())
+}
+
+/// How many bodies run on this thread, one inside the other.
+#[inline]
+pub(crate) fn depth() -> usize {
+    LOCAL.with(|local| local.frames.borrow().len())
+}
+
+/// Who calls: what runs on this thread, or else the thread itself. Calls of one caller to one
+/// actor keep their order.
+#[inline]
+pub(crate) fn caller() -> u64 {
+    LOCAL.with(|local| match local.frames.borrow().last() {
+        Some(node) => node.actor().map_or(node.meta().id, |(actor, _)| actor),
+        // The address of a thread's own storage: even, where identifiers of nodes are shifted odd.
+        None => std::ptr::from_ref(local) as u64 | 1 << 63,
+    })
+}
+
+/// Marks `node` as running on this thread until the guard is dropped.
+#[inline]
+pub(crate) fn enter(node: Arc<dyn Node>) -> Entered {
+    let span = super::observe::span(&*node);
+    LOCAL.with(|local| local.frames.borrow_mut().push(node));
+    Entered { _span: span }
+}
+
+pub(crate) struct Entered {
+    _span: Option<tracing::span::EnteredSpan>,
+}
+
+impl Drop for Entered {
+    #[inline]
+    fn drop(&mut self) {
+        let node = LOCAL.with(|local| local.frames.borrow_mut().pop());
+        drop(node); // outside the borrow: it may run destructors
+    }
+}
+
+#[inline]
+pub(crate) fn seat() -> u32 {
+    LOCAL.with(|local| local.seat.get())
+}
+
+#[inline]
+pub(crate) fn set_seat(thousandths: u32) -> u32 {
+    LOCAL.with(|local| local.seat.replace(thousandths))
+}
+
+#[inline]
+pub(crate) fn expected() -> u64 {
+    LOCAL.with(|local| local.expected.get())
+}
+
+#[inline]
+pub(crate) fn set_expected(id: u64) -> u64 {
+    LOCAL.with(|local| local.expected.replace(id))
+}
+
+/// Blocks a thread until a slot is done.
+pub(crate) struct Parker {
+    notified: AtomicBool,
+    thread: Thread,
+}
+
+impl Parker {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Parker { notified: AtomicBool::new(false), thread: current_thread() })
+    }
+
+    /// Forgets an earlier notification.
+    pub(crate) fn reset(&self) {
+        self.notified.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unpark(&self) {
+        self.notified.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+impl Waiter for Parker {
+    fn notify(self: Arc<Self>) {
+        self.unpark();
+    }
+}
+
+/// This thread's parker. A late notification from an earlier wait is a spurious wake-up, so
+/// whoever parks looks at what it waits for.
+pub(crate) fn parker() -> Arc<Parker> {
+    LOCAL.with(|local| local.parker.get_or_init(Parker::new).clone())
+}

@@ -1,0 +1,208 @@
+//! What tasks and actors ask for, and where they want to be.
+
+use crate::{
+    error::{Error, Result},
+    local::resources::{Demand, Group, WHOLE},
+};
+use std::sync::Arc;
+
+/// A request in the making. The first thing wrong with it is kept, and told at submission.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request {
+    cpu: Option<u32>,
+    rest: Demand,
+    problem: Option<Error>,
+}
+
+impl Request {
+    pub(crate) fn cpus(&mut self, cpus: f64) {
+        self.cpu = self.thousandths("cpus", cpus).map(|cpus| cpus as u32);
+    }
+
+    pub(crate) fn gpus(&mut self, gpus: f64) {
+        let Some(gpus) = self.thousandths("gpus", gpus).map(|gpus| gpus as u32) else { return };
+        if gpus > WHOLE && gpus % WHOLE != 0 {
+            self.reject(format!(
+                "gpus({}): ask for a share of one device, or for whole devices",
+                f64::from(gpus) / 1e3
+            ));
+        }
+        self.rest.gpu = gpus;
+    }
+
+    pub(crate) fn memory(&mut self, bytes: u64) {
+        self.rest.memory = bytes;
+    }
+
+    pub(crate) fn resource(&mut self, name: &str, amount: f64) {
+        if let Some(amount) = self.thousandths(name, amount) {
+            self.rest.custom.insert(name.into(), amount);
+        }
+    }
+
+    pub(crate) fn bundle(&mut self, group: &PlacementGroup, bundle: usize) {
+        self.rest.bundle = Some((group.0.clone(), bundle));
+    }
+
+    pub(crate) fn strategy(&mut self, strategy: &Strategy) {
+        let unmet = match strategy {
+            Strategy::Default | Strategy::Spread => None,
+            Strategy::Node { name, soft } => {
+                (!soft && name != LOCAL_NODE).then(|| format!("there is no node {name:?}, only {LOCAL_NODE:?}"))
+            }
+            Strategy::Labels { required } => {
+                let first = required.first();
+                first.map(|(key, value)| format!("no node has the label {key}={value}: {LOCAL_NODE:?} has none"))
+            }
+        };
+        if let Some(unmet) = unmet {
+            self.reject(unmet);
+        }
+    }
+
+    fn reject(&mut self, reason: String) {
+        self.problem.get_or_insert(Error::invalid(reason));
+    }
+
+    fn thousandths(&mut self, what: &str, amount: f64) -> Option<u64> {
+        let exact = amount * f64::from(WHOLE);
+        if !(0.0..=1e12).contains(&exact) {
+            self.reject(format!("{what}({amount}): the amount must be a number from 0 on"));
+            return None;
+        }
+        let rounded = exact.round();
+        if (exact - rounded).abs() > 1e-6 {
+            self.reject(format!("{what}({amount}): amounts are counted in thousandths"));
+        }
+        Some(rounded as u64)
+    }
+
+    /// The demand, with so many CPUs where none were named. `None`: just one CPU.
+    pub(crate) fn demand(&self, default_cpu: u32) -> Result<Demand> {
+        match &self.problem {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(Demand { cpu: self.cpu.unwrap_or(default_cpu), ..self.rest.clone() }),
+        }
+    }
+}
+
+/// The name of the only node of a local runtime.
+pub(crate) const LOCAL_NODE: &str = "local";
+
+/// Where a task or an actor should be placed.
+///
+/// A local runtime is one node, named `local`, without labels: soft wishes are always met there,
+/// and hard ones for anything else are errors at submission.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// Where it is expected to start first.
+    #[default]
+    Default,
+    /// On as many nodes as possible.
+    Spread,
+    /// On a certain node.
+    Node {
+        /// The node's name.
+        name: String,
+        /// Whether any other node will do when this one is not there.
+        soft: bool,
+    },
+    /// On a node with all of these labels.
+    Labels {
+        /// Pairs of key and value.
+        required: Vec<(String, String)>,
+    },
+}
+
+/// How the bundles of a placement group are laid out over nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlacementStrategy {
+    /// On as few nodes as possible.
+    Pack,
+    /// On as many nodes as possible.
+    Spread,
+    /// All on one node.
+    StrictPack,
+    /// Each on a node of its own.
+    StrictSpread,
+}
+
+/// Resources that a placement group sets aside together.
+///
+/// ```
+/// # use outray::{Bundle, PlacementStrategy, Runtime};
+/// let rt = Runtime::builder().cpus(2).build()?;
+/// let group = rt.placement_group(&[Bundle::new().cpus(1.0)], PlacementStrategy::Pack)?;
+/// let inside = rt.task(|| 7).placement_group(&group, 0).submit(());
+/// assert_eq!(inside.get()?, 7);
+/// # Ok::<(), outray::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Bundle {
+    pub(crate) request: Request,
+}
+
+impl Bundle {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Bundle::default()
+    }
+}
+
+/// Resources set aside for the tasks and actors that are submitted with it.
+///
+/// They are given back when the last handle to the group, and the last task in it, is gone.
+#[derive(Clone, Debug)]
+pub struct PlacementGroup(pub(crate) Arc<Group>);
+
+impl PlacementGroup {
+    /// The group's number, unique in this process.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// How many bundles it has.
+    pub fn bundles(&self) -> usize {
+        self.0.bundles.len()
+    }
+}
+
+/// The methods by which a builder asks for resources.
+macro_rules! request_methods {
+    () => {
+        /// Asks for CPUs; a fraction is a share of one, counted in thousandths.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn cpus(mut self, cpus: f64) -> Self {
+            self.request.cpus(cpus);
+            self
+        }
+
+        /// Asks for GPUs: whole devices, or a share of one device, counted in thousandths.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn gpus(mut self, gpus: f64) -> Self {
+            self.request.gpus(gpus);
+            self
+        }
+
+        /// Asks for memory, in bytes. This is admission only: nothing limits what is then used.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn memory(mut self, bytes: u64) -> Self {
+            self.request.memory(bytes);
+            self
+        }
+
+        /// Asks for an amount of a custom resource, counted in thousandths.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn resource(mut self, name: &str, amount: f64) -> Self {
+            self.request.resource(name, amount);
+            self
+        }
+    };
+}
+pub(crate) use request_methods;
+
+impl Bundle {
+    request_methods!();
+}

@@ -1,0 +1,242 @@
+//! What the behaviour tests share: a watchdog, gates, counting values, and tests in a process of
+//! their own.
+#![allow(dead_code)] // each test binary uses its part
+
+use serde::{Deserialize, Deserializer, Serialize};
+use std::{
+    future::{Future, IntoFuture},
+    panic::resume_unwind,
+    pin::pin,
+    process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+/// A test that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a test waits for on the way to its end; less, so that it can still say what it was.
+const STEP: Duration = Duration::from_secs(30);
+
+/// Runs a test's body, and makes a failure of a hang.
+pub(crate) fn watch<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
+    let (over, is_over) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        let _ = over.send(());
+        result
+    });
+    if is_over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("the test hangs: it has not ended after {PATIENCE:?}");
+    }
+    match thread.join() {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) | Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// Yields until something is so.
+#[track_caller]
+pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < STEP, "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Lets everybody else run for a while: a chance to do what they must not. Never needed for a test
+/// to pass.
+pub(crate) fn give_others_a_chance() {
+    for _ in 0..2_000 {
+        std::thread::yield_now();
+    }
+}
+
+/// Holds tasks up until the test opens it.
+pub(crate) struct Gate {
+    open: AtomicBool,
+    inside: AtomicUsize,
+}
+
+impl Gate {
+    pub(crate) const fn new() -> Self {
+        Gate { open: AtomicBool::new(false), inside: AtomicUsize::new(0) }
+    }
+
+    /// In a task: does not return before the gate is open.
+    pub(crate) fn pass(&self) {
+        self.inside.fetch_add(1, SeqCst);
+        until("the gate opens", || self.open.load(SeqCst));
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.store(true, SeqCst);
+    }
+
+    /// How many have come to the gate so far.
+    pub(crate) fn arrived(&self) -> usize {
+        self.inside.load(SeqCst)
+    }
+
+    pub(crate) fn wait_for(&self, tasks: usize) {
+        until("the tasks have come to the gate", || self.arrived() >= tasks);
+    }
+}
+
+/// How many tasks are in the same place at a time.
+pub(crate) struct Meter {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    total: AtomicUsize,
+}
+
+impl Meter {
+    pub(crate) const fn new() -> Self {
+        Meter { now: AtomicUsize::new(0), most: AtomicUsize::new(0), total: AtomicUsize::new(0) }
+    }
+
+    /// Stays inside for a while.
+    pub(crate) fn visit(&self) {
+        let now = self.now.fetch_add(1, SeqCst) + 1;
+        self.most.fetch_max(now, SeqCst);
+        for _ in 0..50 {
+            std::thread::yield_now();
+        }
+        self.total.fetch_add(1, SeqCst);
+        self.now.fetch_sub(1, SeqCst);
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(SeqCst)
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.total.load(SeqCst)
+    }
+}
+
+/// Returns when so many are here at the same time.
+pub(crate) fn meet(place: &AtomicUsize, others: usize) {
+    place.fetch_add(1, SeqCst);
+    until("all have come to the meeting", || place.load(SeqCst) >= others);
+}
+
+static LIVE: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+static CLONES: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+
+/// A value that counts its copies; each test has its own `N`.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Counted<const N: usize>(u64);
+
+impl<const N: usize> Counted<N> {
+    pub(crate) fn new(value: u64) -> Self {
+        LIVE[N].fetch_add(1, SeqCst);
+        Counted(value)
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0
+    }
+
+    /// Values that have not been dropped.
+    pub(crate) fn live() -> usize {
+        LIVE[N].load(SeqCst)
+    }
+
+    /// How often one was cloned.
+    pub(crate) fn clones() -> usize {
+        CLONES[N].load(SeqCst)
+    }
+}
+
+impl<const N: usize> Clone for Counted<N> {
+    fn clone(&self) -> Self {
+        CLONES[N].fetch_add(1, SeqCst);
+        Counted::new(self.0)
+    }
+}
+
+impl<const N: usize> Drop for Counted<N> {
+    fn drop(&mut self) {
+        LIVE[N].fetch_sub(1, SeqCst);
+    }
+}
+
+impl<'de, const N: usize> Deserialize<'de> for Counted<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A derived newtype struct, with the count.
+        #[derive(Deserialize)]
+        struct Plain(u64);
+        Plain::deserialize(deserializer).map(|Plain(value)| Counted::new(value))
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The executor of a program that has no other.
+pub(crate) fn block_on<F: IntoFuture>(future: F) -> F::Output {
+    let mut future = pin!(future.into_future());
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park_timeout(PATIENCE),
+        }
+    }
+}
+
+const CHILD: &str = "OUTRAY_TEST_ALONE";
+
+/// Runs a test's body in a process of its own: for what other tests would disturb, and for what
+/// could kill the process. `test` is the test's name. Returns what the process wrote, and nothing
+/// inside that process.
+#[track_caller]
+pub(crate) fn alone(test: &str, body: impl FnOnce() + Send + 'static) -> Option<Output> {
+    if std::env::var_os(CHILD).is_some() {
+        watch(body);
+        return None;
+    }
+    let program = std::env::current_exe().expect("a test knows its program");
+    let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
+    let output = Command::new(program).args(arguments).env(CHILD, "1").output().expect("a test starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+    assert!(out.contains("1 passed"), "no test is called {test:?}: {out}");
+    Some(output)
+}
+
+/// This process's memory that is in RAM, in bytes; `None` where that is not known.
+pub(crate) fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// A path for a file that is removed when this is dropped.
+pub(crate) struct Scratch(pub(crate) std::path::PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, SeqCst);
+        Scratch(std::env::temp_dir().join(format!("outray-{}-{number}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
