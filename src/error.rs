@@ -41,7 +41,10 @@ impl fmt::Display for Origin {
 ///
 /// Errors are cheap enough to clone and can be serialized, so that every dependent of a failed
 /// task can carry the whole chain of causes: see [`Error::root_cause`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// `Debug` writes the same sentence as `Display`, so that `unwrap`, and a `main` that returns
+/// [`Result`], say what happened and what to do.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
     /// The function panicked, on its last permitted attempt.
@@ -250,6 +253,12 @@ impl fmt::Display for Error {
             Error::Unsupported { reason } => write!(f, "not supported: {reason}"),
             Error::Io { path, message } => write!(f, "cannot write {path}: {message}"),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -313,6 +313,10 @@ fn a_lock_held_across_get_of_a_call_that_waits_for_room_does_not_meet_other_call
 }
 
 #[test]
+#[cfg_attr(
+    feature = "rayon",
+    ignore = "with it, threads outside run nothing: another call may hold the last worker up first"
+)]
 fn a_lock_of_a_thread_outside_held_across_get_does_not_meet_other_work() {
     static LOCK: Mutex<()> = Mutex::new(());
     watch(|| {

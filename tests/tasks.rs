@@ -916,6 +916,34 @@ fn runtimes_come_and_go_without_leaving_threads() {
 }
 
 #[test]
+fn what_a_task_did_is_visible_to_whoever_has_its_result() {
+    // Relaxed: only the runtime orders the writes and the reads.
+    use std::sync::atomic::Ordering::Relaxed;
+    static DID: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+    fn write(round: usize) -> usize {
+        DID.iter().for_each(|place| place.store(round, Relaxed));
+        round
+    }
+    fn sees(round: usize) -> bool {
+        DID.iter().all(|place| place.load(Relaxed) == round)
+    }
+    watch(|| {
+        let rt = local(2);
+        for round in 1..2_000 {
+            let done = rt.submit(write, round);
+            let dependent = rt.submit(sees, &done);
+            match round % 3 {
+                0 => assert_eq!(done.get(), Ok(round)),
+                1 => assert_eq!(common::block_on(&done), Ok(round)),
+                _ => until("it is ready", || done.is_ready()),
+            }
+            assert!(sees(round), "round {round}: not all that the task wrote is visible");
+            assert_eq!(dependent.get(), Ok(true), "round {round}: the dependent");
+        }
+    });
+}
+
+#[test]
 fn an_idle_runtime_has_no_threads() {
     watch(|| {
         let rt = local(4);

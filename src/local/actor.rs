@@ -21,7 +21,7 @@
 
 use super::{
     Core, Work,
-    mailbox::{Mailbox, Mode, Pushed},
+    mailbox::{BATCH, Mailbox, Mode, Pushed},
     node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot},
     observe,
     resources::Grant,
@@ -553,6 +553,8 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 if self.urgent.load(Ordering::Relaxed) {
                     self.urgent.store(false, Ordering::Relaxed);
                 }
+                // While they move they are counted twice rather than not at all.
+                self.at_hand.store(self.mailbox.len().min(BATCH), Ordering::Relaxed);
                 let refilled = self.mailbox.refill(&mut runner.inbox);
                 self.at_hand.store(runner.inbox.len(), Ordering::Relaxed);
                 if refilled && !self.is_dead() {
@@ -618,8 +620,12 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).map(drop).map_err(|_| limit)
     }
 
-    /// Calls that wait, as far as can be seen without stopping the runner.
+    /// Calls that wait: exactly if there is a limit to them, and else as far as can be seen without
+    /// stopping the runner, which may be too many for a moment.
     pub(crate) fn pending_calls(&self) -> usize {
+        if self.options.max_pending_calls.is_some() {
+            return self.pending.load(Ordering::Relaxed);
+        }
         let at_hand = self.runner.try_lock().map_or(self.at_hand.load(Ordering::Relaxed), |runner| {
             runner.inbox.len() + usize::from(runner.head.is_some()) + runner.deferred.len() + runner.lanes.len()
         });

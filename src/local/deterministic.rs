@@ -42,11 +42,9 @@ enum Go {
     Exit,
 }
 
+/// Where a thread gets the baton back: a new one for each wait, so that what a runtime that ends
+/// sends late can reach no other wait.
 type Baton = Signal<Go>;
-
-thread_local! {
-    static OWN: Arc<Baton> = Arc::new(Baton::new());
-}
 
 enum Ready {
     Start(Job),
@@ -148,7 +146,7 @@ impl Deterministic {
 
     /// A place where another may go on instead.
     pub(crate) fn yield_point(&self, core: &'static Core) {
-        let own = OWN.with(Arc::clone);
+        let own = Arc::new(Baton::new());
         {
             let state = &mut *self.state.lock();
             if state.closing || state.draw(2) == 0 {
@@ -197,7 +195,7 @@ impl Deterministic {
 
     /// The life of a thread: run a job, pass the baton, wait for another.
     fn work(&self, core: &'static Core, mut job: Job) {
-        let own = OWN.with(Arc::clone);
+        let own = Arc::new(Baton::new());
         loop {
             run(job);
             match self.next_job(core, &own) {
@@ -276,7 +274,6 @@ impl Deterministic {
         timeout: Option<Duration>,
         done: &dyn Fn() -> bool,
     ) -> Result<()> {
-        let own = OWN.with(Arc::clone);
         let deadline = timeout.map(|timeout| self.state.lock().clock.saturating_add(timeout));
         while !done() {
             let (closing, late) = {
@@ -291,6 +288,7 @@ impl Deterministic {
                 std::thread::yield_now();
                 continue;
             }
+            let own = Arc::new(Baton::new());
             let ticket = Arc::new(Ticket { core, baton: own.clone(), over: AtomicBool::new(false) });
             let waiter: Arc<dyn Waiter> = ticket.clone();
             let registered: Vec<_> = nodes.iter().filter(|node| node.add_waiter(&waiter)).collect();

@@ -29,7 +29,7 @@ use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, SegQueue, fence};
 use std::{collections::VecDeque, mem};
 
 /// Calls that the runner takes out at a time.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {

@@ -210,7 +210,9 @@ pub(crate) fn alone(test: &str, body: impl FnOnce() + Send + 'static) -> Option<
     }
     let program = std::env::current_exe().expect("a test knows its program");
     let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
-    let output = Command::new(program).args(arguments).env(CHILD, "1").output().expect("a test starts");
+    // The first backtrace that a process prints leaves tens of MiB of symbols in its memory.
+    let quiet = [(CHILD, "1"), ("RUST_BACKTRACE", "0")];
+    let output = Command::new(program).args(arguments).envs(quiet).output().expect("a test starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "no test is called {test:?}: {out}");
