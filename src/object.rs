@@ -210,8 +210,17 @@ impl<T: 'static> Clone for ObjectRef<T> {
 
 impl<T: 'static> Drop for ObjectRef<T> {
     fn drop(&mut self) {
+        let handles = &self.0.meta().handles;
+        // Handles are made from handles: while there is one, it stays one.
+        let is_last = match handles.load(Ordering::Acquire) {
+            1 => {
+                handles.store(0, Ordering::Release);
+                true
+            }
+            _ => handles.fetch_sub(1, Ordering::AcqRel) == 1,
+        };
         // If nothing else refers to the cell its value goes with it.
-        if self.0.meta().handles.fetch_sub(1, Ordering::AcqRel) == 1 && Arc::strong_count(&self.0) > 1 {
+        if is_last && Arc::strong_count(&self.0) > 1 {
             self.0.discard();
         }
     }

@@ -317,11 +317,25 @@ impl Runtime {
     /// The first failure in the order of the handles.
     pub fn get_all<T: Clone + Send + Sync + 'static>(&self, refs: &[ObjectRef<T>]) -> Result<Vec<T>> {
         // Backwards, because what was submitted last tends to end last: then there is one wait for
-        // all. A worker finds its own newest task on top of its queue, too.
-        for handle in refs.iter().rev() {
-            handle.wait(None)?;
+        // all, and a worker finds its own newest task on top of its queue. A thread outside does so
+        // part by part, so that it copies the results of one while others work on the next.
+        let inside = thread::with_worker(self.core, |worker| worker.is_some());
+        let part = if inside { refs.len() } else { refs.len() / 8 }.max(1024);
+        let mut values = Ok(Vec::with_capacity(refs.len()));
+        for part in refs.chunks(part) {
+            for handle in part.iter().rev() {
+                handle.wait(None)?;
+            }
+            for handle in part {
+                if let Ok(list) = &mut values {
+                    match handle.get() {
+                        Ok(value) => list.push(value),
+                        Err(error) => values = Err(error),
+                    }
+                }
+            }
         }
-        refs.iter().map(ObjectRef::get).collect()
+        values
     }
 
     /// Blocks until `k` of the handles are ready, or the time is up. Returns those that are ready,

@@ -7,18 +7,22 @@ use parking_lot::Condvar;
 pub(crate) use parking_lot::Mutex;
 #[cfg(not(loom))]
 pub(crate) use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     thread::{Thread, current as current_thread, park},
 };
 
+/// For what is held for a few instructions, hardly ever by two threads: to let go of it is a plain
+/// store. No code of the user's runs under it, except for `Clone` of plain values of a few words.
 #[cfg(not(loom))]
-pub(crate) use crossbeam_queue::SegQueue;
+pub(crate) type SpinLock<T> = spin::mutex::SpinMutex<T, Relax>;
+#[cfg(loom)]
+pub(crate) type SpinLock<T> = Mutex<T>;
 
 #[cfg(loom)]
 use loom::sync::Condvar;
 #[cfg(loom)]
 pub(crate) use loom::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     thread::{Thread, current as current_thread, park},
 };
 
@@ -38,31 +42,22 @@ impl<T> Mutex<T> {
     }
 }
 
-/// `crossbeam`'s queue, as a model of it.
-#[cfg(loom)]
+/// What a thread does while somebody else has a [`SpinLock`]: it spins, and from time to time lets
+/// the holder have its CPU, in case it was preempted.
+#[cfg(not(loom))]
 #[derive(Debug)]
-pub(crate) struct SegQueue<T>(Mutex<std::collections::VecDeque<T>>);
+pub(crate) struct Relax;
 
-#[cfg(loom)]
-impl<T> SegQueue<T> {
-    pub(crate) fn new() -> Self {
-        SegQueue(Mutex::new(std::collections::VecDeque::new()))
-    }
-
-    pub(crate) fn push(&self, value: T) {
-        self.0.lock().push_back(value);
-    }
-
-    pub(crate) fn pop(&self) -> Option<T> {
-        self.0.lock().pop_front()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.lock().len()
+#[cfg(not(loom))]
+impl spin::RelaxStrategy for Relax {
+    fn relax() {
+        thread_local!(static SPINS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+        let spins = SPINS.get().wrapping_add(1);
+        SPINS.set(spins);
+        match spins % 64 {
+            0 => std::thread::yield_now(),
+            _ => std::hint::spin_loop(),
+        }
     }
 }
 

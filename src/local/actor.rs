@@ -21,7 +21,8 @@
 
 use super::{
     Core, Work,
-    mailbox::{BATCH, Mailbox, Mode, Pushed},
+    inbox::BLOCK,
+    mailbox::{Mailbox, Mode, Pushed},
     node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot},
     observe,
     resources::Grant,
@@ -32,8 +33,10 @@ use super::{
 use crate::{
     error::{Error, Origin, Result},
     serial::Packed,
+    sync::SpinLock,
 };
-use parking_lot::{ArcRwLockReadGuard, ArcRwLockWriteGuard, Mutex, MutexGuard, RawRwLock, RwLock};
+use crossbeam_utils::CachePadded;
+use parking_lot::{ArcRwLockReadGuard, ArcRwLockWriteGuard, Mutex, MutexGuard, RawRwLock, RwLock, RwLockWriteGuard};
 use std::{
     any::Any,
     collections::{BTreeMap, HashMap, VecDeque},
@@ -44,16 +47,14 @@ use std::{
     },
 };
 
-/// The runner lets others have its thread after so many calls.
+/// After so many calls the runner looks whether others want its thread.
 const CALLS_IN_A_ROW: usize = 256;
 
-/// How often the runner looks for another call before it goes idle, and how many spins it pauses
-/// before each look, unless somebody waits: together some 2 us. Who calls again and again is not
-/// disturbed for each call, and the runner finds a batch.
-const LOOKS: u32 = 3;
+/// How many spins the runner pauses before it takes more calls or goes idle: together some 400 ns.
 const PAUSE: u32 = 16;
 
 pub(crate) type ReadGuard<S> = ArcRwLockReadGuard<RawRwLock, Option<S>>;
+type Held<'a, S> = Option<RwLockWriteGuard<'a, Option<S>>>;
 pub(crate) type WriteGuard<S> = ArcRwLockWriteGuard<RawRwLock, Option<S>>;
 
 /// How a method uses the state.
@@ -147,7 +148,7 @@ struct Runner<S> {
 struct Lanes<S> {
     /// By a number that grows.
     lanes: BTreeMap<u64, Lane<S>>,
-    of_caller: HashMap<u64, u64>,
+    of_caller: HashMap<u32, u64>,
     next: u64,
 }
 
@@ -159,7 +160,7 @@ impl<S> Lanes<S> {
         Lanes { lanes: BTreeMap::new(), of_caller: HashMap::new(), next: 0 }
     }
 
-    fn of(&self, caller: u64) -> Option<&Lane<S>> {
+    fn of(&self, caller: u32) -> Option<&Lane<S>> {
         self.lanes.get(self.of_caller.get(&caller)?)
     }
 
@@ -222,8 +223,9 @@ pub(crate) struct ActorCell<S> {
     type_name: &'static str,
     location: &'static Location<'static>,
     pub(crate) options: ActorOptions<S>,
-    mailbox: Mailbox<Arc<dyn ActorCall<S>>>,
-    runner: Mutex<Runner<S>>,
+    /// Callers and the runner write here, both.
+    mailbox: CachePadded<Mailbox<Arc<dyn ActorCall<S>>>>,
+    runner: CachePadded<Mutex<Runner<S>>>,
     state: Arc<RwLock<Option<S>>>,
     recovery: Mutex<Recovery<S>>,
     restarts: AtomicU32,
@@ -234,7 +236,7 @@ pub(crate) struct ActorCell<S> {
     /// Calls that were cancelled while they waited, and that the runner has not come across.
     withdrawn: AtomicUsize,
     /// What the runner has taken out and not started, while it runs.
-    at_hand: AtomicUsize,
+    at_hand: CachePadded<AtomicUsize>,
     /// Calls that run, by concurrency group.
     active: Mutex<BTreeMap<Option<Arc<str>>, usize>>,
     /// A job for this actor is in a queue.
@@ -290,19 +292,19 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
             type_name,
             location,
             options,
-            mailbox: Mailbox::new(),
-            runner: Mutex::new(Runner {
+            mailbox: CachePadded::new(Mailbox::new()),
+            runner: CachePadded::new(Mutex::new(Runner {
                 inbox: VecDeque::new(),
                 head: None,
                 lanes: Lanes::new(),
                 deferred: VecDeque::new(),
-            }),
+            })),
             state: Arc::new(RwLock::new(None)),
             recovery: Mutex::new(Recovery { remake: None, saved: None, log: Vec::new() }),
             restarts: AtomicU32::new(0),
             closing: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
-            at_hand: AtomicUsize::new(0),
+            at_hand: CachePadded::default(),
             withdrawn: AtomicUsize::new(0),
             active: Mutex::default(),
             is_queued: AtomicBool::new(false),
@@ -421,6 +423,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         self.run_claimed(until);
         // Whoever killed the actor meanwhile left to us what we had at hand.
         if self.is_dead() {
+            self.drop_state();
             self.fail_runner(&Arc::new(self.death()));
         }
     }
@@ -431,17 +434,24 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     fn run_claimed(self: &Arc<Self>, until: Option<&dyn Node>) {
         let mut runner = self.runner.lock();
-        for ran in 0.. {
-            if ran >= CALLS_IN_A_ROW || until.is_some_and(|node| node.is_done()) {
+        let mut held = None;
+        for ran in 0_usize.. {
+            if (ran % CALLS_IN_A_ROW == CALLS_IN_A_ROW - 1 && self.core.wants_this_thread())
+                || until.is_some_and(|node| node.is_done())
+            {
+                drop(held);
                 return self.let_go(runner);
             }
             let call = match self.next_call(&mut runner, ran > 0 && until.is_none(), until) {
                 NextCall::Run(call) => call,
                 NextCall::Idle => return,
-                NextCall::Stop => return self.let_go(runner),
+                NextCall::Stop => {
+                    drop(held);
+                    return self.let_go(runner);
+                }
             };
             // A thread that waits for a call runs what comes before it, and nothing that comes behind.
-            let wanted = until.is_some_and(|node| node.meta().id == call.id());
+            let wanted = |call: &dyn ActorCall<S>| until.is_some_and(|node| node.meta().id == call.id());
             match call.kind() {
                 MethodKind::Exclusive => {
                     if self.mailbox.must_wait_for_readers() {
@@ -452,9 +462,8 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                         runner.head = Some(call); // there is room now for those that came before it
                         continue;
                     }
-                    self.started(&*call);
                     self.at_hand.store(runner.inbox.len(), Ordering::Relaxed);
-                    call.run_exclusive(self);
+                    call.run_exclusive(self, &mut held);
                 }
                 MethodKind::AsyncExclusive => {
                     if self.mailbox.must_wait_for_readers() {
@@ -467,11 +476,13 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                     }
                     self.started(&*call);
                     self.mailbox.exclude();
-                    drop(runner);
+                    drop((held, runner));
                     return call.start_exclusive(self);
                 }
                 MethodKind::Shared | MethodKind::AsyncShared => {
+                    held = None;
                     if !self.enter_group(call.group()) {
+                        let wanted = wanted(&*call);
                         runner.deferred.push_back(call);
                         if wanted {
                             return self.let_go(runner);
@@ -481,7 +492,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                     self.started(&*call);
                     self.mailbox.add_reader();
                     let more = self.can_go_on(&runner) || self.mailbox.has_more();
-                    if !wanted && (more || until.is_some()) {
+                    if !wanted(&*call) && (more || until.is_some()) {
                         self.core.schedule(Arc::new(SharedRun { actor: self.clone(), call }));
                         continue;
                     }
@@ -530,7 +541,9 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
             if let Some(call) = runner.head.take() {
                 return NextCall::Run(call);
             }
-            if let Some(call) = runner.lanes.pop_ready() {
+            if !runner.lanes.is_empty()
+                && let Some(call) = runner.lanes.pop_ready()
+            {
                 if call.is_withdrawn() {
                     self.skip();
                     continue;
@@ -538,23 +551,16 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 return NextCall::Run(call);
             }
             let Some(call) = runner.inbox.pop_front() else {
-                // Who calls often calls again soon, and a short look is cheaper than to be scheduled anew.
-                for _ in 0..if patient { LOOKS } else { 0 } {
-                    for _ in 0..PAUSE {
-                        if self.urgent.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        std::hint::spin_loop();
-                    }
-                    if self.mailbox.has_more() {
-                        break;
-                    }
+                // Who calls often calls again soon: a short pause is cheaper than to be scheduled anew,
+                // and to meet in the mailbox for every call.
+                if patient {
+                    self.pause();
                 }
                 if self.urgent.load(Ordering::Relaxed) {
                     self.urgent.store(false, Ordering::Relaxed);
                 }
                 // While they move they are counted twice rather than not at all.
-                self.at_hand.store(self.mailbox.len().min(BATCH), Ordering::Relaxed);
+                self.at_hand.store(self.mailbox.len().min(BLOCK), Ordering::Relaxed);
                 let refilled = self.mailbox.refill(&mut runner.inbox);
                 self.at_hand.store(runner.inbox.len(), Ordering::Relaxed);
                 if refilled && !self.is_dead() {
@@ -570,7 +576,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 self.skip();
                 continue;
             }
-            if call.is_ready() && runner.lanes.of(call.caller()).is_none() {
+            if call.is_ready() && (runner.lanes.is_empty() || runner.lanes.of(call.caller()).is_none()) {
                 return NextCall::Run(call);
             }
             let stop = until.is_some_and(|node| node.meta().id == call.id());
@@ -578,6 +584,17 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
             if stop {
                 return NextCall::Stop;
             }
+        }
+    }
+
+    /// Waits for a moment, so that a batch of calls comes together, unless somebody waits for one.
+    /// It does not look at the mailbox meanwhile, because that would disturb those who fill it.
+    fn pause(&self) {
+        for _ in 0..PAUSE {
+            if self.urgent.load(Ordering::Relaxed) {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -591,10 +608,9 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     /// A call has left the ones that wait: it starts, or was cancelled.
     fn started(&self, call: &dyn ActorCall<S>) {
-        if !call.leave() {
-            self.skip();
-        } else if self.options.max_pending_calls.is_some() {
-            self.pending.fetch_sub(1, Ordering::Relaxed);
+        match call.leave() {
+            true => self.dequeue(),
+            false => self.skip(),
         }
     }
 
@@ -602,9 +618,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
     fn withdraw(&self, call: &dyn ActorCall<S>) {
         if call.leave() {
             self.withdrawn.fetch_add(1, Ordering::Relaxed);
-            if self.options.max_pending_calls.is_some() {
-                self.pending.fetch_sub(1, Ordering::Relaxed);
-            }
+            self.dequeue();
         }
     }
 
@@ -618,6 +632,13 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         let Some(limit) = self.options.max_pending_calls else { return Ok(()) };
         let count = |pending: usize| (pending < limit).then_some(pending + 1);
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).map(drop).map_err(|_| limit)
+    }
+
+    /// Counts a call out.
+    fn dequeue(&self) {
+        if self.options.max_pending_calls.is_some() {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Calls that wait: exactly if there is a limit to them, and else as far as can be seen without
@@ -849,7 +870,7 @@ impl<S: Send + Sync + 'static> AnyActor for ActorCell<S> {
 /// A call as its actor sees it.
 pub(crate) trait ActorCall<S>: Send + Sync {
     fn kind(&self) -> MethodKind;
-    fn caller(&self) -> u64;
+    fn caller(&self) -> u32;
     fn id(&self) -> u64;
     fn as_node(self: Arc<Self>) -> Arc<dyn Node>;
     fn group(&self) -> Option<&Arc<str>>;
@@ -860,7 +881,8 @@ pub(crate) trait ActorCall<S>: Send + Sync {
     /// Marks it as no longer waiting; `false` if it was marked before.
     fn leave(&self) -> bool;
     fn fail(&self, error: Arc<Error>);
-    fn run_exclusive(self: Arc<Self>, actor: &Arc<ActorCell<S>>);
+    /// `held`: the state, which the runner keeps from one such call to the next.
+    fn run_exclusive<'a>(self: Arc<Self>, actor: &'a ActorCell<S>, held: &mut Held<'a, S>);
     fn start_exclusive(self: Arc<Self>, actor: &Arc<ActorCell<S>>);
     fn run_shared(self: Arc<Self>, actor: &Arc<ActorCell<S>>);
 }
@@ -879,12 +901,11 @@ impl<S: Send + Sync + 'static> Work for SharedRun<S> {
 
 pub(crate) struct CallCell<S, B: CallBody<S>> {
     meta: Meta,
-    missing: AtomicU32,
-    body: Mutex<Option<B>>,
+    body: SpinLock<Option<B>>,
     slot: Slot<B::Out>,
     /// It is not among those that wait any more.
     left: AtomicBool,
-    caller: u64,
+    caller: u32,
     actor: Arc<ActorCell<S>>,
 }
 
@@ -899,8 +920,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         let core = actor.core;
         let cell = Arc::new(CallCell {
             meta: Meta::new(core, location, options),
-            missing: AtomicU32::new(u32::from(B::DEPENDENT)),
-            body: Mutex::new(Some(body)),
+            body: SpinLock::new(Some(body)),
             slot: Slot::new(),
             left: AtomicBool::new(false),
             caller: thread::caller(),
@@ -928,7 +948,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
             timer::deadline(core, &node, after);
         }
         if B::DEPENDENT {
-            wait_for_arguments(&cell.missing, &cell, |visit| {
+            wait_for_arguments(&cell, |visit| {
                 if let Some(body) = &*cell.body.lock() {
                     body.dependencies(visit);
                 }
@@ -938,9 +958,8 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         match actor.mailbox.push(cell.clone()) {
             Pushed::Schedule => actor.schedule(),
             Pushed::Queued => {}
-            Pushed::Refused(calls) => {
-                let error = Arc::new(actor.death());
-                calls.iter().for_each(|call| call.fail(error.clone()));
+            Pushed::Refused => {
+                Node::fail(&*cell, Arc::new(actor.death()));
             }
         }
         Ok(cell)
@@ -959,13 +978,20 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         Arc::new(Error::Panicked { origin: self.node().origin(), message: panic_message(panic) })
     }
 
+    #[inline]
     fn finish(&self, outcome: Result<B::Out>) {
-        let outcome = match outcome {
-            Ok(_) if self.actor.is_dead() => Err(self.actor.death()),
-            Ok(value) if self.meta.core.has(super::flag::CHECK_SERIALIZATION) => B::round_trip(value),
-            outcome => outcome,
-        };
+        let special = self.actor.is_dead() || self.meta.core.has(super::flag::CHECK_SERIALIZATION);
+        let outcome = if special { self.finish_specially(outcome) } else { outcome };
         complete_counted(&self.meta, &self.slot, outcome.map_err(Arc::new));
+    }
+
+    #[cold]
+    fn finish_specially(&self, outcome: Result<B::Out>) -> Result<B::Out> {
+        match outcome {
+            Ok(_) if self.actor.is_dead() => Err(self.actor.death()),
+            Ok(value) => B::round_trip(value),
+            failed => failed,
+        }
     }
 
     /// A kill does not find a future that is just being started; so this looks for the kill.
@@ -1000,7 +1026,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
         B::KIND
     }
 
-    fn caller(&self) -> u64 {
+    fn caller(&self) -> u32 {
         self.caller
     }
 
@@ -1017,7 +1043,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
     }
 
     fn is_ready(&self) -> bool {
-        self.missing.load(Ordering::Acquire) == 0
+        self.meta.missing.load(Ordering::Acquire) == 0
     }
 
     fn is_withdrawn(&self) -> bool {
@@ -1032,38 +1058,35 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
         Node::fail(self, error);
     }
 
-    fn run_exclusive(self: Arc<Self>, actor: &Arc<ActorCell<S>>) {
+    fn run_exclusive<'a>(mut self: Arc<Self>, actor: &'a ActorCell<S>, held: &mut Held<'a, S>) {
         let core = self.meta.core;
         let keeps_log = actor.options.checkpoint.is_some();
         let retries = self.meta.options.as_ref().map_or(0, |o| o.retries);
-        let Some(mut body) = self.take_body() else { return };
+        let Some(mut body) = self.take_body() else { return actor.skip() };
+        actor.dequeue();
         loop {
             let copy = match (keeps_log || retries > 0).then(|| body.duplicate()).transpose() {
                 Ok(copy) => copy,
                 Err(error) => return self.finish(Err(error)),
             };
             let started = observe::now(core);
-            let result = {
-                let mut guard = actor.state.write();
-                let Some(state) = guard.as_mut() else {
-                    drop(guard);
-                    self.finish(Err(actor.death()));
-                    return;
-                };
-                let _entered = thread::enter(self.clone());
-                let result = catch_unwind(AssertUnwindSafe(|| body.call_exclusive(state)));
-                // An argument that could not be had left the state alone: there is nothing to log.
-                if keeps_log && let Ok(Ok(_)) = &result {
-                    let replay = copy.as_ref().map(B::duplicate).and_then(Result::ok);
-                    actor.log(state, replay.map(|body| Box::new(Logged(body)) as Box<dyn Replay<S>>));
-                }
-                result
+            let Some(state) = held.get_or_insert_with(|| actor.state.write()).as_mut() else {
+                return self.finish(Err(actor.death()));
             };
+            let entered = thread::enter(self);
+            let result = catch_unwind(AssertUnwindSafe(|| body.call_exclusive(state)));
+            // An argument that could not be had left the state alone: there is nothing to log.
+            if keeps_log && let Ok(Ok(_)) = &result {
+                let replay = copy.as_ref().map(B::duplicate).and_then(Result::ok);
+                actor.log(state, replay.map(|body| Box::new(Logged(body)) as Box<dyn Replay<S>>));
+            }
+            self = entered.leave();
             observe::ran(core, started, &*self);
             match result {
                 Ok(outcome) => return self.finish(outcome.map_err(|cause| self.no_argument(cause))),
                 Err(panic) => {
                     let error = self.panicked(&*panic);
+                    *held = None;
                     let alive = {
                         let _entered = thread::enter(self.clone());
                         actor.restart(&panic_message(&*panic))
@@ -1185,7 +1208,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
 
 impl<S: Send + Sync + 'static, B: CallBody<S>> Waiter for CallCell<S, B> {
     fn notify(self: Arc<Self>) {
-        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 && self.actor.mailbox.poke() {
+        if self.meta.missing.fetch_sub(1, Ordering::AcqRel) == 1 && self.actor.mailbox.poke() {
             self.actor.schedule();
         }
     }
@@ -1205,9 +1228,10 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
     fn fail(&self, error: Arc<Error>) -> bool {
         let failed = complete_counted(&self.meta, &self.slot, Err(error));
         if failed {
-            let body = self.take_body();
-            contain(|| drop(body));
-            self.actor.withdraw(self);
+            if let Some(body) = self.take_body() {
+                contain(|| drop(body));
+                self.actor.withdraw(self);
+            }
             // Others may be lined up behind it.
             if !self.is_ready() && self.actor.mailbox.poke() {
                 self.actor.schedule();
@@ -1245,6 +1269,10 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
             return first.map_or(Help::Busy, Help::First);
         }
         if self.actor.own_cpu() == 0 && self.actor.mailbox.claim() {
+            // The job that was to bring a runner is not needed any more.
+            if self.actor.core.take_back(Arc::as_ptr(&self.actor).addr()).is_some() {
+                self.actor.is_queued.store(false, Ordering::Release);
+            }
             let outer = thread::set_expected(0);
             self.actor.run_calls(Some(&*self));
             thread::set_expected(outer);

@@ -17,13 +17,15 @@ use super::{
     actor::{AnyActor, NamedActor},
     deterministic::Deterministic,
     idle::{Idle, SEAT, Sleeper},
+    inbox::Injector,
     node::{Node, contain},
     observe::Recorder,
     resources::{Amounts, Ledger},
     thread::{self, Counters, WorkerLocal},
 };
 use crate::error::Error;
-use crossbeam_deque::{Injector, Steal, Stealer, Worker};
+use crossbeam_deque::{Steal, Stealer, Worker};
+use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{
     cell::{Cell, RefCell},
@@ -88,8 +90,8 @@ struct Threads {
 
 pub(crate) struct Core {
     flags: AtomicU32,
-    pub(crate) idle: Idle<Job>,
-    injector: Injector<Job>,
+    pub(crate) idle: CachePadded<Idle<Job>>,
+    injector: CachePadded<Injector<Job>>,
     /// One per worker index.
     stealers: RwLock<Arc<[Stealer<Job>]>>,
     stealers_version: AtomicUsize,
@@ -98,7 +100,7 @@ pub(crate) struct Core {
     pub(crate) ledger: Mutex<Ledger>,
     /// How many wait in the ledger, for those who only want to know whether any do.
     pub(crate) applicants: AtomicUsize,
-    pub(crate) outside: Counters,
+    pub(crate) outside: CachePadded<Counters>,
     pub(crate) actors: Mutex<HashMap<u64, Weak<dyn AnyActor>>>,
     pub(crate) names: Mutex<HashMap<String, NamedActor>>,
     /// What waits for something else than its turn (futures, streams, places in the row at a queue,
@@ -109,6 +111,7 @@ pub(crate) struct Core {
     config: RwLock<Option<Config>>,
     /// Of each worker, in bytes.
     pub(crate) stack_size: usize,
+    max_searchers: u32,
 }
 
 impl std::fmt::Debug for Core {
@@ -127,15 +130,16 @@ impl Core {
         let core: &'static Core = Box::leak(Box::new(Core {
             flags: AtomicU32::new(0),
             stack_size: config.stack_size,
-            idle: Idle::new(),
-            injector: Injector::new(),
+            max_searchers: (config.total.cpu / SEAT / 2).max(1),
+            idle: CachePadded::new(Idle::new()),
+            injector: CachePadded::new(Injector::new()),
             stealers: RwLock::new(Arc::new([])),
             stealers_version: AtomicUsize::new(0),
             threads: Mutex::default(),
             threads_ended: Condvar::new(),
             ledger: Mutex::new(Ledger::new(config.total.clone())),
             applicants: AtomicUsize::new(0),
-            outside: Counters::default(),
+            outside: CachePadded::default(),
             actors: Mutex::default(),
             names: Mutex::default(),
             suspended: Mutex::default(),
@@ -289,6 +293,11 @@ impl Core {
         !self.injector.is_empty() || self.stealers.read().iter().any(|stealer| !stealer.is_empty())
     }
 
+    /// Whether a job that goes on for long should let others have its worker.
+    pub(crate) fn wants_this_thread(&self) -> bool {
+        self.has_work() || self.idle.overdrawn() || self.is_stopping() || self.has(flag::DETERMINISTIC)
+    }
+
     pub(crate) fn queued(&self) -> usize {
         let stealers = self.stealers.read().clone();
         self.injector.len() + stealers.iter().map(Stealer::len).sum::<usize>() + self.deterministic.ready()
@@ -384,6 +393,7 @@ impl Core {
                 counters,
                 stealers: RefCell::new(Arc::new([])),
                 stealers_version: Cell::new(usize::MAX),
+                block: RefCell::default(),
                 next: RefCell::new(None),
                 random: Cell::new((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             });
@@ -493,7 +503,9 @@ impl Core {
         thread::with_worker(self, |worker| {
             let worker = worker?;
             let mut round = 0;
-            while round < SEARCH_ROUNDS && !self.is_stopping() {
+            // More than half of the CPUs do not search: they would take turns at what one finds.
+            let rounds = if self.idle.searchers() > self.max_searchers { 1 } else { SEARCH_ROUNDS };
+            while round < rounds && !self.is_stopping() {
                 round += 1;
                 match self.any_for(worker) {
                     // Somebody ran it already; where that is so, more is likely to come.
@@ -524,14 +536,33 @@ impl Core {
         worker.deque.pop().or_else(|| self.take_injected(worker)).or_else(|| self.steal(worker))
     }
 
+    /// Takes a block of jobs out of the injector: the oldest to run, the rest into the own queue,
+    /// where the oldest come first for the owner and the newest for thieves.
     fn take_injected(&self, worker: &WorkerLocal) -> Option<Job> {
-        loop {
-            match self.injector.steal_batch_and_pop(&worker.deque) {
-                Steal::Success(job) => return Some(job),
-                Steal::Empty => return None,
-                Steal::Retry => {}
-            }
+        let block = &mut *worker.block.borrow_mut();
+        self.injector.take(block);
+        let first = block.pop_front();
+        while let Some(job) = block.pop_back() {
+            worker.deque.push(job);
         }
+        first
+    }
+
+    /// Takes the job at this address out of the queue into which this thread has just put it, if it
+    /// is the newest there, so that no spent entry stays behind for the workers to stumble over.
+    pub(crate) fn take_back(&'static self, address: usize) -> Option<Job> {
+        let is_wanted = |job: &Job| Arc::as_ptr(job).addr() == address;
+        thread::with_worker(self, |worker| match worker {
+            None => self.injector.pop_newest_if(is_wanted),
+            Some(worker) => {
+                let job = worker.deque.pop()?;
+                if is_wanted(&job) {
+                    return Some(job);
+                }
+                worker.deque.push(job);
+                None
+            }
+        })
     }
 
     fn steal(&'static self, worker: &WorkerLocal) -> Option<Job> {
@@ -565,13 +596,12 @@ impl Core {
 
     /// Takes a queued job, from wherever.
     fn any_job(&self) -> Option<Job> {
+        if let Some(job) = self.injector.pop() {
+            return Some(job);
+        }
         let stealers = self.stealers.read().clone();
-        let steal = || {
-            let all = std::iter::once(self.injector.steal()).chain(stealers.iter().map(Stealer::steal));
-            all.collect::<Steal<Job>>()
-        };
         loop {
-            match steal() {
+            match stealers.iter().map(Stealer::steal).collect::<Steal<Job>>() {
                 Steal::Success(job) => return Some(job),
                 Steal::Empty => return None,
                 Steal::Retry => {}

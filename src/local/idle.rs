@@ -131,6 +131,10 @@ impl<J> Idle<J> {
         self.reserving.store(reserving, Ordering::SeqCst);
     }
 
+    pub(crate) fn searchers(&self) -> u32 {
+        searching(self.word.load(Ordering::Relaxed))
+    }
+
     /// Free capacity, in thousandths of a CPU; never below zero.
     pub(crate) fn free(&self) -> u32 {
         free(self.word.load(Ordering::Relaxed)).max(0) as u32

@@ -13,23 +13,16 @@
 //! `&mut self` methods and starts `&self` ones. A future of an `async fn(&mut self)` keeps all
 //! others out in `Exclusive`. A job that comes too late finds nothing to claim.
 //!
-//! # Pushing
-//! Callers push into a lock-free queue and then look at `hint`, which repeats of the mode whether
-//! it is idle, closed, or neither; in the last case there is nothing more to do. Whoever changes
-//! the mode to idle or closed changes the hint and then looks at the queue. Both fence between
-//! their write and their read, so a call is seen by one of them.
-//!
 //! # Invariants
 //! - Calls wait in a mailbox that is `Idle` never: the push that finds it idle schedules it.
 //! - There is at most one runner, and none while the mode is not `Running`.
+//! - Mode and calls change under one lock, which is held for a few instructions.
 //! - A poke that arrives while a runner runs is seen by that runner before it goes idle.
 //! - `shared` may be late only in saying that a reader is still there: only the runner adds readers.
 
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, SegQueue, fence};
+use super::inbox::Blocks;
+use crate::sync::{AtomicBool, AtomicUsize, Ordering, SpinLock};
 use std::{collections::VecDeque, mem};
-
-/// Calls that the runner takes out at a time.
-pub(crate) const BATCH: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
@@ -46,13 +39,9 @@ pub(crate) enum Mode {
     Closed,
 }
 
-/// What `hint` says.
-const BUSY: u32 = 0;
-const IDLE: u32 = 1;
-const CLOSED: u32 = 2;
-
-struct Inner {
+struct Inner<C> {
     mode: Mode,
+    calls: Blocks<C>,
     /// Calls that share the state now.
     readers: usize,
     /// Something changed that the runner should look at.
@@ -60,69 +49,40 @@ struct Inner {
 }
 
 pub(crate) struct Mailbox<C> {
-    queue: SegQueue<C>,
-    hint: AtomicU32,
-    inner: Mutex<Inner>,
+    inner: SpinLock<Inner<C>>,
+    /// How many calls there are, for those who only look; changed under the lock.
+    waiting: AtomicUsize,
     /// Whether calls share the state.
     shared: AtomicBool,
 }
 
 /// What a push leads to.
-pub(crate) enum Pushed<C> {
+pub(crate) enum Pushed {
     /// The caller must schedule the actor.
     Schedule,
     Queued,
-    /// The actor is dead. These must be failed; the call that was pushed is one of them, or was
-    /// failed already.
-    Refused(Vec<C>),
+    /// The actor is dead.
+    Refused,
 }
 
 impl<C> Mailbox<C> {
     pub(crate) fn new() -> Self {
-        Mailbox {
-            queue: SegQueue::new(),
-            hint: AtomicU32::new(BUSY),
-            inner: Mutex::new(Inner { mode: Mode::Starting, readers: 0, poked: false }),
-            shared: AtomicBool::new(false),
-        }
+        let inner = Inner { mode: Mode::Starting, calls: Blocks::new(), readers: 0, poked: false };
+        Mailbox { inner: SpinLock::new(inner), waiting: AtomicUsize::new(0), shared: AtomicBool::new(false) }
     }
 
-    pub(crate) fn push(&self, call: C) -> Pushed<C> {
-        self.queue.push(call);
-        fence(Ordering::SeqCst);
-        if self.hint.load(Ordering::Relaxed) == BUSY {
-            return Pushed::Queued;
-        }
+    pub(crate) fn push(&self, call: C) -> Pushed {
         let inner = &mut *self.inner.lock();
-        match inner.mode {
-            Mode::Closed => Pushed::Refused(self.drain()),
-            Mode::Idle => {
-                self.leave_idle(inner, Mode::Scheduled);
-                Pushed::Schedule
-            }
-            _ => Pushed::Queued,
+        if inner.mode == Mode::Closed {
+            return Pushed::Refused;
         }
-    }
-
-    fn drain(&self) -> Vec<C> {
-        std::iter::from_fn(|| self.queue.pop()).collect()
-    }
-
-    fn leave_idle(&self, inner: &mut Inner, mode: Mode) {
-        inner.mode = mode;
-        self.hint.store(BUSY, Ordering::Relaxed);
-    }
-
-    /// Goes idle, unless calls wait (`false`).
-    fn go_idle(&self, inner: &mut Inner) -> bool {
-        self.hint.store(IDLE, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.queue.is_empty() {
-            inner.mode = Mode::Idle;
-            return true;
+        inner.calls.push(call);
+        self.waiting.store(self.len() + 1, Ordering::Relaxed);
+        if inner.mode == Mode::Idle {
+            inner.mode = Mode::Scheduled;
+            return Pushed::Schedule;
         }
-        self.hint.store(BUSY, Ordering::Relaxed);
-        false
+        Pushed::Queued
     }
 
     /// The state is there. Returns whether the caller must schedule the actor.
@@ -145,18 +105,22 @@ impl<C> Mailbox<C> {
         claimed
     }
 
-    /// The runner takes out what waits; with nothing there, and nothing to look at again, it goes
-    /// idle (`false`) and is the runner no more.
+    /// The runner exchanges an empty block for what waits; with nothing there, and nothing to look
+    /// at again, it goes idle (`false`) and is the runner no more.
     pub(crate) fn refill(&self, inbox: &mut VecDeque<C>) -> bool {
-        inbox.extend(std::iter::from_fn(|| self.queue.pop()).take(BATCH));
-        if !inbox.is_empty() {
+        let inner = &mut *self.inner.lock();
+        if !inner.calls.is_empty() {
+            inner.calls.take(inbox);
+            self.waiting.store(self.len() - inbox.len(), Ordering::Relaxed);
             return true;
         }
-        let inner = &mut *self.inner.lock();
         if inner.mode != Mode::Running {
             return false; // killed meanwhile
         }
-        mem::take(&mut inner.poked) || !self.go_idle(inner)
+        if !mem::take(&mut inner.poked) {
+            inner.mode = Mode::Idle;
+        }
+        inner.mode == Mode::Running
     }
 
     /// The runner stops. Returns whether the caller must schedule the actor, because something
@@ -166,21 +130,19 @@ impl<C> Mailbox<C> {
         if inner.mode != Mode::Running {
             return false;
         }
-        let again = more || inner.poked || !self.go_idle(inner);
-        if again {
-            inner.mode = Mode::Scheduled;
-        }
+        let again = more || inner.poked || !inner.calls.is_empty();
+        inner.mode = if again { Mode::Scheduled } else { Mode::Idle };
         again
     }
 
     /// Whether calls wait that the runner has not taken out.
     pub(crate) fn has_more(&self) -> bool {
-        !self.queue.is_empty()
+        self.len() > 0
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// The runner wants the state for itself; if it is shared, the runner stops until it is not.
@@ -212,7 +174,7 @@ impl<C> Mailbox<C> {
         }
         match inner.mode {
             Mode::WaitingForReaders if inner.readers == 0 || limited => inner.mode = Mode::Scheduled,
-            Mode::Idle if limited => self.leave_idle(inner, Mode::Scheduled),
+            Mode::Idle if limited => inner.mode = Mode::Scheduled,
             _ => {
                 inner.poked |= limited;
                 return false;
@@ -243,7 +205,7 @@ impl<C> Mailbox<C> {
     pub(crate) fn poke(&self) -> bool {
         let inner = &mut *self.inner.lock();
         if inner.mode == Mode::Idle {
-            self.leave_idle(inner, Mode::Scheduled);
+            inner.mode = Mode::Scheduled;
             return true;
         }
         inner.poked = true;
@@ -257,9 +219,8 @@ impl<C> Mailbox<C> {
             return None;
         }
         inner.mode = Mode::Closed;
-        self.hint.store(CLOSED, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        Some(self.drain())
+        self.waiting.store(0, Ordering::Relaxed);
+        Some(inner.calls.drain())
     }
 
     /// The mode, and how many calls share the state.

@@ -9,6 +9,7 @@ pub(crate) mod actor;
 pub(crate) mod core;
 pub(crate) mod deterministic;
 pub(crate) mod idle;
+pub(crate) mod inbox;
 pub(crate) mod mailbox;
 #[cfg(all(test, loom))]
 mod model;

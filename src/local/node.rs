@@ -59,18 +59,27 @@ pub(crate) struct Meta {
     pub(crate) location: &'static Location<'static>,
     /// Handles to the result; at zero its value is dropped.
     pub(crate) handles: AtomicU32,
+    /// Arguments that are not there yet.
+    pub(crate) missing: AtomicU32,
     pub(crate) options: Option<Box<Options>>,
 }
 
 impl Meta {
-    /// With one handle.
+    /// With one handle and no arguments missing.
     #[inline]
     pub(crate) fn new(
         core: &'static Core,
         location: &'static Location<'static>,
         options: Option<Box<Options>>,
     ) -> Meta {
-        Meta { core, id: super::thread::next_id(), location, handles: AtomicU32::new(1), options }
+        Meta {
+            core,
+            id: super::thread::next_id(),
+            location,
+            handles: AtomicU32::new(1),
+            missing: AtomicU32::new(0),
+            options,
+        }
     }
 
     pub(crate) fn demand(&self) -> Option<Demand> {
@@ -118,7 +127,7 @@ pub(crate) enum Help {
 }
 
 /// A task, a call, a `put` or a promise, without its type.
-pub(crate) trait Node: Send + Sync + 'static {
+pub(crate) trait Node: Any + Send + Sync {
     fn meta(&self) -> &Meta;
     fn kind(&self) -> &'static str;
     /// The path of its function.
@@ -229,11 +238,13 @@ pub(crate) fn complete<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Er
 }
 
 /// The same for what was counted when it was submitted: counts its end, once.
+#[inline]
 pub(crate) fn complete_counted<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Error>>) -> bool {
     let succeeded = outcome.is_ok();
     complete_with(meta, slot, outcome, || meta.core.count_ended(succeeded))
 }
 
+#[inline]
 fn complete_with<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Error>>, count: impl FnOnce()) -> bool {
     let first = slot.complete_with(outcome, count);
     if first && meta.handles.load(Ordering::Acquire) == 0 {

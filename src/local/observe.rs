@@ -90,11 +90,11 @@ pub(crate) fn now(core: &Core) -> Option<Instant> {
 
 /// A `tracing` span around what `node` runs on this thread, if the runtime observes.
 #[inline]
-pub(crate) fn span(node: &dyn Node) -> Option<tracing::span::EnteredSpan> {
+pub(crate) fn span(node: &dyn Node) -> Option<Box<tracing::span::EnteredSpan>> {
     let meta = node.meta();
     meta.core.has(flag::OBSERVE).then(|| {
         let (kind, name, id, attempt) = (node.kind(), node.name(), meta.id, meta.attempt());
-        tracing::debug_span!(target: "outray", "run", kind, name, id, attempt).entered()
+        Box::new(tracing::debug_span!(target: "outray", "run", kind, name, id, attempt).entered())
     })
 }
 

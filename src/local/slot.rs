@@ -16,7 +16,7 @@
 
 use crate::{
     error::Error,
-    sync::{AtomicBool, Mutex, Ordering},
+    sync::{AtomicUsize, Ordering, SpinLock},
 };
 use std::{any::Any, mem, sync::Arc};
 
@@ -32,16 +32,19 @@ enum Waiters {
     #[default]
     None,
     One(Arc<dyn Waiter>),
-    Many(Vec<Arc<dyn Waiter>>),
+    Many(Box<Crowd>),
 }
+
+/// Boxed, so that the slots that have none are small.
+struct Crowd(Vec<Arc<dyn Waiter>>);
 
 impl Waiters {
     fn push(&mut self, waiter: Arc<dyn Waiter>) {
         *self = match mem::take(self) {
             Waiters::None => Waiters::One(waiter),
-            Waiters::One(first) => Waiters::Many(vec![first, waiter]),
+            Waiters::One(first) => Waiters::Many(Box::new(Crowd(vec![first, waiter]))),
             Waiters::Many(mut all) => {
-                all.push(waiter);
+                all.0.push(waiter);
                 Waiters::Many(all)
             }
         };
@@ -56,18 +59,19 @@ impl Waiters {
                 }
             }
             Waiters::Many(all) => {
-                if let Some(at) = all.iter().position(|w| Arc::ptr_eq(w, waiter)) {
-                    all.swap_remove(at);
+                if let Some(at) = all.0.iter().position(|w| Arc::ptr_eq(w, waiter)) {
+                    all.0.swap_remove(at);
                 }
             }
         }
     }
 
+    #[inline]
     fn notify(self) {
         match self {
             Waiters::None => {}
             Waiters::One(waiter) => waiter.notify(),
-            Waiters::Many(all) => all.into_iter().for_each(Waiter::notify),
+            Waiters::Many(all) => all.0.into_iter().for_each(Waiter::notify),
         }
     }
 }
@@ -76,28 +80,31 @@ enum State<T> {
     Pending(Waiters),
     Ready(T),
     /// The value, and another view of it that dependents share (see [`Slot::project`]).
-    Shared(Arc<T>, Option<Arc<dyn Any + Send + Sync>>),
+    Shared(Arc<T>, Option<Box<View>>),
     Failed(Arc<Error>),
     /// Moved out, or dropped with the last handle.
     Gone,
 }
+
+/// A part of a value, shared.
+type View = Arc<dyn Any + Send + Sync>;
 
 /// What a slot that is done holds.
 pub(crate) type Outcome<T> = Result<T, Arc<Error>>;
 
 /// The place of one result.
 pub(crate) struct Slot<T> {
-    done: AtomicBool,
-    state: Mutex<State<T>>,
+    done: AtomicUsize,
+    state: SpinLock<State<T>>,
 }
 
 impl<T> Slot<T> {
     pub(crate) fn new() -> Self {
-        Slot { done: AtomicBool::new(false), state: Mutex::new(State::Pending(Waiters::None)) }
+        Slot { done: AtomicUsize::new(0), state: SpinLock::new(State::Pending(Waiters::None)) }
     }
 
     pub(crate) fn ready(value: T) -> Self {
-        Slot { done: AtomicBool::new(true), state: Mutex::new(State::Ready(value)) }
+        Slot { done: AtomicUsize::new(1), state: SpinLock::new(State::Ready(value)) }
     }
 
     /// Stores the outcome and notifies the waiters; `false` if there was one already.
@@ -106,27 +113,30 @@ impl<T> Slot<T> {
     }
 
     /// The same; calls `first` just before anybody can see the outcome. It must not block.
+    #[inline]
     pub(crate) fn complete_with(&self, outcome: Outcome<T>, first: impl FnOnce()) -> bool {
-        let waiters = {
-            let mut state = self.state.lock();
-            let State::Pending(waiters) = &mut *state else {
-                return false;
-            };
-            let waiters = mem::take(waiters);
-            first();
-            *state = match outcome {
-                Ok(value) => State::Ready(value),
-                Err(error) => State::Failed(error),
-            };
-            self.done.store(true, Ordering::Release);
-            waiters
+        let after = match outcome {
+            Ok(value) => State::Ready(value),
+            Err(error) => State::Failed(error),
         };
-        waiters.notify();
+        let before = {
+            let mut state = self.state.lock();
+            if !matches!(*state, State::Pending(_)) {
+                return false;
+            }
+            first();
+            let before = mem::replace(&mut *state, after);
+            self.done.store(1, Ordering::Release);
+            before
+        };
+        if let State::Pending(waiters) = before {
+            waiters.notify();
+        }
         true
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
+        self.done.load(Ordering::Acquire) != 0
     }
 
     /// Registers a waiter, unless the slot is done already (`false`).
@@ -223,7 +233,7 @@ impl<T> Slot<T> {
     {
         let whole = self.share()?;
         let cached = match &*self.state.lock() {
-            State::Shared(_, Some(part)) => part.clone().downcast::<P>().ok(),
+            State::Shared(_, Some(part)) => View::clone(part).downcast::<P>().ok(),
             _ => None,
         };
         if let Some(part) = cached {
@@ -232,7 +242,7 @@ impl<T> Slot<T> {
         Ok(project(&whole).map(|part| {
             let part = Arc::new(part);
             if let State::Shared(_, cache @ None) = &mut *self.state.lock() {
-                *cache = Some(part.clone());
+                *cache = Some(Box::new(part.clone()));
             }
             part
         }))

@@ -21,10 +21,7 @@ use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, Location, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -71,7 +68,6 @@ enum Source<B: StreamBody> {
 
 pub(crate) struct StreamCell<B: StreamBody> {
     meta: Meta,
-    missing: AtomicU32,
     source: Mutex<Source<B>>,
     buffer: Mutex<Buffer<B::Item>>,
     capacity: usize,
@@ -114,7 +110,6 @@ impl<B: StreamBody> StreamCell<B> {
         let failed = failure.is_some();
         let cell = Arc::new(StreamCell {
             meta: Meta::new(core, location, options),
-            missing: AtomicU32::new(1),
             source: Mutex::new(source),
             buffer: Mutex::new(Buffer {
                 items: VecDeque::new(),
@@ -135,7 +130,7 @@ impl<B: StreamBody> StreamCell<B> {
             cell.slot.complete_with(Ok(()), || core.count_ended(false));
             return cell;
         }
-        let missing = wait_for_arguments(&cell.missing, &cell, |visit| {
+        let missing = wait_for_arguments(&cell, |visit| {
             if let Source::Body(body) = &*cell.source.lock() {
                 body.dependencies(visit);
             }
@@ -336,7 +331,7 @@ impl<B: StreamBody> Items<B::Item> for StreamCell<B> {
             std::mem::take(&mut buffer.items)
         };
         drop(items);
-        if self.missing.load(Ordering::Acquire) == 0 {
+        if self.meta.missing.load(Ordering::Acquire) == 0 {
             self.resume(); // to drop the producer, on a worker
         }
     }
@@ -358,7 +353,7 @@ impl<B: StreamBody> Wake for StreamCell<B> {
 
 impl<B: StreamBody> Waiter for StreamCell<B> {
     fn notify(self: Arc<Self>) {
-        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.meta.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.resume();
         }
     }
@@ -394,13 +389,13 @@ impl<B: StreamBody> Node for StreamCell<B> {
         match self.buffer.lock().mode {
             Mode::Over => Phase::Done,
             Mode::Scheduled => Phase::Queued,
-            Mode::Stopped if self.missing.load(Ordering::Acquire) > 0 => Phase::WaitingForArguments,
+            Mode::Stopped if self.meta.missing.load(Ordering::Acquire) > 0 => Phase::WaitingForArguments,
             _ => Phase::Running,
         }
     }
 
     fn help(self: Arc<Self>) -> Help {
-        if self.missing.load(Ordering::Acquire) > 0 {
+        if self.meta.missing.load(Ordering::Acquire) > 0 {
             let first = self.blockers().into_iter().find_map(|blocker| match blocker {
                 Blocker::Node(node) => Some(node),
                 _ => None,

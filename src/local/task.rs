@@ -15,7 +15,10 @@ use super::{
     slot::{Slot, Waiter},
     thread, timer,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sync::SpinLock,
+};
 use parking_lot::Mutex;
 use std::{
     any::Any,
@@ -24,7 +27,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
@@ -59,10 +62,8 @@ pub(crate) trait Body: Sized + Send + 'static {
 
 pub(crate) struct TaskCell<B: Body> {
     meta: Meta,
-    /// Arguments that are not there yet.
-    missing: AtomicU32,
     /// Until somebody runs it.
-    body: Mutex<Option<B>>,
+    body: SpinLock<Option<B>>,
     slot: Slot<B::Out>,
     /// It is among what a shutdown must find, because it waits for another runtime.
     foreign: AtomicBool,
@@ -83,8 +84,7 @@ impl<B: Body> TaskCell<B> {
         let demand = options.as_ref().and_then(|o| o.demand.lock().clone());
         let cell = Arc::new(TaskCell {
             meta: Meta::new(core, location, options),
-            missing: AtomicU32::new(u32::from(B::DEPENDENT)),
-            body: Mutex::new(Some(body)),
+            body: SpinLock::new(Some(body)),
             slot: Slot::new(),
             foreign: AtomicBool::new(false),
             pausing: AtomicBool::new(false),
@@ -109,7 +109,7 @@ impl<B: Body> TaskCell<B> {
             timer::deadline(core, &node, after);
         }
         if B::DEPENDENT {
-            let missing = wait_for_arguments(&cell.missing, &cell, |visit| {
+            let missing = wait_for_arguments(&cell, |visit| {
                 if let Some(body) = &*cell.body.lock() {
                     body.dependencies(visit);
                 }
@@ -165,30 +165,29 @@ impl<B: Body> TaskCell<B> {
         let started = observe::now(core);
         let run = || {
             let outer = grant_cpu.map(thread::set_seat);
-            let result = {
-                let _entered = thread::enter(self.clone());
-                catch_unwind(AssertUnwindSafe(|| body.run()))
-            };
+            let entered = thread::enter(self);
+            let result = catch_unwind(AssertUnwindSafe(|| body.run()));
+            let cell: Arc<Self> = entered.leave();
             outer.map(thread::set_seat);
-            result
+            (cell, result)
         };
-        let result = super::rayon::in_pool(grant_cpu, run);
-        observe::ran(core, started, &*self);
+        let (cell, result) = super::rayon::in_pool(grant_cpu, run);
+        observe::ran(core, started, &*cell);
         match result {
-            Ok(Ok(Step::Value(value))) => self.settle_with(Some(Ok(value)), copy),
+            Ok(Ok(Step::Value(value))) => cell.settle_with(Some(Ok(value)), copy),
             Ok(Ok(Step::Future(future))) => {
-                let cell = self.clone();
-                FutureRun::start(self, future, move |result| cell.settle_with(result, copy));
+                let node = cell.clone();
+                FutureRun::start(node, future, move |result| cell.settle_with(result, copy));
             }
             Ok(Err(cause)) => {
-                let origin = (&*self as &dyn Node).origin();
+                let origin = (&*cell as &dyn Node).origin();
                 let error = match cause {
                     Error::Serialization { .. } => cause,
                     cause => Error::DependencyFailed { origin, cause: Box::new(cause) },
                 };
-                self.finish(Err(Arc::new(error)));
+                cell.finish(Err(Arc::new(error)));
             }
-            Err(panic) => self.settle_with(Some(Err(panic)), copy),
+            Err(panic) => cell.settle_with(Some(Err(panic)), copy),
         }
     }
 
@@ -274,11 +273,12 @@ impl<B: Body> TaskCell<B> {
 /// Registers `dependent` with the nodes that `each` visits and counts those that are missing.
 /// The count starts at one, which is taken off last, so that the dependent becomes ready once.
 /// Returns whether any is missing.
-pub(crate) fn wait_for_arguments<W: Waiter + 'static>(
-    missing: &AtomicU32,
+pub(crate) fn wait_for_arguments<W: Node + Waiter>(
     dependent: &Arc<W>,
     each: impl FnOnce(&mut dyn FnMut(&Arc<dyn Node>)),
 ) -> bool {
+    let missing = &dependent.meta().missing;
+    missing.store(1, Ordering::Relaxed);
     let waiter: Arc<dyn Waiter> = dependent.clone();
     each(&mut |node| {
         missing.fetch_add(1, Ordering::Relaxed);
@@ -311,7 +311,7 @@ impl<B: Body> Work for TaskCell<B> {
 
 impl<B: Body> Waiter for TaskCell<B> {
     fn notify(self: Arc<Self>) {
-        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.meta.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             if self.foreign.load(Ordering::Relaxed) {
                 self.meta.core.resume(self.meta.id);
             }
@@ -363,14 +363,14 @@ impl<B: Body> Node for TaskCell<B> {
             () if self.is_done() => Phase::Done,
             () if !queued && self.pausing.load(Ordering::Relaxed) => Phase::Pausing,
             () if !queued => Phase::Running,
-            () if self.missing.load(Ordering::Acquire) > 0 => Phase::WaitingForArguments,
+            () if self.meta.missing.load(Ordering::Acquire) > 0 => Phase::WaitingForArguments,
             () if self.grant.is_some() => Phase::WaitingForResources,
             () => Phase::Queued,
         }
     }
 
     fn help(self: Arc<Self>) -> Help {
-        if self.missing.load(Ordering::Acquire) > 0 {
+        if self.meta.missing.load(Ordering::Acquire) > 0 {
             let mut first = None;
             if let Some(body) = &*self.body.lock() {
                 body.dependencies(&mut |node| {
@@ -381,7 +381,7 @@ impl<B: Body> Node for TaskCell<B> {
             }
             return match first {
                 Some(node) => Help::First(node),
-                None if self.missing.load(Ordering::Acquire) == 0 => Help::Ran,
+                None if self.meta.missing.load(Ordering::Acquire) == 0 => Help::Ran,
                 None => Help::Busy,
             };
         }

@@ -4,7 +4,9 @@ use super::{Core, Job, node::Node, slot::Waiter};
 use crate::sync::{AtomicBool, Ordering, Thread, current_thread};
 use crossbeam_deque::{Stealer, Worker};
 use std::{
+    any::Any,
     cell::{Cell, OnceCell, RefCell},
+    collections::VecDeque,
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -17,6 +19,8 @@ pub(crate) struct WorkerLocal {
     pub(crate) index: usize,
     pub(crate) deque: Worker<Job>,
     pub(crate) counters: Arc<Counters>,
+    /// For what it takes out of the injector; empty in between.
+    pub(crate) block: RefCell<VecDeque<Job>>,
     /// The other workers' queues, as of `stealers_version`.
     pub(crate) stealers: RefCell<Arc<[Stealer<Job>]>>,
     pub(crate) stealers_version: Cell<usize>,
@@ -106,34 +110,53 @@ pub(crate) fn depth() -> usize {
 }
 
 /// Who calls: what runs on this thread, or else the thread itself. Calls of one caller to one
-/// actor keep their order.
+/// actor keep their order; two callers with the same number, which is rare, share one order.
 #[inline]
-pub(crate) fn caller() -> u64 {
-    LOCAL.with(|local| match local.frames.borrow().last() {
+pub(crate) fn caller() -> u32 {
+    let who = LOCAL.with(|local| match local.frames.borrow().last() {
         Some(node) => node.actor().map_or(node.meta().id, |(actor, _)| actor),
-        // The address of a thread's own storage: even, where identifiers of nodes are shifted odd.
-        None => std::ptr::from_ref(local) as u64 | 1 << 63,
-    })
+        // The address of a thread's own storage.
+        None => std::ptr::from_ref(local) as u64 >> 4,
+    });
+    who as u32
 }
 
-/// Marks `node` as running on this thread until the guard is dropped.
+/// Marks `node` as running on this thread until the guard is dropped, or left.
 #[inline]
 pub(crate) fn enter(node: Arc<dyn Node>) -> Entered {
     let span = super::observe::span(&*node);
     LOCAL.with(|local| local.frames.borrow_mut().push(node));
-    Entered { _span: span }
+    Entered { span }
 }
 
 pub(crate) struct Entered {
-    _span: Option<tracing::span::EnteredSpan>,
+    span: Option<Box<tracing::span::EnteredSpan>>,
+}
+
+impl Entered {
+    /// Ends it, and gives back what was entered: it need not be counted twice meanwhile.
+    #[inline]
+    pub(crate) fn leave<C: Node>(mut self) -> Arc<C> {
+        drop(self.span.take());
+        let node: Option<Arc<dyn Any + Send + Sync>> = pop_frame().map(|node| node as _);
+        std::mem::forget(self);
+        match node.map(Arc::downcast) {
+            Some(Ok(node)) => node,
+            _ => unreachable!("what is entered last is left first"),
+        }
+    }
 }
 
 impl Drop for Entered {
     #[inline]
     fn drop(&mut self) {
-        let node = LOCAL.with(|local| local.frames.borrow_mut().pop());
-        drop(node); // outside the borrow: it may run destructors
+        drop(pop_frame()); // outside the borrow: it may run destructors
     }
+}
+
+#[inline]
+fn pop_frame() -> Option<Arc<dyn Node>> {
+    LOCAL.with(|local| local.frames.borrow_mut().pop())
 }
 
 #[inline]

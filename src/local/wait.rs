@@ -10,7 +10,7 @@
 //! table already; it gets [`Error::WaitCycle`] and the others wait for it in peace.
 
 use super::{
-    Core, flag,
+    Core, Job, flag,
     idle::SEAT,
     node::{Blocker, Help, Node},
     slot::Waiter,
@@ -66,13 +66,11 @@ fn help(core: &'static Core, node: &Arc<dyn Node>) {
     if visitor {
         thread::set_seat(SEAT);
     }
-    if is_worker && run_own_newest(core, node) && node.is_done() {
-        return;
+    if let Some(job) = core.take_back(Arc::as_ptr(node).addr()) {
+        run_job(core, job);
     }
-    match run_one(node, 0) {
-        Help::First(first) => run_path(vec![node.clone(), first]),
-        Help::Ran if !node.is_done() => run_path(vec![node.clone()]),
-        Help::Ran | Help::Busy => {}
+    if !node.is_done() {
+        help_further(node);
     }
     if visitor {
         core.idle.give(thread::set_seat(0));
@@ -83,23 +81,18 @@ fn help(core: &'static Core, node: &Arc<dyn Node>) {
     }
 }
 
-/// If `node` is the newest in this worker's queue, takes it out and runs it, so that no spent entry
-/// stays behind.
-fn run_own_newest(core: &'static Core, node: &Arc<dyn Node>) -> bool {
-    let newest = thread::with_worker(core, |worker| {
-        let worker = worker?;
-        let job = worker.deque.pop()?;
-        if Arc::as_ptr(&job).addr() == Arc::as_ptr(node).addr() {
-            return Some(job);
-        }
-        worker.deque.push(job);
-        None
-    });
-    let Some(job) = newest else { return false };
+fn run_job(core: &'static Core, job: Job) {
     let outer = thread::set_expected(0);
     stacker::maybe_grow(core.stack_size / 4 * 3, core.stack_size, || super::core::run(job));
     thread::set_expected(outer);
-    true
+}
+
+fn help_further(node: &Arc<dyn Node>) {
+    match run_one(node, 0) {
+        Help::First(first) => run_path(vec![node.clone(), first]),
+        Help::Ran if !node.is_done() => run_path(vec![node.clone()]),
+        Help::Ran | Help::Busy => {}
+    }
 }
 
 /// Runs the last of the path, then the one before it, which waits for that one, and so on. All of
