@@ -48,12 +48,15 @@ pub(crate) trait Work: Send + Sync {
 
 pub(crate) type Job = Arc<dyn Work>;
 
-/// How long a worker looks for work before it sleeps: rounds of looking, with pauses between them.
-/// Together about 50 us, some times what waking a thread costs.
-const SEARCH_ROUNDS: u32 = 48;
-/// A pause is this many spins, about 1 us: who submits task after task is not disturbed for each of
-/// them, and the searcher finds a batch.
-const PAUSE: u32 = 24;
+/// How long a worker looks for work before it sleeps: rounds of looking, with pauses of so many
+/// spins between them. Together about 50 us, some times what waking a thread costs.
+const SEARCH_ROUNDS: u32 = 256;
+const PAUSE: u32 = 6;
+/// In one of so many rounds, about 1 us apart, it looks into the injector, too: who submits task
+/// after task is not disturbed for each of them, and the searcher finds a batch.
+const OUTSIDE: u32 = 5;
+/// After so many rounds it lets other threads have its CPU.
+const YIELD: u32 = 64;
 /// After so many jobs from its own queue a worker looks into the injector first.
 const FAIRNESS: u32 = 61;
 
@@ -507,7 +510,8 @@ impl Core {
             let rounds = if self.idle.searchers() > self.max_searchers { 1 } else { SEARCH_ROUNDS };
             while round < rounds && !self.is_stopping() {
                 round += 1;
-                match self.any_for(worker) {
+                let look_outside = round % OUTSIDE == 1;
+                match self.any_for(worker, look_outside) {
                     // Somebody ran it already; where that is so, more is likely to come.
                     Some(job) if job.is_spent() => round = 0,
                     Some(job) => match self.idle.sit_down() {
@@ -524,7 +528,7 @@ impl Core {
                             std::thread::yield_now();
                         }
                     },
-                    None if round % 16 == 0 => std::thread::yield_now(),
+                    None if round % YIELD == 0 => std::thread::yield_now(),
                     None => (0..PAUSE).for_each(|_| std::hint::spin_loop()),
                 }
             }
@@ -532,8 +536,9 @@ impl Core {
         })
     }
 
-    fn any_for(&'static self, worker: &WorkerLocal) -> Option<Job> {
-        worker.deque.pop().or_else(|| self.take_injected(worker)).or_else(|| self.steal(worker))
+    fn any_for(&'static self, worker: &WorkerLocal, look_outside: bool) -> Option<Job> {
+        let injected = || if look_outside { self.take_injected(worker) } else { None };
+        worker.deque.pop().or_else(injected).or_else(|| self.steal(worker))
     }
 
     /// Takes a block of jobs out of the injector: the oldest to run, the rest into the own queue,

@@ -22,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) name: Option<Arc<str>>,
     /// Until it ends; a demand may hold a placement group.
     pub(crate) demand: Mutex<Option<Demand>>,
+    /// Whether it had one when it was submitted; then it runs with a grant only.
+    pub(crate) demands: bool,
+    /// What was taken for it, while it runs.
+    pub(crate) grant: Mutex<Option<Grant>>,
     /// Further attempts after a panic.
     pub(crate) retries: u32,
     /// Further attempts after an `Err`, and the test for it.
@@ -41,6 +45,8 @@ impl Default for Options {
         Options {
             name: None,
             demand: Mutex::new(None),
+            demands: false,
+            grant: Mutex::new(None),
             retries: 0,
             retry_errors: 0,
             is_err: None,

@@ -69,8 +69,6 @@ pub(crate) struct TaskCell<B: Body> {
     foreign: AtomicBool,
     /// It waits for its next attempt.
     pausing: AtomicBool,
-    /// What was taken for it, while it runs.
-    grant: Option<Box<Mutex<Option<Grant>>>>,
 }
 
 impl<B: Body> TaskCell<B> {
@@ -79,16 +77,18 @@ impl<B: Body> TaskCell<B> {
         core: &'static Core,
         location: &'static Location<'static>,
         body: B,
-        options: Option<Box<Options>>,
+        mut options: Option<Box<Options>>,
     ) -> Result<Arc<Self>> {
         let demand = options.as_ref().and_then(|o| o.demand.lock().clone());
+        if let Some(options) = &mut options {
+            options.demands = demand.is_some();
+        }
         let cell = Arc::new(TaskCell {
             meta: Meta::new(core, location, options),
             body: SpinLock::new(Some(body)),
             slot: Slot::new(),
             foreign: AtomicBool::new(false),
             pausing: AtomicBool::new(false),
-            grant: demand.is_some().then(Box::default),
         });
         if core.is_stopping() {
             let node: &dyn Node = &*cell;
@@ -154,7 +154,7 @@ impl<B: Body> TaskCell<B> {
             let error = core.shutdown_error((&*self as &dyn Node).label());
             return self.finish(Err(Arc::new(error)));
         }
-        let grant_cpu = self.grant.as_ref().and_then(|g| g.lock().as_ref().map(|g| g.demand.cpu));
+        let grant_cpu = self.grant().and_then(|g| g.lock().as_ref().map(|g| g.demand.cpu));
         let copy = match options {
             Some(o) if o.attempt.load(Ordering::Relaxed) <= o.retries.max(o.retry_errors) => match body.duplicate() {
                 Ok(copy) => Some(copy),
@@ -257,14 +257,19 @@ impl<B: Body> TaskCell<B> {
 
     /// It has ended: a placement group that only it held is given back.
     fn forget_demand(&self) {
-        if self.grant.is_some() {
+        if self.grant().is_some() {
             let demand = self.meta.options.as_ref().and_then(|o| o.demand.lock().take());
             drop(demand);
         }
     }
 
+    /// The place of its grant, if it runs with one.
+    fn grant(&self) -> Option<&Mutex<Option<Grant>>> {
+        self.meta.options.as_deref().filter(|o| o.demands).map(|o| &o.grant)
+    }
+
     fn release(&self) {
-        if let Some(grant) = self.grant.as_ref().and_then(|grant| grant.lock().take()) {
+        if let Some(grant) = self.grant().and_then(|grant| grant.lock().take()) {
             self.meta.core.release(grant);
         }
     }
@@ -305,7 +310,7 @@ impl<B: Body> Work for TaskCell<B> {
     }
 
     fn is_spent(&self) -> bool {
-        self.grant.is_none() && self.body.lock().is_none()
+        self.grant().is_none() && self.body.lock().is_none()
     }
 }
 
@@ -322,7 +327,7 @@ impl<B: Body> Waiter for TaskCell<B> {
 
 impl<B: Body> Applicant for TaskCell<B> {
     fn granted(self: Arc<Self>, grant: Grant) -> Job {
-        if let Some(place) = &self.grant {
+        if let Some(place) = self.grant() {
             *place.lock() = Some(grant);
         }
         self
@@ -349,7 +354,7 @@ impl<B: Body> Node for TaskCell<B> {
         if failed {
             let body = self.body.lock().take();
             contain(|| drop(body)); // outside the lock: handles among the arguments may free other things
-            if self.grant.is_some() {
+            if self.grant().is_some() {
                 self.forget_demand();
                 self.meta.core.admit(); // others may have waited behind it
             }
@@ -364,7 +369,7 @@ impl<B: Body> Node for TaskCell<B> {
             () if !queued && self.pausing.load(Ordering::Relaxed) => Phase::Pausing,
             () if !queued => Phase::Running,
             () if self.meta.missing.load(Ordering::Acquire) > 0 => Phase::WaitingForArguments,
-            () if self.grant.is_some() => Phase::WaitingForResources,
+            () if self.grant().is_some() => Phase::WaitingForResources,
             () => Phase::Queued,
         }
     }
@@ -385,7 +390,7 @@ impl<B: Body> Node for TaskCell<B> {
                 None => Help::Busy,
             };
         }
-        if self.grant.is_some() {
+        if self.grant().is_some() {
             return Help::Busy;
         }
         let body = self.body.lock().take();
@@ -415,11 +420,11 @@ impl<B: Body> Node for TaskCell<B> {
     }
 
     fn take_grant(&self) -> Option<Grant> {
-        self.grant.as_ref().and_then(|grant| grant.lock().take())
+        self.grant().and_then(|grant| grant.lock().take())
     }
 
     fn gpus(&self) -> Vec<(usize, u32)> {
-        self.grant.as_ref().and_then(|g| g.lock().as_ref().map(|g| g.gpus.clone())).unwrap_or_default()
+        self.grant().and_then(|g| g.lock().as_ref().map(|g| g.gpus.clone())).unwrap_or_default()
     }
 }
 
