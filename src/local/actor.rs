@@ -53,6 +53,8 @@ const AHEAD: usize = 1;
 /// After so many calls the runner looks whether others want its thread.
 const CALLS_IN_A_ROW: usize = 256;
 
+/// After so many calls in a row more are likely to come.
+const BUSY: usize = 8;
 /// How many spins the runner pauses before it takes more calls or goes idle: together some 400 ns.
 const PAUSE: u32 = 16;
 /// How often it does so before it goes idle.
@@ -447,7 +449,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 drop(held);
                 return self.let_go(runner);
             }
-            let call = match self.next_call(&mut runner, ran > 0 && until.is_none(), until) {
+            let call = match self.next_call(&mut runner, ran >= BUSY && until.is_none(), until) {
                 NextCall::Run(call) => call,
                 NextCall::Idle => return,
                 NextCall::Stop => {
@@ -607,7 +609,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 }
                 std::hint::spin_loop();
             }
-            if self.mailbox.has_more() {
+            if self.mailbox.has_more() || self.core.has_injected() {
                 return;
             }
         }

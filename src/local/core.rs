@@ -28,7 +28,7 @@ use crossbeam_deque::{Steal, Stealer, Worker};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     collections::HashMap,
     sync::{
         Arc, Weak,
@@ -52,11 +52,11 @@ pub(crate) type Job = Arc<dyn Work>;
 /// spins between them. Together about 50 us, some times what waking a thread costs.
 const SEARCH_ROUNDS: u32 = 256;
 const PAUSE: u32 = 6;
-/// In one of so many rounds, about 1 us apart, it looks into the injector, too: who submits task
+/// In one of so many rounds, some 3 us apart, it looks into the injector, too: who submits task
 /// after task is not disturbed for each of them, and the searcher finds a batch.
-const OUTSIDE: u32 = 5;
+const OUTSIDE: u32 = 16;
 /// After so many rounds it lets other threads have its CPU.
-const YIELD: u32 = 64;
+const YIELD: u32 = 128;
 /// After so many jobs from its own queue a worker looks into the injector first.
 const FAIRNESS: u32 = 61;
 
@@ -296,6 +296,11 @@ impl Core {
         !self.injector.is_empty() || self.stealers.read().iter().any(|stealer| !stealer.is_empty())
     }
 
+    /// Whether anything waits that any worker could run next.
+    pub(crate) fn has_injected(&self) -> bool {
+        !self.injector.is_empty()
+    }
+
     /// Whether a job that goes on for long should let others have its worker.
     pub(crate) fn wants_this_thread(&self) -> bool {
         self.has_work() || self.idle.overdrawn() || self.is_stopping() || self.has(flag::DETERMINISTIC)
@@ -517,7 +522,7 @@ impl Core {
                     Some(job) => match self.idle.sit_down() {
                         Some(last) => {
                             thread::set_seat(SEAT);
-                            if last && self.has_work() {
+                            if last && (self.has_injected() || self.has_queued(worker)) {
                                 self.notify();
                             }
                             return Some(job);
@@ -570,12 +575,22 @@ impl Core {
         })
     }
 
-    fn steal(&'static self, worker: &WorkerLocal) -> Option<Job> {
+    /// The queues of all workers, without a lock as long as they are the same as the last time.
+    fn stealers<'w>(&self, worker: &'w WorkerLocal) -> Ref<'w, Arc<[Stealer<Job>]>> {
         let version = self.stealers_version.load(Ordering::Acquire);
         if worker.stealers_version.replace(version) != version {
             *worker.stealers.borrow_mut() = self.stealers.read().clone();
         }
-        let stealers = worker.stealers.borrow();
+        worker.stealers.borrow()
+    }
+
+    /// Whether there is anything in the queue of a worker.
+    fn has_queued(&self, worker: &WorkerLocal) -> bool {
+        self.stealers(worker).iter().any(|stealer| !stealer.is_empty())
+    }
+
+    fn steal(&'static self, worker: &WorkerLocal) -> Option<Job> {
+        let stealers = self.stealers(worker);
         // xorshift64: where to start, so that thieves spread
         let mut random = worker.random.get();
         random ^= random << 13;

@@ -5,8 +5,8 @@
 //! code further up the stack may hold locks; what it waits for must run anyway before it can go
 //! on. When there is nothing left that it may run it blocks, and gives its seat to another thread.
 //!
-//! Before a task blocks it looks for a cycle: the tasks that are blocked, what each waits for, and
-//! what those need in turn. Whoever closes a cycle finds it, because all others are entered in the
+//! A task that is blocked for a while looks for a cycle: the tasks that are blocked, what each waits
+//! for, and what those need in turn. Whoever closes a cycle finds it, because all others are entered in the
 //! table already; it gets [`Error::WaitCycle`] and the others wait for it in peace.
 
 use super::{
@@ -31,6 +31,9 @@ use std::{
 /// with the other threads of this CPU. Together less than what parking and waking cost.
 const SPIN_ROUNDS: u32 = 50;
 const YIELD_ROUNDS: u32 = 8;
+
+/// A wait that lasts longer looks for a cycle. Most do not, and the search may visit all that waits.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Blocks until `node` is done.
 pub(crate) fn wait(node: &Arc<dyn Node>, timeout: Option<Duration>) -> Result<()> {
@@ -138,36 +141,49 @@ fn block(node: &Arc<dyn Node>, timeout: Option<Duration>) -> Result<()> {
     if !node.add_waiter(&waiter) {
         return Ok(());
     }
-    // A wait with a time limit ends by itself, so it closes no cycle.
-    let waits = match timeout {
-        None => match Waits::enter(node) {
-            Ok(waits) => waits,
-            Err(error) => {
-                node.remove_waiter(&waiter);
-                return Err(error);
-            }
-        },
-        Some(_) => None,
-    };
-    park(&parker, timeout, || node.is_done());
-    drop(waits);
+    let parked = park(&parker, timeout, || node.is_done(), || Waits::enter(node));
     if node.is_done() {
         return Ok(());
     }
     node.remove_waiter(&waiter);
-    Err(timed_out(node, timeout.unwrap_or_default()))
+    parked.and_then(|()| Err(timed_out(node, timeout.unwrap_or_default())))
 }
 
 pub(crate) fn timed_out(node: &Arc<dyn Node>, after: Duration) -> Error {
     Error::Timeout { waiting_for: super::observe::describe(&**node), after }
 }
 
-/// Parks this thread until `done`, or until the time is up, while others use its seat.
-fn park(parker: &Parker, timeout: Option<Duration>, done: impl Fn() -> bool) {
+/// Parks this thread until `done`, or until the time is up, while others use its seat. A wait that
+/// lasts is entered in the table; an error from there ends it. One with a time limit is not: it
+/// ends by itself, so it closes no cycle.
+fn park(
+    parker: &Parker,
+    timeout: Option<Duration>,
+    done: impl Fn() -> bool,
+    enter: impl FnOnce() -> Result<Option<Waits>>,
+) -> Result<()> {
     // A task may block on a handle of another runtime: its seat is in its own.
     let core = thread::current_core();
     let seat = core.map(|core| core.lend_seat());
-    let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let until = Instant::now().checked_add(timeout.unwrap_or(PATIENCE));
+    park_until(parker, until, &done);
+    let mut result = Ok(());
+    if timeout.is_none() && !done() {
+        match enter() {
+            Ok(waits) => {
+                park_until(parker, None, &done);
+                drop(waits);
+            }
+            Err(error) => result = Err(error),
+        }
+    }
+    if let (Some(core), Some(seat)) = (core, seat) {
+        core.reclaim_seat(seat);
+    }
+    result
+}
+
+fn park_until(parker: &Parker, until: Option<Instant>, done: &impl Fn() -> bool) {
     while !done() {
         match until {
             None => crate::sync::park(),
@@ -177,9 +193,6 @@ fn park(parker: &Parker, timeout: Option<Duration>, done: impl Fn() -> bool) {
             },
         }
         parker.reset();
-    }
-    if let (Some(core), Some(seat)) = (core, seat) {
-        core.reclaim_seat(seat);
     }
 }
 
@@ -221,17 +234,14 @@ pub(crate) fn wait_some(nodes: &[Arc<dyn Node>], count: usize, timeout: Option<D
     for _ in registered.iter().filter(|registered| !**registered) {
         countdown.clone().notify();
     }
-    // A wait with a time limit ends by itself, so it closes no cycle.
-    let waits = if timeout.is_none() { Waits::enter_some(nodes, nodes.len() - count) } else { Ok(None) };
-    if waits.is_ok() {
-        park(&parker, timeout, || countdown.left.load(Ordering::Acquire) == 0);
-    }
+    let enter = || Waits::enter_some(nodes, nodes.len() - count);
+    let parked = park(&parker, timeout, || countdown.left.load(Ordering::Acquire) == 0, enter);
     for (node, registered) in nodes.iter().zip(registered) {
         if registered {
             node.remove_waiter(&waiter);
         }
     }
-    waits.map(drop)
+    parked
 }
 
 /// One entry of the table of who waits.
