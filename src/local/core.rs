@@ -403,6 +403,7 @@ impl Core {
                 stealers_version: Cell::new(usize::MAX),
                 block: RefCell::default(),
                 next: RefCell::new(None),
+                last_actor: Cell::new(0),
                 random: Cell::new((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             });
             let _ended = Ended { core: self, index };

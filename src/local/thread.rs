@@ -27,6 +27,8 @@ pub(crate) struct WorkerLocal {
     /// A dependent that became ready when this worker finished a task: it runs next.
     pub(crate) next: RefCell<Option<Job>>,
     pub(crate) random: Cell<u64>,
+    /// The actor whose calls it ran last.
+    pub(crate) last_actor: Cell<u64>,
 }
 
 /// What a thread did. Workers have their own; all other threads share one.
@@ -86,6 +88,11 @@ pub(crate) fn become_worker(worker: WorkerLocal) {
 #[inline]
 pub(crate) fn with_worker<R>(core: &'static Core, f: impl FnOnce(Option<&WorkerLocal>) -> R) -> R {
     LOCAL.with(|local| f(local.worker.get().filter(|worker| std::ptr::eq(worker.core, core))))
+}
+
+/// Notes that this worker runs calls of an actor, and says of which one it did before.
+pub(crate) fn last_actor(core: &'static Core, id: u64) -> u64 {
+    with_worker(core, |worker| worker.map_or(0, |worker| worker.last_actor.replace(id)))
 }
 
 /// The runtime of what runs on this thread.

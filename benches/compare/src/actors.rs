@@ -96,7 +96,7 @@ pub fn pipelined(plan: &Plan) {
     Contest::timed()
         .work("outray", n, || {
             let results: Vec<ObjectRef<i64>> = (0..n).map(|_| ours.call(Counter::inc, 1)).collect();
-            rt.get_all(&results).unwrap().into_iter().for_each(check);
+            results.into_iter().for_each(|result| check(result.take().unwrap()));
         })
         .work(TOKIO, n, || {
             tokio.block_on(async {
