@@ -47,9 +47,6 @@ use std::{
     },
 };
 
-/// So many calls ahead of the one that runs, the runner brings calls into its cache.
-const AHEAD: usize = 1;
-
 /// After so many calls the runner looks whether others want its thread.
 const CALLS_IN_A_ROW: usize = 256;
 
@@ -426,7 +423,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
     }
 
     /// Runs calls until none can run, or until `until` is done. The caller has claimed the mailbox.
-    /// `hot`: it has just been idle.
+    /// `hot`: this worker ran calls of no other actor since it last ran some of this one.
     fn run_calls(self: &Arc<Self>, until: Option<&dyn Node>, hot: bool) {
         self.run_claimed(until, hot);
         // Whoever killed the actor meanwhile left to us what we had at hand.
@@ -549,9 +546,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
             if let Some(call) = runner.head.take() {
                 return NextCall::Run(call);
             }
-            if !runner.lanes.is_empty()
-                && let Some(call) = runner.lanes.pop_ready()
-            {
+            if let Some(call) = runner.lanes.pop_ready() {
                 if call.is_withdrawn() {
                     self.skip();
                     continue;
@@ -580,15 +575,11 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
                 }
                 return NextCall::Idle;
             };
-            // Its caller wrote it on another CPU: the next one is on its way while this one runs.
-            if let Some(next) = runner.inbox.get(AHEAD) {
-                next.touch();
-            }
             if call.is_withdrawn() {
                 self.skip();
                 continue;
             }
-            if call.is_ready() && (runner.lanes.is_empty() || runner.lanes.of(call.caller()).is_none()) {
+            if call.is_ready() && runner.lanes.of(call.caller()).is_none() {
                 return NextCall::Run(call);
             }
             let stop = until.is_some_and(|node| node.meta().id == call.id());
@@ -901,8 +892,6 @@ pub(crate) trait ActorCall<S>: Send + Sync {
     fn is_ready(&self) -> bool;
     /// Whether it has ended already: it was cancelled.
     fn is_withdrawn(&self) -> bool;
-    /// Brings it into this CPU's cache.
-    fn touch(&self);
     /// Marks it as no longer waiting; `false` if it was marked before.
     fn leave(&self) -> bool;
     fn fail(&self, error: Arc<Error>);
@@ -1073,10 +1062,6 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
 
     fn is_withdrawn(&self) -> bool {
         self.slot.is_done()
-    }
-
-    fn touch(&self) {
-        std::hint::black_box((self.slot.is_done(), self.meta.id, self.left.load(Ordering::Relaxed)));
     }
 
     fn leave(&self) -> bool {

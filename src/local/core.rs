@@ -293,7 +293,7 @@ impl Core {
     }
 
     fn has_work(&self) -> bool {
-        !self.injector.is_empty() || self.stealers.read().iter().any(|stealer| !stealer.is_empty())
+        self.has_injected() || self.stealers.read().iter().any(|stealer| !stealer.is_empty())
     }
 
     /// Whether anything waits that any worker could run next.

@@ -94,6 +94,8 @@ pub(crate) type Outcome<T> = Result<T, Arc<Error>>;
 
 /// The place of one result.
 pub(crate) struct Slot<T> {
+    /// 1 when it is done. A whole word: a byte that was just written, and is then moved as part of a
+    /// word into its cell, makes the CPU wait.
     done: AtomicUsize,
     state: SpinLock<State<T>>,
 }
