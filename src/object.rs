@@ -84,7 +84,7 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
         T: Clone,
     {
         self.wait(None)?;
-        owned(self.0.slot().copy())
+        owned(self.0.copy())
     }
 
     /// The object, shared: no copy, whatever its size.
@@ -102,7 +102,7 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
     /// ```
     pub fn get_shared(&self) -> Result<Arc<T>> {
         self.wait(None)?;
-        owned(self.0.slot().share())
+        owned(self.0.share())
     }
 
     /// The object, copied out, if it is there within `timeout`.
@@ -114,7 +114,7 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
         T: Clone,
     {
         self.wait(Some(timeout))?;
-        owned(self.0.slot().copy())
+        owned(self.0.copy())
     }
 
     /// The object itself: moved out if this is the only handle, copied otherwise.
@@ -131,9 +131,9 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
     fn take_with(self, copy: impl FnOnce(&T) -> T) -> Result<T> {
         self.wait(None)?;
         if self.0.meta().handles.load(Ordering::Acquire) > 1 {
-            return owned(self.0.slot().share()).map(|shared| copy(&shared));
+            return owned(self.0.share()).map(|shared| copy(&shared));
         }
-        let taken = owned(self.0.slot().take())?;
+        let taken = owned(self.0.take())?;
         Ok(taken.unwrap_or_else(|shared| copy(&shared)))
     }
 
@@ -173,7 +173,7 @@ impl<A: Send + Sync + 'static, E: Display + Send + Sync + 'static> ObjectRef<Res
         if self.0.meta().handles.load(Ordering::Acquire) > 1 {
             return self.share_ok().map(|shared| A::clone(&shared));
         }
-        match owned(self.0.slot().take())? {
+        match owned(self.0.take())? {
             Ok(result) => unwrap(result),
             Err(shared) => match &*shared {
                 Ok(value) => Ok(value.clone()),
@@ -193,7 +193,7 @@ impl<A: Send + Sync + 'static, E: Display + Send + Sync + 'static> ObjectRef<Res
             Ok(value) => Ok(value.clone()),
             Err(error) => Err(upstream_err(&*node, error)),
         };
-        owned(self.0.slot().project(copy))?
+        owned(self.0.project(copy))?
     }
 }
 
@@ -302,7 +302,7 @@ impl<T: Clone + Send + Sync + 'static> Future for ObjectFuture<T> {
             return Poll::Pending;
         }
         this.waiting = None;
-        Poll::Ready(owned(this.handle.0.slot().copy()))
+        Poll::Ready(owned(this.handle.0.copy()))
     }
 }
 

@@ -23,17 +23,16 @@ use super::{
     Core, Work,
     inbox::BLOCK,
     mailbox::{Mailbox, Mode, Pushed},
-    node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot},
+    node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot, slot_source},
     observe,
     resources::Grant,
-    slot::{Slot, Waiter},
+    slot::{Completed, Slot, Waiter},
     task::{BoxFuture, FutureRun, panic_message, wait_for_arguments},
     thread, timer,
 };
 use crate::{
     error::{Error, Origin, Result},
     serial::Packed,
-    sync::SpinLock,
 };
 use crossbeam_utils::CachePadded;
 use parking_lot::{ArcRwLockReadGuard, ArcRwLockWriteGuard, Mutex, MutexGuard, RawRwLock, RwLock, RwLockWriteGuard};
@@ -915,8 +914,8 @@ impl<S: Send + Sync + 'static> Work for SharedRun<S> {
 
 pub(crate) struct CallCell<S, B: CallBody<S>> {
     meta: Meta,
-    body: SpinLock<Option<B>>,
-    slot: Slot<B::Out>,
+    /// The method with its arguments, until it starts, and then the result.
+    slot: Slot<B::Out, B>,
     /// It is not among those that wait any more.
     left: AtomicBool,
     caller: u32,
@@ -928,14 +927,16 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
     pub(crate) fn submit(
         actor: &Arc<ActorCell<S>>,
         location: &'static Location<'static>,
-        body: B,
+        mut body: B,
         options: Option<Box<Options>>,
     ) -> Result<Arc<Self>> {
         let core = actor.core;
+        if core.has(super::flag::CHECK_SERIALIZATION) {
+            body = body.duplicate()?;
+        }
         let cell = Arc::new(CallCell {
             meta: Meta::new(core, location, options),
-            body: SpinLock::new(Some(body)),
-            slot: Slot::new(),
+            slot: Slot::waiting(body),
             left: AtomicBool::new(false),
             caller: thread::caller(),
             actor: actor.clone(),
@@ -952,10 +953,6 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         if let Err(limit) = actor.enqueue() {
             return Err(Error::TooManyPendingCalls { origin: cell.node().origin(), limit });
         }
-        if core.has(super::flag::CHECK_SERIALIZATION) {
-            let mut body = cell.body.lock();
-            *body = body.as_ref().map(B::duplicate).transpose()?;
-        }
         observe::submitted(core, || cell.clone());
         if let Some(after) = cell.meta.options.as_ref().and_then(|o| o.deadline) {
             let node: Arc<dyn Node> = cell.clone();
@@ -963,9 +960,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         }
         if B::DEPENDENT {
             wait_for_arguments(&cell, |visit| {
-                if let Some(body) = &*cell.body.lock() {
-                    body.dependencies(visit);
-                }
+                cell.slot.with_body(|body| body.dependencies(visit));
             });
         }
         core.count(|c| &c.submitted);
@@ -981,10 +976,6 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
 
     fn node(&self) -> &dyn Node {
         self
-    }
-
-    fn take_body(&self) -> Option<B> {
-        self.body.lock().take()
     }
 
     /// What a panic in a method means for its call.
@@ -1076,7 +1067,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
         let core = self.meta.core;
         let keeps_log = actor.options.checkpoint.is_some();
         let retries = self.meta.options.as_ref().map_or(0, |o| o.retries);
-        let Some(mut body) = self.take_body() else { return actor.skip() };
+        let Some(mut body) = self.slot.take_body() else { return actor.skip() };
         actor.dequeue();
         loop {
             let copy = match (keeps_log || retries > 0).then(|| body.duplicate()).transpose() {
@@ -1120,7 +1111,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
                 actor.schedule();
             }
         };
-        let Some(body) = self.take_body() else { return done(actor) };
+        let Some(body) = self.slot.take_body() else { return done(actor) };
         let guard = actor.state.write_arc();
         if guard.is_none() {
             drop(guard);
@@ -1158,8 +1149,13 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
                                 let _entered = thread::enter(call.clone());
                                 actor.restart(&panic_message(&*panic))
                             };
-                            if copy.is_some() && alive && call.may_retry() {
-                                *call.body.lock() = copy;
+                            if let Some(copy) = copy
+                                && alive
+                                && call.may_retry()
+                            {
+                                if let Err(too_late) = call.slot.put_body(copy) {
+                                    contain(|| drop(too_late)); // it was cancelled meanwhile
+                                }
                                 return call.start_exclusive(&actor);
                             }
                             call.finish(Err((*error).clone()));
@@ -1176,7 +1172,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
 
     fn run_shared(self: Arc<Self>, actor: &Arc<ActorCell<S>>) {
         let core = self.meta.core;
-        let Some(body) = self.take_body() else { return actor.shared_done(self.group()) };
+        let Some(body) = self.slot.take_body() else { return actor.shared_done(self.group()) };
         let guard = actor.state.read_arc();
         if guard.is_none() {
             drop(guard);
@@ -1240,9 +1236,10 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
     }
 
     fn fail(&self, error: Arc<Error>) -> bool {
-        let failed = complete_counted(&self.meta, &self.slot, Err(error));
+        let completed = complete_counted(&self.meta, &self.slot, Err(error));
+        let failed = completed.is_first();
         if failed {
-            if let Some(body) = self.take_body() {
+            if let Completed::Unstarted(body) = completed {
                 contain(|| drop(body));
                 self.actor.withdraw(self);
             }
@@ -1255,7 +1252,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
     }
 
     fn phase(&self) -> Phase {
-        let queued = self.body.lock().is_some();
+        let queued = self.slot.has_body();
         match () {
             () if self.is_done() => Phase::Done,
             () if !queued => Phase::Running,
@@ -1273,13 +1270,13 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
         }
         if !self.is_ready() {
             let mut first = None;
-            if let Some(body) = &*self.body.lock() {
+            self.slot.with_body(|body| {
                 body.dependencies(&mut |node| {
                     if first.is_none() && !node.is_done() {
                         first = Some(node.clone());
                     }
                 });
-            }
+            });
             return first.map_or(Help::Busy, Help::First);
         }
         if self.actor.own_cpu() == 0 && self.actor.mailbox.claim() {
@@ -1298,13 +1295,14 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
 
     fn blockers(&self) -> Vec<Blocker> {
         let mut blockers = Vec::new();
-        if let Some(body) = &*self.body.lock() {
+        let looked = self.slot.with_body(|body| {
             body.dependencies(&mut |node| {
                 if !node.is_done() {
                     blockers.push(Blocker::Node(node.clone()));
                 }
             });
-        } else {
+        });
+        if looked.is_none() {
             return blockers;
         }
         if let Some(creation) = self.actor.creation()
@@ -1346,7 +1344,5 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
 }
 
 impl<S: Send + Sync + 'static, B: CallBody<S>> Source<B::Out> for CallCell<S, B> {
-    fn slot(&self) -> &Slot<B::Out> {
-        &self.slot
-    }
+    slot_source!(B::Out);
 }

@@ -22,6 +22,7 @@
 
 use super::inbox::Blocks;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, SpinLock};
+use crossbeam_utils::CachePadded;
 use std::{collections::VecDeque, mem};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,8 +53,9 @@ pub(crate) struct Mailbox<C> {
     inner: SpinLock<Inner<C>>,
     /// How many calls there are, for those who only look; changed under the lock.
     waiting: AtomicUsize,
-    /// Whether calls share the state.
-    shared: AtomicBool,
+    /// Whether calls share the state. The runner reads it for every call, so it stays away from what
+    /// callers write for every call.
+    shared: CachePadded<AtomicBool>,
 }
 
 /// What a push leads to.
@@ -68,7 +70,11 @@ pub(crate) enum Pushed {
 impl<C> Mailbox<C> {
     pub(crate) fn new() -> Self {
         let inner = Inner { mode: Mode::Starting, calls: Blocks::new(), readers: 0, poked: false };
-        Mailbox { inner: SpinLock::new(inner), waiting: AtomicUsize::new(0), shared: AtomicBool::new(false) }
+        Mailbox {
+            inner: SpinLock::new(inner),
+            waiting: AtomicUsize::new(0),
+            shared: CachePadded::new(AtomicBool::new(false)),
+        }
     }
 
     pub(crate) fn push(&self, call: C) -> Pushed {

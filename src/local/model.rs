@@ -4,7 +4,7 @@
 use super::{
     idle::{Idle, SEAT, Sleeper},
     mailbox::{Mailbox, Pushed},
-    slot::{Slot, Waiter},
+    slot::{Completed, Slot, Waiter},
     thread::Parker,
 };
 use crate::sync::{Mutex, park};
@@ -12,7 +12,10 @@ use loom::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+
+/// A slot with nothing to run.
+type NumberSlot = Slot<u32>;
 
 /// Counts how often it is told.
 struct Count(AtomicUsize);
@@ -26,10 +29,10 @@ impl Waiter for Count {
 #[test]
 fn model_slot_tells_each_waiter_once() {
     loom::model(|| {
-        let slot = Arc::new(Slot::<u32>::new());
+        let slot = Arc::new(NumberSlot::new());
         let completer = {
             let slot = slot.clone();
-            thread::spawn(move || assert!(slot.complete(Ok(7))))
+            thread::spawn(move || assert!(slot.complete(Ok(7)).is_first()))
         };
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waiter: Arc<dyn Waiter> = count.clone();
@@ -47,12 +50,12 @@ fn model_slot_tells_each_waiter_once() {
 #[test]
 fn model_slot_first_of_two_completions_wins() {
     loom::model(|| {
-        let slot = Arc::new(Slot::<u32>::new());
+        let slot = Arc::new(NumberSlot::new());
         let other = {
             let slot = slot.clone();
-            thread::spawn(move || slot.complete(Ok(1)))
+            thread::spawn(move || slot.complete(Ok(1)).is_first())
         };
-        let ours = slot.complete(Ok(2));
+        let ours = slot.complete(Ok(2)).is_first();
         let theirs = other.join().unwrap();
         assert!(ours != theirs);
         assert_eq!(slot.copy(), Ok(if ours { 2 } else { 1 }));
@@ -62,7 +65,7 @@ fn model_slot_first_of_two_completions_wins() {
 #[test]
 fn model_parked_thread_wakes_when_slot_is_done() {
     loom::model(|| {
-        let slot = Arc::new(Slot::<u32>::new());
+        let slot = Arc::new(NumberSlot::new());
         let completer = {
             let slot = slot.clone();
             thread::spawn(move || {
@@ -82,6 +85,36 @@ fn model_parked_thread_wakes_when_slot_is_done() {
     });
 }
 
+/// Two want to run it, and one cancels it: it is run once or not at all, and ends once.
+#[test]
+fn model_body_is_run_once_or_cancelled() {
+    loom::model(|| {
+        let slot = Arc::new(Slot::<u32, u32>::waiting(7));
+        let runner = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                let body = slot.take_body();
+                body.is_some_and(|body| slot.complete(Ok(body)).is_first())
+            })
+        };
+        let canceller = {
+            let slot = slot.clone();
+            thread::spawn(move || match slot.complete(Ok(0)) {
+                Completed::TooLate => (false, false),
+                Completed::Ended => (true, false),
+                Completed::Unstarted(body) => (true, body == 7),
+            })
+        };
+        let ours = slot.take_body();
+        let ended = ours.is_some_and(|body| slot.complete(Ok(body)).is_first());
+        let theirs = runner.join().unwrap();
+        let (cancelled, unstarted) = canceller.join().unwrap();
+        assert_eq!(u32::from(ended) + u32::from(theirs) + u32::from(cancelled), 1);
+        assert!(!(unstarted && ours.is_some()), "it was run, and called unstarted");
+        assert_eq!(slot.copy(), Ok(if cancelled { 0 } else { 7 }));
+    });
+}
+
 /// The last handle goes while the result comes: the value does not stay.
 #[test]
 fn model_value_without_handles_is_dropped() {
@@ -92,14 +125,14 @@ fn model_value_without_handles_is_dropped() {
         }
     }
     loom::model(|| {
-        let slot = Arc::new(Slot::<Value>::new());
+        let slot = Arc::new(Slot::<Value, Infallible>::new());
         let handles = Arc::new(AtomicUsize::new(1));
         let drops = Arc::new(AtomicUsize::new(0));
         let completer = {
             let (slot, handles, drops) = (slot.clone(), handles.clone(), drops.clone());
             thread::spawn(move || {
                 // as `node::complete` does
-                if slot.complete(Ok(Value(drops))) && handles.load(Ordering::Acquire) == 0 {
+                if slot.complete(Ok(Value(drops))).is_first() && handles.load(Ordering::Acquire) == 0 {
                     slot.discard();
                 }
             })

@@ -3,7 +3,7 @@
 use super::{
     Core,
     resources::{Demand, Grant},
-    slot::{Slot, Waiter},
+    slot::{Completed, Outcome, Slot, View, Waiter},
 };
 use crate::error::{Error, Origin};
 use parking_lot::Mutex;
@@ -205,10 +205,59 @@ impl dyn Node {
     }
 }
 
-/// A node whose result is a `T`.
+/// A node whose result is a `T`; these are its slot's functions of the same names.
 pub(crate) trait Source<T>: Node {
-    fn slot(&self) -> &Slot<T>;
+    fn take(&self) -> Outcome<Result<T, Arc<T>>>;
+    fn share(&self) -> Outcome<Arc<T>>;
+    fn copy(&self) -> Outcome<T>
+    where
+        T: Clone;
+    fn view(&self) -> Option<View>;
+    fn keep_view(&self, view: View);
 }
+
+impl<T: 'static> dyn Source<T> {
+    /// A part of the value, shared: computed once from the whole, then the same `Arc` for all.
+    pub(crate) fn project<P, E>(&self, project: impl FnOnce(&T) -> Result<P, E>) -> Outcome<Result<Arc<P>, E>>
+    where
+        P: Send + Sync + 'static,
+    {
+        let whole = self.share()?;
+        if let Some(part) = self.view().and_then(|view| view.downcast::<P>().ok()) {
+            return Ok(Ok(part));
+        }
+        Ok(project(&whole).map(|part| {
+            let part = Arc::new(part);
+            self.keep_view(part.clone());
+            part
+        }))
+    }
+}
+
+/// [`Source`] for a node with a `slot` field.
+macro_rules! slot_source {
+    ($T:ty) => {
+        fn take(&self) -> crate::local::slot::Outcome<Result<$T, std::sync::Arc<$T>>> {
+            self.slot.take()
+        }
+        fn share(&self) -> crate::local::slot::Outcome<std::sync::Arc<$T>> {
+            self.slot.share()
+        }
+        fn copy(&self) -> crate::local::slot::Outcome<$T>
+        where
+            $T: Clone,
+        {
+            self.slot.copy()
+        }
+        fn view(&self) -> Option<crate::local::slot::View> {
+            self.slot.view()
+        }
+        fn keep_view(&self, view: crate::local::slot::View) {
+            self.slot.keep_view(view)
+        }
+    };
+}
+pub(crate) use slot_source;
 
 /// The parts of [`Node`] that every node with a `slot` and a `meta` field has alike.
 macro_rules! node_slot {
@@ -239,24 +288,29 @@ pub(crate) use node_slot;
 ///
 /// The last handle's drop decrements the count and then looks at the slot; this completes the slot
 /// and then looks at the count. The slot's lock orders the two, so at least one of them discards.
-pub(crate) fn complete<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Error>>) -> bool {
+pub(crate) fn complete<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Outcome<T>) -> Completed<B> {
     complete_with(meta, slot, outcome, || {})
 }
 
 /// The same for what was counted when it was submitted: counts its end, once.
 #[inline]
-pub(crate) fn complete_counted<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Error>>) -> bool {
+pub(crate) fn complete_counted<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Outcome<T>) -> Completed<B> {
     let succeeded = outcome.is_ok();
     complete_with(meta, slot, outcome, || meta.core.count_ended(succeeded))
 }
 
 #[inline]
-fn complete_with<T>(meta: &Meta, slot: &Slot<T>, outcome: Result<T, Arc<Error>>, count: impl FnOnce()) -> bool {
-    let first = slot.complete_with(outcome, count);
-    if first && meta.handles.load(Ordering::Acquire) == 0 {
+fn complete_with<T, B>(
+    meta: &Meta,
+    slot: &Slot<T, B>,
+    outcome: Outcome<T>,
+    count: impl FnOnce(),
+) -> Completed<B> {
+    let completed = slot.complete_with(outcome, count);
+    if completed.is_first() && meta.handles.load(Ordering::Acquire) == 0 {
         contain(|| slot.discard());
     }
-    first
+    completed
 }
 
 /// Runs destructors of the user's on behalf of the runtime: a panic in one is logged and goes no
@@ -348,7 +402,7 @@ impl<T: Send + Sync + 'static> Node for Promise<T> {
         if let Some(source) = self.source() {
             source.fail(error.clone());
         }
-        complete(&self.meta, &self.slot, Err(error))
+        complete(&self.meta, &self.slot, Err(error)).is_first()
     }
     fn phase(&self) -> Phase {
         match self.source() {
@@ -369,7 +423,5 @@ impl<T: Send + Sync + 'static> Node for Promise<T> {
 }
 
 impl<T: Send + Sync + 'static> Source<T> for Promise<T> {
-    fn slot(&self) -> &Slot<T> {
-        &self.slot
-    }
+    slot_source!(T);
 }

@@ -1,13 +1,18 @@
-//! A slot holds the result of one task, call or `put`: empty, then a value or an error, once.
+//! A slot holds one task, call or `put`: what is to be run, then nothing, then a value or an error,
+//! once.
 //!
 //! # States
 //! ```text
-//! Pending(waiters) --complete(Ok)---> Ready(T) --share--> Shared(Arc<T>) --discard--> Gone
-//!        |                               '----------------------------------discard-----'
-//!        '---------complete(Err)---> Failed
+//! Waiting(body) --take_body--> Pending --complete(Ok)--> Ready(T) --share--> Shared(Arc<T>) --discard--> Gone
+//!      |   ^                    |  |                        '---------------------------------discard-----'
+//!      |   '---put_body---------'  '-----complete(Err)--> Failed
+//!      '---complete (the body is not run)---> Ready or Failed
 //! ```
+//! `Waiting` and `Pending` hold the waiters. The body and the value share their place.
+//!
 //! A value is kept bare until somebody asks for an `Arc` of it, so that a result that is only ever
-//! copied out costs no second allocation. `complete` wins once; later completions are dropped.
+//! copied out costs no second allocation. `complete` wins once; later completions are dropped. Whoever
+//! takes the body out runs it; there is one who does.
 //!
 //! # Invariants
 //! - Each waiter that `add_waiter` accepted is notified exactly once, unless it is removed first.
@@ -18,68 +23,77 @@ use crate::{
     error::Error,
     sync::{AtomicUsize, Ordering, SpinLock},
 };
-use std::{any::Any, mem, sync::Arc};
+use std::{any::Any, convert::Infallible, mem, sync::Arc};
 
 /// Somebody who is told, once, that a slot is done.
 pub(crate) trait Waiter: Send + Sync {
     /// Called once, on the thread that completed the slot. Must not block.
     fn notify(self: Arc<Self>);
+
+    /// The others, if it stands for several.
+    #[doc(hidden)]
+    #[allow(private_interfaces)] // no other file has one
+    fn crowd(&self) -> Option<&Crowd> {
+        None
+    }
 }
 
-/// The waiters of one slot; most slots have none or one.
+/// The waiters of one slot: most slots have none or one, others have a crowd.
 #[derive(Default)]
-enum Waiters {
-    #[default]
-    None,
-    One(Arc<dyn Waiter>),
-    Many(Box<Crowd>),
-}
+struct Waiters(Option<Arc<dyn Waiter>>);
 
-/// Boxed, so that the slots that have none are small.
-struct Crowd(Vec<Arc<dyn Waiter>>);
+/// Several waiters. They are added under the lock of the slot, and told when it is done.
+#[derive(Default)]
+struct Crowd(SpinLock<Vec<Arc<dyn Waiter>>>);
+
+impl Waiter for Crowd {
+    fn notify(self: Arc<Self>) {
+        let all = mem::take(&mut *self.0.lock());
+        all.into_iter().for_each(Waiter::notify);
+    }
+
+    fn crowd(&self) -> Option<&Crowd> {
+        Some(self)
+    }
+}
 
 impl Waiters {
     fn push(&mut self, waiter: Arc<dyn Waiter>) {
-        *self = match mem::take(self) {
-            Waiters::None => Waiters::One(waiter),
-            Waiters::One(first) => Waiters::Many(Box::new(Crowd(vec![first, waiter]))),
-            Waiters::Many(mut all) => {
-                all.0.push(waiter);
-                Waiters::Many(all)
-            }
+        let Some(first) = &mut self.0 else {
+            self.0 = Some(waiter);
+            return;
         };
+        match first.crowd() {
+            Some(crowd) => crowd.0.lock().push(waiter),
+            None => *first = Arc::new(Crowd(SpinLock::new(vec![first.clone(), waiter]))),
+        }
     }
 
     fn remove(&mut self, waiter: &Arc<dyn Waiter>) {
-        match self {
-            Waiters::None => {}
-            Waiters::One(one) => {
-                if Arc::ptr_eq(one, waiter) {
-                    *self = Waiters::None;
-                }
+        let Some(first) = &self.0 else { return };
+        if let Some(crowd) = first.crowd() {
+            let mut all = crowd.0.lock();
+            if let Some(at) = all.iter().position(|w| Arc::ptr_eq(w, waiter)) {
+                all.swap_remove(at);
             }
-            Waiters::Many(all) => {
-                if let Some(at) = all.0.iter().position(|w| Arc::ptr_eq(w, waiter)) {
-                    all.0.swap_remove(at);
-                }
-            }
+        } else if Arc::ptr_eq(first, waiter) {
+            self.0 = None;
         }
     }
 
     #[inline]
     fn notify(self) {
-        match self {
-            Waiters::None => {}
-            Waiters::One(waiter) => waiter.notify(),
-            Waiters::Many(all) => all.0.into_iter().for_each(Waiter::notify),
+        if let Some(waiter) = self.0 {
+            waiter.notify();
         }
     }
 }
 
-enum State<T> {
+enum State<T, B> {
+    Waiting(B, Waiters),
     Pending(Waiters),
     Ready(T),
-    /// The value, and another view of it that dependents share (see [`Slot::project`]).
+    /// The value, and another view of it that dependents share (see `Source::project`).
     Shared(Arc<T>, Option<Box<View>>),
     Failed(Arc<Error>),
     /// Moved out, or dropped with the last handle.
@@ -87,54 +101,121 @@ enum State<T> {
 }
 
 /// A part of a value, shared.
-type View = Arc<dyn Any + Send + Sync>;
+pub(crate) type View = Arc<dyn Any + Send + Sync>;
 
 /// What a slot that is done holds.
 pub(crate) type Outcome<T> = Result<T, Arc<Error>>;
 
-/// The place of one result.
-pub(crate) struct Slot<T> {
+/// The place of what is run and of its result. What has no body to run has an `Infallible` one.
+pub(crate) struct Slot<T, B = Infallible> {
     /// 1 when it is done. A whole word: a byte that was just written, and is then moved as part of a
     /// word into its cell, makes the CPU wait.
     done: AtomicUsize,
-    state: SpinLock<State<T>>,
+    state: SpinLock<State<T, B>>,
 }
 
-impl<T> Slot<T> {
+/// What a completion did.
+pub(crate) enum Completed<B> {
+    /// The slot was done already.
+    TooLate,
+    /// It ended what ran, or had nothing to run.
+    Ended,
+    /// It ended what had not started; this will never run.
+    Unstarted(B),
+}
+
+impl<B> Completed<B> {
+    /// Whether this completion was the first.
+    pub(crate) fn is_first(&self) -> bool {
+        !matches!(self, Completed::TooLate)
+    }
+}
+
+impl<T, B> Slot<T, B> {
+    fn with(state: State<T, B>, done: usize) -> Self {
+        Slot { done: AtomicUsize::new(done), state: SpinLock::new(state) }
+    }
+
+    /// With nothing to run: somebody will complete it.
     pub(crate) fn new() -> Self {
-        Slot { done: AtomicUsize::new(0), state: SpinLock::new(State::Pending(Waiters::None)) }
+        Slot::with(State::Pending(Waiters::default()), 0)
+    }
+
+    #[inline]
+    pub(crate) fn waiting(body: B) -> Self {
+        Slot::with(State::Waiting(body, Waiters::default()), 0)
     }
 
     pub(crate) fn ready(value: T) -> Self {
-        Slot { done: AtomicUsize::new(1), state: SpinLock::new(State::Ready(value)) }
+        Slot::with(State::Ready(value), 1)
     }
 
-    /// Stores the outcome and notifies the waiters; `false` if there was one already.
-    pub(crate) fn complete(&self, outcome: Outcome<T>) -> bool {
+    /// Whether it has not started, and can be.
+    pub(crate) fn has_body(&self) -> bool {
+        matches!(*self.state.lock(), State::Waiting(..))
+    }
+
+    /// Takes out what is to be run, for the one who will run it.
+    #[inline]
+    pub(crate) fn take_body(&self) -> Option<B> {
+        let mut state = self.state.lock();
+        let State::Waiting(_, waiters) = &mut *state else { return None };
+        let pending = State::Pending(mem::take(waiters));
+        match mem::replace(&mut *state, pending) {
+            State::Waiting(body, _) => Some(body),
+            _ => unreachable!("matched above, under the same lock"),
+        }
+    }
+
+    /// Puts back what is to be run once more; a body that is too late, because the slot is done, comes back.
+    pub(crate) fn put_body(&self, body: B) -> Result<(), B> {
+        let mut state = self.state.lock();
+        let State::Pending(waiters) = &mut *state else { return Err(body) };
+        *state = State::Waiting(body, mem::take(waiters));
+        Ok(())
+    }
+
+    /// Looks at what has not started. It must not block, nor look at this slot again.
+    pub(crate) fn with_body<R>(&self, look: impl FnOnce(&B) -> R) -> Option<R> {
+        match &*self.state.lock() {
+            State::Waiting(body, _) => Some(look(body)),
+            _ => None,
+        }
+    }
+
+    /// Stores the outcome and notifies the waiters, unless there is one already.
+    pub(crate) fn complete(&self, outcome: Outcome<T>) -> Completed<B> {
         self.complete_with(outcome, || {})
     }
 
     /// The same; calls `first` just before anybody can see the outcome. It must not block.
     #[inline]
-    pub(crate) fn complete_with(&self, outcome: Outcome<T>, first: impl FnOnce()) -> bool {
+    pub(crate) fn complete_with(&self, outcome: Outcome<T>, first: impl FnOnce()) -> Completed<B> {
         let after = match outcome {
             Ok(value) => State::Ready(value),
             Err(error) => State::Failed(error),
         };
         let before = {
             let mut state = self.state.lock();
-            if !matches!(*state, State::Pending(_)) {
-                return false;
+            if !matches!(*state, State::Pending(_) | State::Waiting(..)) {
+                return Completed::TooLate;
             }
             first();
             let before = mem::replace(&mut *state, after);
             self.done.store(1, Ordering::Release);
             before
         };
-        if let State::Pending(waiters) = before {
-            waiters.notify();
+        match before {
+            State::Pending(waiters) => {
+                waiters.notify();
+                Completed::Ended
+            }
+            State::Waiting(body, waiters) => {
+                waiters.notify();
+                Completed::Unstarted(body)
+            }
+            _ => unreachable!("matched above, under the same lock"),
         }
-        true
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -144,7 +225,7 @@ impl<T> Slot<T> {
     /// Registers a waiter, unless the slot is done already (`false`).
     pub(crate) fn add_waiter(&self, waiter: &Arc<dyn Waiter>) -> bool {
         match &mut *self.state.lock() {
-            State::Pending(waiters) => {
+            State::Pending(waiters) | State::Waiting(_, waiters) => {
                 waiters.push(waiter.clone());
                 true
             }
@@ -153,7 +234,7 @@ impl<T> Slot<T> {
     }
 
     pub(crate) fn remove_waiter(&self, waiter: &Arc<dyn Waiter>) {
-        if let State::Pending(waiters) = &mut *self.state.lock() {
+        if let State::Pending(waiters) | State::Waiting(_, waiters) = &mut *self.state.lock() {
             waiters.remove(waiter);
         }
     }
@@ -171,7 +252,7 @@ impl<T> Slot<T> {
             let mut state = self.state.lock();
             match &*state {
                 // An error is small, and others may still ask what became of it.
-                State::Pending(_) | State::Failed(_) => return,
+                State::Pending(_) | State::Waiting(..) | State::Failed(_) => return,
                 _ => mem::replace(&mut *state, State::Gone),
             }
         };
@@ -187,7 +268,7 @@ impl<T> Slot<T> {
                 Ok(Arc::try_unwrap(shared))
             }
             State::Failed(error) => Err(error),
-            State::Pending(_) | State::Gone => unreachable!("only a finished slot with one handle is taken from"),
+            State::Pending(_) | State::Waiting(..) | State::Gone => unreachable!("only a finished slot with one handle is taken from"),
         }
     }
 
@@ -208,7 +289,7 @@ impl<T> Slot<T> {
                 *state = State::Shared(shared.clone(), None);
                 Ok(shared)
             }
-            State::Pending(_) | State::Gone => unreachable!("a held handle keeps its finished value"),
+            State::Pending(_) | State::Waiting(..) | State::Gone => unreachable!("a held handle keeps its finished value"),
         }
     }
 
@@ -228,25 +309,18 @@ impl<T> Slot<T> {
         self.share().map(|shared| T::clone(&shared))
     }
 
-    /// A part of the value, shared: computed once from the whole, then the same `Arc` for all.
-    pub(crate) fn project<P, E>(&self, project: impl FnOnce(&T) -> Result<P, E>) -> Outcome<Result<Arc<P>, E>>
-    where
-        P: Send + Sync + 'static,
-    {
-        let whole = self.share()?;
-        let cached = match &*self.state.lock() {
-            State::Shared(_, Some(part)) => View::clone(part).downcast::<P>().ok(),
+    /// The view that was kept, if the value is shared and has one.
+    pub(crate) fn view(&self) -> Option<View> {
+        match &*self.state.lock() {
+            State::Shared(_, Some(view)) => Some(View::clone(view)),
             _ => None,
-        };
-        if let Some(part) = cached {
-            return Ok(Ok(part));
         }
-        Ok(project(&whole).map(|part| {
-            let part = Arc::new(part);
-            if let State::Shared(_, cache @ None) = &mut *self.state.lock() {
-                *cache = Some(Box::new(part.clone()));
-            }
-            part
-        }))
+    }
+
+    /// Keeps a view of the value for others, if it is shared and has none.
+    pub(crate) fn keep_view(&self, view: View) {
+        if let State::Shared(_, kept @ None) = &mut *self.state.lock() {
+            *kept = Some(Box::new(view));
+        }
     }
 }

@@ -9,7 +9,7 @@
 
 use super::{
     Core, Job, Work,
-    node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot},
+    node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot, slot_source},
     observe,
     resources::{Applicant, Demand, Grant},
     slot::{Slot, Waiter},
@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    sync::SpinLock,
 };
 use parking_lot::Mutex;
 use std::{
@@ -62,9 +61,8 @@ pub(crate) trait Body: Sized + Send + 'static {
 
 pub(crate) struct TaskCell<B: Body> {
     meta: Meta,
-    /// Until somebody runs it.
-    body: SpinLock<Option<B>>,
-    slot: Slot<B::Out>,
+    /// The body, until somebody runs it, and then the result.
+    slot: Slot<B::Out, B>,
     /// It is among what a shutdown must find, because it waits for another runtime.
     foreign: AtomicBool,
     /// It waits for its next attempt.
@@ -76,17 +74,19 @@ impl<B: Body> TaskCell<B> {
     pub(crate) fn submit(
         core: &'static Core,
         location: &'static Location<'static>,
-        body: B,
+        mut body: B,
         mut options: Option<Box<Options>>,
     ) -> Result<Arc<Self>> {
+        if core.has(super::flag::CHECK_SERIALIZATION) {
+            body = body.duplicate()?;
+        }
         let demand = options.as_ref().and_then(|o| o.demand.lock().clone());
         if let Some(options) = &mut options {
             options.demands = demand.is_some();
         }
         let cell = Arc::new(TaskCell {
             meta: Meta::new(core, location, options),
-            body: SpinLock::new(Some(body)),
-            slot: Slot::new(),
+            slot: Slot::waiting(body),
             foreign: AtomicBool::new(false),
             pausing: AtomicBool::new(false),
         });
@@ -98,10 +98,6 @@ impl<B: Body> TaskCell<B> {
             let node: &dyn Node = &*cell;
             return Err(Error::Infeasible { origin: node.origin(), reason });
         }
-        if core.has(super::flag::CHECK_SERIALIZATION) {
-            let mut body = cell.body.lock();
-            *body = body.as_ref().map(B::duplicate).transpose()?;
-        }
         core.count(|c| &c.submitted);
         observe::submitted(core, || cell.clone());
         if let Some(after) = cell.meta.options.as_ref().and_then(|o| o.deadline) {
@@ -110,9 +106,7 @@ impl<B: Body> TaskCell<B> {
         }
         if B::DEPENDENT {
             let missing = wait_for_arguments(&cell, |visit| {
-                if let Some(body) = &*cell.body.lock() {
-                    body.dependencies(visit);
-                }
+                cell.slot.with_body(|body| body.dependencies(visit));
             });
             if missing {
                 if cell.waits_for_another_runtime() {
@@ -130,9 +124,9 @@ impl<B: Body> TaskCell<B> {
     /// ending what it waits for.
     fn waits_for_another_runtime(&self) -> bool {
         let mut foreign = false;
-        if let Some(body) = &*self.body.lock() {
+        self.slot.with_body(|body| {
             body.dependencies(&mut |node| foreign |= !std::ptr::eq(node.meta().core, self.meta.core));
-        }
+        });
         foreign
     }
 
@@ -230,8 +224,10 @@ impl<B: Body> TaskCell<B> {
         self.release();
         let pause = options.backoff.saturating_mul(1 << (attempt - 1).min(16));
         let again = move |cell: Arc<Self>| {
-            *cell.body.lock() = copy;
-            cell.ready(false);
+            match copy.map(|copy| cell.slot.put_body(copy)) {
+                Some(Err(too_late)) => contain(|| drop(too_late)), // it was cancelled meanwhile
+                _ => cell.ready(false),
+            }
         };
         if pause.is_zero() {
             return again(self);
@@ -302,15 +298,14 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
 
 impl<B: Body> Work for TaskCell<B> {
     fn run(self: Arc<Self>) {
-        let body = self.body.lock().take();
-        match body {
+        match self.slot.take_body() {
             Some(body) => self.execute(body),
             None => self.release(),
         }
     }
 
     fn is_spent(&self) -> bool {
-        self.grant().is_none() && self.body.lock().is_none()
+        self.grant().is_none() && !self.slot.has_body()
     }
 }
 
@@ -350,20 +345,18 @@ impl<B: Body> Node for TaskCell<B> {
     }
 
     fn fail(&self, error: Arc<Error>) -> bool {
-        let failed = complete_counted(&self.meta, &self.slot, Err(error));
-        if failed {
-            let body = self.body.lock().take();
-            contain(|| drop(body)); // outside the lock: handles among the arguments may free other things
-            if self.grant().is_some() {
-                self.forget_demand();
-                self.meta.core.admit(); // others may have waited behind it
-            }
+        let completed = complete_counted(&self.meta, &self.slot, Err(error));
+        let failed = completed.is_first();
+        contain(|| drop(completed)); // handles among the arguments may free other things
+        if failed && self.grant().is_some() {
+            self.forget_demand();
+            self.meta.core.admit(); // others may have waited behind it
         }
         failed
     }
 
     fn phase(&self) -> Phase {
-        let queued = self.body.lock().is_some();
+        let queued = self.slot.has_body();
         match () {
             () if self.is_done() => Phase::Done,
             () if !queued && self.pausing.load(Ordering::Relaxed) => Phase::Pausing,
@@ -377,13 +370,13 @@ impl<B: Body> Node for TaskCell<B> {
     fn help(self: Arc<Self>) -> Help {
         if self.meta.missing.load(Ordering::Acquire) > 0 {
             let mut first = None;
-            if let Some(body) = &*self.body.lock() {
+            self.slot.with_body(|body| {
                 body.dependencies(&mut |node| {
                     if first.is_none() && !node.is_done() {
                         first = Some(node.clone());
                     }
                 });
-            }
+            });
             return match first {
                 Some(node) => Help::First(node),
                 None if self.meta.missing.load(Ordering::Acquire) == 0 => Help::Ran,
@@ -393,8 +386,7 @@ impl<B: Body> Node for TaskCell<B> {
         if self.grant().is_some() {
             return Help::Busy;
         }
-        let body = self.body.lock().take();
-        match body {
+        match self.slot.take_body() {
             Some(body) => {
                 self.execute(body);
                 Help::Ran
@@ -405,13 +397,13 @@ impl<B: Body> Node for TaskCell<B> {
 
     fn blockers(&self) -> Vec<Blocker> {
         let mut blockers = Vec::new();
-        if let Some(body) = &*self.body.lock() {
+        self.slot.with_body(|body| {
             body.dependencies(&mut |node| {
                 if !node.is_done() {
                     blockers.push(Blocker::Node(node.clone()));
                 }
             });
-        }
+        });
         blockers
     }
 
@@ -429,9 +421,7 @@ impl<B: Body> Node for TaskCell<B> {
 }
 
 impl<B: Body> Source<B::Out> for TaskCell<B> {
-    fn slot(&self) -> &Slot<B::Out> {
-        &self.slot
-    }
+    slot_source!(B::Out);
 }
 
 const IDLE: u8 = 0;
