@@ -7,7 +7,7 @@ use parking_lot::Condvar;
 pub(crate) use parking_lot::Mutex;
 #[cfg(not(loom))]
 pub(crate) use std::{
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     thread::{Thread, current as current_thread, park},
 };
 
@@ -22,7 +22,7 @@ pub(crate) type SpinLock<T> = Mutex<T>;
 use loom::sync::Condvar;
 #[cfg(loom)]
 pub(crate) use loom::{
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     thread::{Thread, current as current_thread, park},
 };
 

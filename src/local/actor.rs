@@ -626,11 +626,9 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
     }
 
     /// A call was cancelled while it waited; the runner will come across it.
-    fn withdraw(&self, call: &dyn ActorCall<S>) {
-        if call.leave() {
-            self.withdrawn.fetch_add(1, Ordering::Relaxed);
-            self.dequeue();
-        }
+    fn withdraw(&self) {
+        self.withdrawn.fetch_add(1, Ordering::Relaxed);
+        self.dequeue();
     }
 
     /// The runner has come across a call that has ended already.
@@ -914,11 +912,9 @@ impl<S: Send + Sync + 'static> Work for SharedRun<S> {
 
 pub(crate) struct CallCell<S, B: CallBody<S>> {
     meta: Meta,
-    /// The method with its arguments, until it starts, and then the result.
+    /// The method with its arguments, until it starts, and then the result; the label is the caller.
+    /// It has left when it is not among those that wait any more.
     slot: Slot<B::Out, B>,
-    /// It is not among those that wait any more.
-    left: AtomicBool,
-    caller: u32,
     actor: Arc<ActorCell<S>>,
 }
 
@@ -936,9 +932,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         }
         let cell = Arc::new(CallCell {
             meta: Meta::new(core, location, options),
-            slot: Slot::waiting(body),
-            left: AtomicBool::new(false),
-            caller: thread::caller(),
+            slot: Slot::waiting(body, thread::caller()),
             actor: actor.clone(),
         });
         if let Some(group) = cell.group()
@@ -1032,7 +1026,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
     }
 
     fn caller(&self) -> u32 {
-        self.caller
+        self.slot.label()
     }
 
     fn id(&self) -> u64 {
@@ -1056,7 +1050,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> ActorCall<S> for CallCell<S, B> {
     }
 
     fn leave(&self) -> bool {
-        !self.left.swap(true, Ordering::Relaxed)
+        self.slot.leave()
     }
 
     fn fail(&self, error: Arc<Error>) {
@@ -1239,9 +1233,11 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
         let completed = complete_counted(&self.meta, &self.slot, Err(error));
         let failed = completed.is_first();
         if failed {
-            if let Completed::Unstarted(body) = completed {
+            if let Completed::Unstarted { body, left } = completed {
                 contain(|| drop(body));
-                self.actor.withdraw(self);
+                if !left {
+                    self.actor.withdraw();
+                }
             }
             // Others may be lined up behind it.
             if !self.is_ready() && self.actor.mailbox.poke() {
@@ -1312,7 +1308,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
         }
         // It may stand behind an earlier call of its caller.
         if let Some(runner) = self.actor.runner.try_lock()
-            && let Some(first) = runner.lanes.of(self.caller).and_then(VecDeque::front)
+            && let Some(first) = runner.lanes.of(self.slot.label()).and_then(VecDeque::front)
             && first.id() != self.meta.id
         {
             blockers.push(Blocker::Node(first.clone().as_node()));

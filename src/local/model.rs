@@ -89,7 +89,7 @@ fn model_parked_thread_wakes_when_slot_is_done() {
 #[test]
 fn model_body_is_run_once_or_cancelled() {
     loom::model(|| {
-        let slot = Arc::new(Slot::<u32, u32>::waiting(7));
+        let slot = Arc::new(Slot::<u32, u32>::waiting(7, 0));
         let runner = {
             let slot = slot.clone();
             thread::spawn(move || {
@@ -102,7 +102,7 @@ fn model_body_is_run_once_or_cancelled() {
             thread::spawn(move || match slot.complete(Ok(0)) {
                 Completed::TooLate => (false, false),
                 Completed::Ended => (true, false),
-                Completed::Unstarted(body) => (true, body == 7),
+                Completed::Unstarted { body, .. } => (true, body == 7),
             })
         };
         let ours = slot.take_body();

@@ -300,12 +300,7 @@ pub(crate) fn complete_counted<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Ou
 }
 
 #[inline]
-fn complete_with<T, B>(
-    meta: &Meta,
-    slot: &Slot<T, B>,
-    outcome: Outcome<T>,
-    count: impl FnOnce(),
-) -> Completed<B> {
+fn complete_with<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Outcome<T>, count: impl FnOnce()) -> Completed<B> {
     let completed = slot.complete_with(outcome, count);
     if completed.is_first() && meta.handles.load(Ordering::Acquire) == 0 {
         contain(|| slot.discard());

@@ -21,7 +21,7 @@
 
 use crate::{
     error::Error,
-    sync::{AtomicUsize, Ordering, SpinLock},
+    sync::{AtomicU32, Ordering, SpinLock},
 };
 use std::{any::Any, convert::Infallible, mem, sync::Arc};
 
@@ -43,7 +43,6 @@ pub(crate) trait Waiter: Send + Sync {
 struct Waiters(Option<Arc<dyn Waiter>>);
 
 /// Several waiters. They are added under the lock of the slot, and told when it is done.
-#[derive(Default)]
 struct Crowd(SpinLock<Vec<Arc<dyn Waiter>>>);
 
 impl Waiter for Crowd {
@@ -90,7 +89,12 @@ impl Waiters {
 }
 
 enum State<T, B> {
-    Waiting(B, Waiters),
+    /// `left`: whoever will take the body out has said so.
+    Waiting {
+        body: B,
+        waiters: Waiters,
+        left: bool,
+    },
     Pending(Waiters),
     Ready(T),
     /// The value, and another view of it that dependents share (see `Source::project`).
@@ -108,9 +112,10 @@ pub(crate) type Outcome<T> = Result<T, Arc<Error>>;
 
 /// The place of what is run and of its result. What has no body to run has an `Infallible` one.
 pub(crate) struct Slot<T, B = Infallible> {
-    /// 1 when it is done. A whole word: a byte that was just written, and is then moved as part of a
-    /// word into its cell, makes the CPU wait.
-    done: AtomicUsize,
+    /// 1 when it is done.
+    done: AtomicU32,
+    /// Of the owner's; there is room for it here.
+    label: u32,
     state: SpinLock<State<T, B>>,
 }
 
@@ -120,8 +125,8 @@ pub(crate) enum Completed<B> {
     TooLate,
     /// It ended what ran, or had nothing to run.
     Ended,
-    /// It ended what had not started; this will never run.
-    Unstarted(B),
+    /// It ended what had not started; this will never run. `left`: [`Slot::leave`] had been called.
+    Unstarted { body: B, left: bool },
 }
 
 impl<B> Completed<B> {
@@ -132,37 +137,48 @@ impl<B> Completed<B> {
 }
 
 impl<T, B> Slot<T, B> {
-    fn with(state: State<T, B>, done: usize) -> Self {
-        Slot { done: AtomicUsize::new(done), state: SpinLock::new(state) }
-    }
-
     /// With nothing to run: somebody will complete it.
     pub(crate) fn new() -> Self {
-        Slot::with(State::Pending(Waiters::default()), 0)
+        Slot { done: AtomicU32::new(0), label: 0, state: SpinLock::new(State::Pending(Waiters::default())) }
     }
 
     #[inline]
-    pub(crate) fn waiting(body: B) -> Self {
-        Slot::with(State::Waiting(body, Waiters::default()), 0)
+    pub(crate) fn waiting(body: B, label: u32) -> Self {
+        let state = State::Waiting { body, waiters: Waiters::default(), left: false };
+        Slot { done: AtomicU32::new(0), label, state: SpinLock::new(state) }
     }
 
     pub(crate) fn ready(value: T) -> Self {
-        Slot::with(State::Ready(value), 1)
+        Slot { done: AtomicU32::new(1), label: 0, state: SpinLock::new(State::Ready(value)) }
+    }
+
+    /// The owner's number, given with the body.
+    #[inline]
+    pub(crate) fn label(&self) -> u32 {
+        self.label
     }
 
     /// Whether it has not started, and can be.
     pub(crate) fn has_body(&self) -> bool {
-        matches!(*self.state.lock(), State::Waiting(..))
+        matches!(*self.state.lock(), State::Waiting { .. })
+    }
+
+    /// Says that the body will be taken out; `false` if there is none, or it was said before.
+    pub(crate) fn leave(&self) -> bool {
+        match &mut *self.state.lock() {
+            State::Waiting { left, .. } => !mem::replace(left, true),
+            _ => false,
+        }
     }
 
     /// Takes out what is to be run, for the one who will run it.
     #[inline]
     pub(crate) fn take_body(&self) -> Option<B> {
         let mut state = self.state.lock();
-        let State::Waiting(_, waiters) = &mut *state else { return None };
+        let State::Waiting { waiters, .. } = &mut *state else { return None };
         let pending = State::Pending(mem::take(waiters));
         match mem::replace(&mut *state, pending) {
-            State::Waiting(body, _) => Some(body),
+            State::Waiting { body, .. } => Some(body),
             _ => unreachable!("matched above, under the same lock"),
         }
     }
@@ -171,14 +187,14 @@ impl<T, B> Slot<T, B> {
     pub(crate) fn put_body(&self, body: B) -> Result<(), B> {
         let mut state = self.state.lock();
         let State::Pending(waiters) = &mut *state else { return Err(body) };
-        *state = State::Waiting(body, mem::take(waiters));
+        *state = State::Waiting { body, waiters: mem::take(waiters), left: true };
         Ok(())
     }
 
     /// Looks at what has not started. It must not block, nor look at this slot again.
     pub(crate) fn with_body<R>(&self, look: impl FnOnce(&B) -> R) -> Option<R> {
         match &*self.state.lock() {
-            State::Waiting(body, _) => Some(look(body)),
+            State::Waiting { body, .. } => Some(look(body)),
             _ => None,
         }
     }
@@ -197,7 +213,7 @@ impl<T, B> Slot<T, B> {
         };
         let before = {
             let mut state = self.state.lock();
-            if !matches!(*state, State::Pending(_) | State::Waiting(..)) {
+            if !matches!(*state, State::Pending(_) | State::Waiting { .. }) {
                 return Completed::TooLate;
             }
             first();
@@ -210,9 +226,9 @@ impl<T, B> Slot<T, B> {
                 waiters.notify();
                 Completed::Ended
             }
-            State::Waiting(body, waiters) => {
+            State::Waiting { body, waiters, left } => {
                 waiters.notify();
-                Completed::Unstarted(body)
+                Completed::Unstarted { body, left }
             }
             _ => unreachable!("matched above, under the same lock"),
         }
@@ -225,7 +241,7 @@ impl<T, B> Slot<T, B> {
     /// Registers a waiter, unless the slot is done already (`false`).
     pub(crate) fn add_waiter(&self, waiter: &Arc<dyn Waiter>) -> bool {
         match &mut *self.state.lock() {
-            State::Pending(waiters) | State::Waiting(_, waiters) => {
+            State::Pending(waiters) | State::Waiting { waiters, .. } => {
                 waiters.push(waiter.clone());
                 true
             }
@@ -234,7 +250,7 @@ impl<T, B> Slot<T, B> {
     }
 
     pub(crate) fn remove_waiter(&self, waiter: &Arc<dyn Waiter>) {
-        if let State::Pending(waiters) | State::Waiting(_, waiters) = &mut *self.state.lock() {
+        if let State::Pending(waiters) | State::Waiting { waiters, .. } = &mut *self.state.lock() {
             waiters.remove(waiter);
         }
     }
@@ -252,7 +268,7 @@ impl<T, B> Slot<T, B> {
             let mut state = self.state.lock();
             match &*state {
                 // An error is small, and others may still ask what became of it.
-                State::Pending(_) | State::Waiting(..) | State::Failed(_) => return,
+                State::Pending(_) | State::Waiting { .. } | State::Failed(_) => return,
                 _ => mem::replace(&mut *state, State::Gone),
             }
         };
@@ -268,7 +284,9 @@ impl<T, B> Slot<T, B> {
                 Ok(Arc::try_unwrap(shared))
             }
             State::Failed(error) => Err(error),
-            State::Pending(_) | State::Waiting(..) | State::Gone => unreachable!("only a finished slot with one handle is taken from"),
+            State::Pending(_) | State::Waiting { .. } | State::Gone => {
+                unreachable!("only a finished slot with one handle is taken from")
+            }
         }
     }
 
@@ -289,7 +307,9 @@ impl<T, B> Slot<T, B> {
                 *state = State::Shared(shared.clone(), None);
                 Ok(shared)
             }
-            State::Pending(_) | State::Waiting(..) | State::Gone => unreachable!("a held handle keeps its finished value"),
+            State::Pending(_) | State::Waiting { .. } | State::Gone => {
+                unreachable!("a held handle keeps its finished value")
+            }
         }
     }
 

@@ -15,9 +15,7 @@ use super::{
     slot::{Slot, Waiter},
     thread, timer,
 };
-use crate::{
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 use parking_lot::Mutex;
 use std::{
     any::Any,
@@ -86,7 +84,7 @@ impl<B: Body> TaskCell<B> {
         }
         let cell = Arc::new(TaskCell {
             meta: Meta::new(core, location, options),
-            slot: Slot::waiting(body),
+            slot: Slot::waiting(body, 0),
             foreign: AtomicBool::new(false),
             pausing: AtomicBool::new(false),
         });
