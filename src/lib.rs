@@ -55,6 +55,8 @@
 
 mod actor;
 mod args;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod error;
 mod function;
 mod local;

@@ -1,0 +1,302 @@
+//! The head: who is there, how busy it is, and where a task goes that its node passed on.
+//!
+//! # Placement
+//! A task goes where it is done soonest: the tasks in front of it times the mean time of a task, over
+//! the CPUs of the node, plus the time that missing arguments take to get there. The nodes are kept
+//! in the order of the first term, so that the best is found without a look at all of them: only
+//! the first that is big enough, and the holders of arguments, can be it.
+//!
+//! # Invariants
+//! - `order` has every node once, under its present waiting time.
+//! - What the head has assigned, and the node has not told of yet, counts as waiting there, so
+//!   that a burst does not go to one node.
+//! - An owner is told of a placement before the head can tell it that the node died: both go the same way.
+//! - What only a node that died lately could run waits for one like it to come; what no node could
+//!   ever run fails at once.
+//! - Whoever is declared dead is told to all, is told so itself whenever it speaks, and is never heard.
+
+use super::{
+    capacity::{Capacity, Demand},
+    protocol::{Arg, Effects, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, us},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who is not heard for so long is dead.
+pub(crate) const PATIENCE: Nanos = ms(2_000);
+/// Everybody says something within this time.
+pub(crate) const BEAT: Nanos = ms(200);
+/// No message is under way for longer; and so long a node that died may be replaced.
+const MEMORY: Nanos = ms(60_000);
+/// A node that has this much more to do than an idle one gives some of it away.
+const WORTH_STEALING: Nanos = ms(1);
+/// What a task is thought to take while none has ended.
+pub(crate) const FIRST_GUESS: Nanos = us(100);
+
+struct NodeView {
+    capacity: Capacity,
+    labels: Vec<Label>,
+    load: Load,
+    /// How many tasks the head has assigned to it, ever.
+    assigned: u64,
+    heard: Nanos,
+    /// As it stands in `order`.
+    wait: Nanos,
+}
+
+impl NodeView {
+    fn tasks(&self) -> u64 {
+        u64::from(self.load.waiting) + u64::from(self.load.running) + (self.assigned - self.load.assigned)
+    }
+
+    /// How long a new task waits here before it starts.
+    fn estimate(&self) -> Nanos {
+        let slots = u64::from(self.capacity.cpu / 1_000).max(1);
+        let ahead = (self.tasks() + 1).saturating_sub(slots);
+        let mean = if self.load.mean == 0 { FIRST_GUESS } else { self.load.mean };
+        ahead.saturating_mul(mean) / slots
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Head {
+    nodes: BTreeMap<ProcessId, NodeView>,
+    /// By waiting time.
+    order: BTreeSet<(Nanos, ProcessId)>,
+    /// When each was heard last.
+    owners: BTreeMap<ProcessId, Nanos>,
+    dead: BTreeMap<ProcessId, Departed>,
+    /// For a node like one that died lately.
+    waiting: Vec<TaskSpec>,
+    looked: Nanos,
+}
+
+struct Departed {
+    since: Nanos,
+    /// What it was, if it was a node.
+    node: Option<(Capacity, Vec<Label>)>,
+}
+
+impl Head {
+    pub(crate) fn handle(&mut self, now: Nanos, from: ProcessId, message: Message, out: &mut Effects) {
+        if self.dead.contains_key(&from) {
+            return out.send(from, Message::Fenced);
+        }
+        if let Some(node) = self.nodes.get_mut(&from) {
+            node.heard = now;
+        }
+        if let Some(heard) = self.owners.get_mut(&from) {
+            *heard = now;
+        }
+        match message {
+            Message::JoinNode { capacity, labels } => {
+                let load = Load::default();
+                self.welcome(now, from, out);
+                self.nodes.insert(from, NodeView { capacity, labels, load, assigned: 0, heard: now, wait: 0 });
+                self.order.insert((0, from));
+                self.reorder(from);
+                for spec in std::mem::take(&mut self.waiting) {
+                    self.place(spec, out);
+                }
+            }
+            Message::JoinOwner => {
+                self.welcome(now, from, out);
+                self.owners.insert(from, now);
+            }
+            Message::Place(spec) => self.place(spec, out),
+            Message::Load(load) => {
+                let Some(node) = self.nodes.get_mut(&from) else { return };
+                let idle =
+                    load.waiting == 0 && load.running * 1_000 < node.capacity.cpu && load.assigned == node.assigned;
+                node.load = load;
+                self.reorder(from);
+                if idle {
+                    self.find_work(from, out);
+                }
+            }
+            // A beat has been heard above; the rest is not said to a head.
+            _ => {}
+        }
+    }
+
+    /// Tells one that has just come of those that died lately: what is said to it may still name them.
+    fn welcome(&self, now: Nanos, process: ProcessId, out: &mut Effects) {
+        for (dead, departed) in &self.dead {
+            if departed.since + MEMORY > now {
+                out.send(process, Message::Dead { process: *dead });
+            }
+        }
+    }
+
+    /// To be called at least every [`BEAT`].
+    pub(crate) fn tick(&mut self, now: Nanos, out: &mut Effects) {
+        if now < self.looked + BEAT {
+            return;
+        }
+        self.looked = now;
+        let silent = |heard: Nanos| heard + PATIENCE < now;
+        let nodes = self.nodes.iter().filter(|(_, node)| silent(node.heard)).map(|(id, _)| *id);
+        let owners = self.owners.iter().filter(|(_, heard)| silent(**heard)).map(|(id, _)| *id);
+        for process in nodes.chain(owners).collect::<Vec<_>>() {
+            self.bury(now, process, out);
+        }
+        // Those who were not replaced in time will not be.
+        for departed in self.dead.values_mut().filter(|departed| departed.since + MEMORY <= now) {
+            departed.node = None;
+        }
+        for spec in std::mem::take(&mut self.waiting) {
+            self.place(spec, out);
+        }
+    }
+
+    /// Declares it dead.
+    pub(crate) fn bury(&mut self, now: Nanos, process: ProcessId, out: &mut Effects) {
+        let node = self.nodes.remove(&process).map(|node| {
+            self.order.remove(&(node.wait, process));
+            (node.capacity, node.labels)
+        });
+        self.owners.remove(&process);
+        self.dead.insert(process, Departed { since: now, node });
+        for other in self.nodes.keys().chain(self.owners.keys()) {
+            out.send(*other, Message::Dead { process });
+        }
+    }
+
+    fn reorder(&mut self, id: ProcessId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let wait = node.estimate();
+        if wait != node.wait {
+            self.order.remove(&(node.wait, id));
+            node.wait = wait;
+            self.order.insert((wait, id));
+        }
+    }
+
+    fn place(&mut self, mut spec: TaskSpec, out: &mut Effects) {
+        let owner = spec.id.owner;
+        if self.dead.contains_key(&owner) {
+            return;
+        }
+        for arg in &mut spec.args {
+            // The node may be too young to have heard of their deaths.
+            if let Arg::Object { holders, .. } = arg {
+                holders.retain(|holder| !self.dead.contains_key(holder));
+            }
+        }
+        match self.choose(&spec) {
+            Ok(node) => {
+                if let Some(view) = self.nodes.get_mut(&node) {
+                    view.assigned += 1;
+                }
+                self.reorder(node);
+                out.send(owner, Message::Placed { task: spec.id, attempt: spec.attempt, node });
+                out.send(node, Message::Assign(spec));
+            }
+            Err(_) if self.was_there(&spec) => self.waiting.push(spec),
+            Err(why) => out.send(owner, Message::Unplaceable { task: spec.id, attempt: spec.attempt, why: why.into() }),
+        }
+    }
+
+    /// Whether a node that died lately could have run it.
+    fn was_there(&self, spec: &TaskSpec) -> bool {
+        let labels = match &spec.strategy {
+            Strategy::Node { soft: false, .. } => return false, // that node will not come back
+            Strategy::Labels(labels) => labels.as_slice(),
+            _ => &[],
+        };
+        let departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
+        departed
+            .into_iter()
+            .any(|(capacity, has)| capacity.fits(&spec.demand) && labels.iter().all(|label| has.contains(label)))
+    }
+
+    fn is_big_enough(&self, node: ProcessId, spec: &TaskSpec) -> bool {
+        self.nodes.get(&node).is_some_and(|view| view.capacity.fits(&spec.demand))
+    }
+
+    fn choose(&self, spec: &TaskSpec) -> Result<ProcessId, String> {
+        match &spec.strategy {
+            Strategy::Node { node, .. } if self.is_big_enough(*node, spec) => return Ok(*node),
+            Strategy::Node { node, soft: false } => {
+                return Err(match self.nodes.get(node) {
+                    None => format!("it must run on node {node:?}, which is not there"),
+                    Some(view) => format!("it must run on node {node:?}: {}", lack(view, &spec.demand)),
+                });
+            }
+            Strategy::Labels(labels) => {
+                let has_all = |view: &NodeView| labels.iter().all(|label| view.labels.contains(label));
+                let with = self.order.iter().filter(|(_, id)| self.nodes.get(id).is_some_and(has_all));
+                let mut fits = with.clone().map(|(_, id)| *id).filter(|id| self.is_big_enough(*id, spec));
+                let wanted =
+                    || labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ");
+                return fits.next().ok_or_else(|| match with.clone().next() {
+                    None => format!("no node has the labels {}", wanted()),
+                    Some((_, id)) => format!(
+                        "of the nodes with {}, none is big enough; {id:?}: {}",
+                        wanted(),
+                        self.nodes.get(id).map(|view| lack(view, &spec.demand)).unwrap_or_default()
+                    ),
+                });
+            }
+            Strategy::Spread => {
+                let fits = self.nodes.iter().filter(|(_, view)| view.capacity.fits(&spec.demand));
+                let fewest = fits.min_by_key(|(id, view)| (view.tasks(), **id)).map(|(id, _)| *id);
+                return fewest.ok_or_else(|| self.too_big(&spec.demand));
+            }
+            Strategy::Default | Strategy::Node { .. } => {}
+        }
+        let soonest = self.order.iter().map(|(_, id)| *id).find(|id| self.is_big_enough(*id, spec));
+        let soonest = soonest.ok_or_else(|| self.too_big(&spec.demand))?;
+        let holders = spec.args.iter().flat_map(|arg| match arg {
+            Arg::Object { holders, .. } => holders.as_slice(),
+            Arg::Inline(_) => &[],
+        });
+        let candidates = holders.copied().filter(|id| self.is_big_enough(*id, spec));
+        let cost = |id: &ProcessId| {
+            let wait = self.nodes.get(id).map_or(Nanos::MAX, |view| view.wait);
+            (wait.saturating_add(transfer_time(spec.missing_bytes(*id))), *id != soonest)
+        };
+        Ok(candidates.chain([soonest]).min_by_key(cost).unwrap_or(soonest))
+    }
+
+    /// No node is big enough: says which comes nearest, and what it lacks.
+    fn too_big(&self, demand: &Demand) -> String {
+        let gap = |view: &NodeView| view.capacity.lack(demand).map_or(0.0, |lack| lack.gap());
+        let nearest = self.nodes.iter().min_by(|(_, a), (_, b)| gap(a).total_cmp(&gap(b)));
+        match nearest {
+            None => "there is no node".into(),
+            Some((id, view)) => format!("no node is big enough; the nearest is {id:?}: {}", lack(view, demand)),
+        }
+    }
+
+    /// Has the busiest node give some of its tasks to one that has nothing to do.
+    fn find_work(&mut self, thief: ProcessId, out: &mut Effects) {
+        let Some(&(wait, victim)) = self.order.last() else { return };
+        let (Some(ours), Some(theirs)) = (self.nodes.get(&thief), self.nodes.get(&victim)) else { return };
+        if victim == thief || wait < ours.wait + WORTH_STEALING || theirs.load.waiting == 0 {
+            return;
+        }
+        let share = u64::from(theirs.load.waiting) * u64::from(ours.capacity.cpu)
+            / u64::from(ours.capacity.cpu + theirs.capacity.cpu).max(1);
+        let most = (share as u32).max(1);
+        out.send(victim, Message::Steal { thief, capacity: ours.capacity.clone(), most });
+        // Until it tells of its own load, the victim is not asked again for these.
+        if let Some(theirs) = self.nodes.get_mut(&victim) {
+            theirs.load.waiting -= most.min(theirs.load.waiting);
+        }
+        self.reorder(victim);
+    }
+
+    /// Whether it has declared it dead.
+    pub(crate) fn has_buried(&self, process: ProcessId) -> bool {
+        self.dead.contains_key(&process)
+    }
+
+    /// Nodes that live, and tasks that wait for one.
+    pub(crate) fn holds(&self) -> (usize, usize) {
+        (self.nodes.len(), self.waiting.len())
+    }
+}
+
+fn lack(view: &NodeView, demand: &Demand) -> String {
+    view.capacity.lack(demand).map(|lack| lack.to_string()).unwrap_or_default()
+}

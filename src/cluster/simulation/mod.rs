@@ -1,0 +1,129 @@
+//! A cluster in one thread and in virtual time: the real head, nodes and owners, with a network
+//! between them that delays, holds back and cuts, and processes that die.
+//!
+//! Everything follows from one seed, so that a run that breaks a rule can be run again. Between two
+//! living processes messages arrive once and in order, however late, as the links below the state
+//! machines have it; a lost packet shows as a delay of what comes behind it.
+//!
+//! What is checked, in every run:
+//! - every task ends exactly once for its owner;
+//! - no object is lost while there is a handle to it, unless its task has used up its attempts;
+//! - what runs on a node never exceeds what the node has, by a count of the simulation's own;
+//! - when all handles are gone nothing stays: no record, no stored object, no task, no resource.
+//!
+//! ```
+//! use outray::cluster::simulation::{Options, run};
+//! let report = run(&Options { nodes: 5, tasks: 200, crashes: 2, ..Options::with_seed(7) })?;
+//! assert_eq!(report.ended, 200);
+//! # Ok::<(), outray::cluster::simulation::Violation>(())
+//! ```
+
+mod random;
+mod workload;
+mod world;
+
+use std::{fmt, time::Duration};
+
+/// What to simulate. All durations are virtual.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Nodes at the start.
+    pub nodes: usize,
+    /// CPUs of each.
+    pub cpus: u32,
+    /// Processes that submit tasks.
+    pub drivers: usize,
+    /// Tasks, of all drivers together.
+    pub tasks: usize,
+    /// Between two submissions of a driver, on average.
+    pub interval: Duration,
+    /// How long a task runs, on average.
+    pub task_time: Duration,
+    /// Whether tasks depend on each other, have large results, want certain nodes and resources, and
+    /// fail; without, they are all plain and alike.
+    pub mixed: bool,
+    /// Nodes that die, one after the other; another one comes for each.
+    pub crashes: usize,
+    /// Drivers that die.
+    pub driver_crashes: usize,
+    /// Times that some processes cannot be reached by the others; some last longer than the head's patience.
+    pub partitions: usize,
+    /// One packet in so many is lost, which delays it and what comes behind it; 0: none.
+    pub loss: u64,
+    /// Whether to measure what the head costs, in real time.
+    pub measure_head: bool,
+}
+
+impl Options {
+    /// Three nodes of two CPUs, two drivers, 100 mixed tasks, no faults.
+    pub fn with_seed(seed: u64) -> Self {
+        Options {
+            seed,
+            nodes: 3,
+            cpus: 2,
+            drivers: 2,
+            tasks: 100,
+            interval: Duration::from_micros(300),
+            task_time: Duration::from_millis(1),
+            mixed: true,
+            crashes: 0,
+            driver_crashes: 0,
+            partitions: 0,
+            loss: 0,
+            measure_head: false,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Tasks that ended for their owners, and how many of these failed.
+    pub ended: usize,
+    /// See `ended`.
+    pub failed: usize,
+    /// Attempts that were started.
+    pub starts: usize,
+    /// Tasks that moved to an idle node.
+    pub stolen: usize,
+    /// Messages of all kinds, and those from and to the head.
+    pub messages: usize,
+    /// See `messages`.
+    pub head_messages: usize,
+    /// Messages about tasks to and from the head.
+    pub head_task_messages: usize,
+    /// From submission to start, half and 99 of 100 tasks.
+    pub latency_p50: Duration,
+    /// See `latency_p50`.
+    pub latency_p99: Duration,
+    /// Until the last task had ended.
+    pub time: Duration,
+    /// Real time that the head took, if it was measured.
+    pub head_time: Duration,
+}
+
+/// A rule that was broken.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    seed: u64,
+    rule: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "with seed {}: {}", self.seed, self.rule)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// Runs a cluster until all tasks have ended and all handles are gone.
+///
+/// # Errors
+/// The first rule that was broken; see the [module's documentation](self).
+pub fn run(options: &Options) -> Result<Report, Violation> {
+    world::World::new(options).run().map_err(|rule| Violation { seed: options.seed, rule })
+}

@@ -1,0 +1,90 @@
+//! What the simulated drivers do: they submit tasks, keep some handles and drop others, ask for all
+//! they kept, and drop those, too.
+
+use super::{Options, random::Random};
+use crate::cluster::{
+    capacity::Demand,
+    owner::{Work, WorkArg},
+    protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The body of a simulated task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Body {
+    pub(super) time: Nanos,
+    /// Of the result.
+    pub(super) size: u64,
+    pub(super) fails: bool,
+}
+
+/// Results up to this size travel with the message.
+const SMALL: u64 = 64 << 10;
+
+impl Body {
+    pub(super) fn to_bytes(self) -> Arc<[u8]> {
+        let mut bytes = Vec::with_capacity(17);
+        bytes.extend(self.time.to_le_bytes());
+        bytes.extend(self.size.to_le_bytes());
+        bytes.push(self.fails.into());
+        bytes.into()
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |at: usize| bytes[at..].iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        Body { time: word(0), size: word(8), fails: bytes[16] != 0 }
+    }
+
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Body { fails: true, .. } => Outcome::Failed("it was made to fail".into()),
+            Body { size, .. } if size <= SMALL => Outcome::Inline(Arc::from([0; 8])),
+            Body { size, .. } => Outcome::Stored { size },
+        }
+    }
+}
+
+/// Labels that a node with this index has.
+pub(super) fn labels(index: usize) -> Vec<Label> {
+    vec![("zone".into(), if index % 2 == 0 { "even" } else { "odd" }.into())]
+}
+
+/// A task of a driver that has these handles, when there are these nodes.
+pub(super) fn work(options: &Options, random: &mut Random, handles: &[ObjectId], nodes: &[ProcessId]) -> Work {
+    let time = random.exponential(options.task_time.as_nanos() as u64);
+    if !options.mixed {
+        let body = Body { time, size: 8, fails: false };
+        let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
+        return Work { demand, strategy, args: Vec::new(), body: body.to_bytes(), attempts: 10 };
+    }
+    let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
+    let body = Body { time, size, fails: random.one_in(60) };
+    let mut demand = match random.below(5) {
+        0 => Demand::cpus(1 + random.below(1_000) as u32),
+        1 if options.cpus > 1 => Demand::cpus(2_000),
+        2 => Demand::cpus(0),
+        _ => Demand::cpus(1_000),
+    };
+    match random.below(12) {
+        0 => demand.gpu = 1 + random.below(1_000) as u32,
+        1 => demand.memory = random.below(1 << 30),
+        2 => demand.custom = BTreeMap::from([("licence".into(), 1_000)]),
+        3 if random.one_in(4) => demand.custom = BTreeMap::from([("unicorn".into(), 1)]), // nobody has one
+        _ => {}
+    }
+    let strategy = match random.below(20) {
+        0 | 1 => Strategy::Spread,
+        2 => Strategy::Node { node: nodes[random.below(nodes.len() as u64) as usize], soft: true },
+        3 => Strategy::Labels(labels(random.below(2) as usize)),
+        _ => Strategy::Default,
+    };
+    let args = (0..random.below(4)).filter_map(|_| {
+        let at = random.below(handles.len() as u64) as usize;
+        handles.get(at).map(|handle| WorkArg::Object(*handle))
+    });
+    let mut args: Vec<WorkArg> = args.collect();
+    if random.one_in(3) {
+        args.push(WorkArg::Value(Arc::from([1, 2, 3])));
+    }
+    Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10 }
+}

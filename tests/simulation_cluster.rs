@@ -1,0 +1,78 @@
+//! The cluster's control logic in simulation: the rules hold, whatever happens in between. A seed
+//! that breaks one is printed; `OUTRAY_SEED=n` runs that one alone, `OUTRAY_SEEDS=n` so many.
+
+use outray::cluster::simulation::{Options, Report, run};
+use std::time::Duration;
+
+/// Runs each seed, and returns what happened in all of them.
+fn all(seeds: u64, options: impl Fn(u64) -> Options) -> Vec<Report> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("OUTRAY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("OUTRAY_SEEDS").unwrap_or(seeds),
+    };
+    seeds.map(|seed| run(&options(seed)).unwrap_or_else(|violation| panic!("{violation}"))).collect()
+}
+
+fn sum(reports: &[Report], of: impl Fn(&Report) -> usize) -> usize {
+    reports.iter().map(of).sum()
+}
+
+#[test]
+fn simulation_without_faults() {
+    let reports = all(100, Options::with_seed);
+    assert!(reports.iter().all(|report| report.ended == 100 && report.starts <= 100));
+    assert!(sum(&reports, |report| report.failed) > 0, "some tasks are made to fail");
+}
+
+#[test]
+fn simulation_with_lost_packets_and_partitions() {
+    let reports = all(300, |seed| Options { loss: 20, partitions: 3, ..Options::with_seed(seed) });
+    assert!(sum(&reports, |report| report.starts) > sum(&reports, |report| report.ended) / 2);
+}
+
+#[test]
+fn simulation_with_nodes_that_die() {
+    let reports = all(300, |seed| Options { nodes: 4, crashes: 3, loss: 50, ..Options::with_seed(seed) });
+    assert!(reports.iter().all(|report| report.ended == 100));
+    let [starts, ended, failed] =
+        [|r: &Report| r.starts, |r: &Report| r.ended, |r: &Report| r.failed].map(|of| sum(&reports, of));
+    assert!(starts > ended - failed, "{starts} starts for {ended} tasks, of which {failed} failed");
+}
+
+#[test]
+fn simulation_with_everything_that_can_happen() {
+    all(300, |seed| Options {
+        nodes: 3 + seed as usize % 8,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 4,
+        tasks: 150,
+        crashes: seed as usize % 5,
+        driver_crashes: seed as usize % 2,
+        partitions: seed as usize % 4,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+}
+
+#[test]
+fn simulation_of_many_nodes() {
+    let reports = all(2, |seed| Options {
+        nodes: 1_000,
+        drivers: 20,
+        tasks: 5_000,
+        crashes: 10,
+        interval: Duration::from_micros(50),
+        ..Options::with_seed(seed)
+    });
+    assert!(reports.iter().all(|report| report.ended == 5_000));
+}
+
+#[test]
+fn simulation_runs_the_same_for_the_same_seed() {
+    let options = Options { crashes: 2, partitions: 1, loss: 30, ..Options::with_seed(11) };
+    let (first, second) = (run(&options).unwrap(), run(&options).unwrap());
+    assert_eq!(format!("{first:?}"), format!("{second:?}"));
+    let other = run(&Options { seed: 12, ..options }).unwrap();
+    assert_ne!(format!("{first:?}"), format!("{other:?}"));
+}
