@@ -47,6 +47,8 @@ fn simulation_with_everything_that_can_happen() {
         cpus: 1 + seed as u32 % 4,
         drivers: 1 + seed as usize % 4,
         tasks: 150,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 30,
         crashes: seed as usize % 5,
         driver_crashes: seed as usize % 2,
         partitions: seed as usize % 4,

@@ -17,9 +17,12 @@
 
 use super::{
     capacity::{Capacity, Demand},
-    protocol::{Arg, Effects, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, us},
+    protocol::{Arg, Effects, HEAD, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, us},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+};
 
 /// Who is not heard for so long is dead.
 pub(crate) const PATIENCE: Nanos = ms(2_000);
@@ -27,6 +30,10 @@ pub(crate) const PATIENCE: Nanos = ms(2_000);
 pub(crate) const BEAT: Nanos = ms(200);
 /// No message is under way for longer; and so long a node that died may be replaced.
 const MEMORY: Nanos = ms(60_000);
+/// How often a node tells its load while that changes, in a small cluster.
+pub(crate) const PACE: Nanos = ms(5);
+/// In a large one it is less often, so that the head hears so many loads a second at most, beats aside.
+const LOADS_PER_SECOND: u64 = 100_000;
 /// A node that has this much more to do than an idle one gives some of it away.
 const WORTH_STEALING: Nanos = ms(1);
 /// What a task is thought to take while none has ended.
@@ -57,16 +64,24 @@ impl NodeView {
     }
 }
 
-#[derive(Default)]
+struct OwnerView {
+    heard: Nanos,
+    /// The node that it sends its tasks to.
+    home: Option<ProcessId>,
+}
+
 pub(crate) struct Head {
     nodes: BTreeMap<ProcessId, NodeView>,
     /// By waiting time.
     order: BTreeSet<(Nanos, ProcessId)>,
-    /// When each was heard last.
-    owners: BTreeMap<ProcessId, Nanos>,
+    owners: BTreeMap<ProcessId, OwnerView>,
+    /// The node that became a home last.
+    last_home: ProcessId,
     dead: BTreeMap<ProcessId, Departed>,
     /// For a node like one that died lately.
     waiting: Vec<TaskSpec>,
+    /// For how many nodes the pace was set.
+    paced_for: u64,
     looked: Nanos,
 }
 
@@ -77,6 +92,19 @@ struct Departed {
 }
 
 impl Head {
+    pub(crate) fn new() -> Self {
+        Head {
+            nodes: BTreeMap::new(),
+            order: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            last_home: HEAD,
+            dead: BTreeMap::new(),
+            waiting: Vec::new(),
+            paced_for: 0,
+            looked: 0,
+        }
+    }
+
     pub(crate) fn handle(&mut self, now: Nanos, from: ProcessId, message: Message, out: &mut Effects) {
         if self.dead.contains_key(&from) {
             return out.send(from, Message::Fenced);
@@ -84,8 +112,8 @@ impl Head {
         if let Some(node) = self.nodes.get_mut(&from) {
             node.heard = now;
         }
-        if let Some(heard) = self.owners.get_mut(&from) {
-            *heard = now;
+        if let Some(owner) = self.owners.get_mut(&from) {
+            owner.heard = now;
         }
         match message {
             Message::JoinNode { capacity, labels } => {
@@ -94,13 +122,19 @@ impl Head {
                 self.nodes.insert(from, NodeView { capacity, labels, load, assigned: 0, heard: now, wait: 0 });
                 self.order.insert((0, from));
                 self.reorder(from);
+                self.set_pace(from, out);
+                let homeless = self.owners.iter().filter(|(_, owner)| owner.home.is_none());
+                for owner in homeless.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.find_home(owner, None, out);
+                }
                 for spec in std::mem::take(&mut self.waiting) {
                     self.place(spec, out);
                 }
             }
-            Message::JoinOwner => {
+            Message::JoinOwner { wish } => {
                 self.welcome(now, from, out);
-                self.owners.insert(from, now);
+                self.owners.insert(from, OwnerView { heard: now, home: None });
+                self.find_home(from, wish, out);
             }
             Message::Place(spec) => self.place(spec, out),
             Message::Load(load) => {
@@ -127,6 +161,18 @@ impl Head {
         }
     }
 
+    /// Tells how often to tell: the one that has just come, or all, when there are many more than before.
+    fn set_pace(&mut self, from: ProcessId, out: &mut Effects) {
+        let count = self.nodes.len() as u64;
+        let every = PACE.max(count * 1_000_000_000 / LOADS_PER_SECOND);
+        if every > PACE && count >= 2 * self.paced_for {
+            self.paced_for = count;
+            self.nodes.keys().for_each(|node| out.send(*node, Message::Pace { every }));
+        } else if every > PACE {
+            out.send(from, Message::Pace { every });
+        }
+    }
+
     /// To be called at least every [`BEAT`].
     pub(crate) fn tick(&mut self, now: Nanos, out: &mut Effects) {
         if now < self.looked + BEAT {
@@ -135,7 +181,7 @@ impl Head {
         self.looked = now;
         let silent = |heard: Nanos| heard + PATIENCE < now;
         let nodes = self.nodes.iter().filter(|(_, node)| silent(node.heard)).map(|(id, _)| *id);
-        let owners = self.owners.iter().filter(|(_, heard)| silent(**heard)).map(|(id, _)| *id);
+        let owners = self.owners.iter().filter(|(_, owner)| silent(owner.heard)).map(|(id, _)| *id);
         for process in nodes.chain(owners).collect::<Vec<_>>() {
             self.bury(now, process, out);
         }
@@ -158,6 +204,28 @@ impl Head {
         self.dead.insert(process, Departed { since: now, node });
         for other in self.nodes.keys().chain(self.owners.keys()) {
             out.send(*other, Message::Dead { process });
+        }
+        let at_home = self.owners.iter_mut().filter(|(_, owner)| owner.home == Some(process));
+        let homeless: Vec<_> = at_home
+            .map(|(id, owner)| {
+                owner.home = None;
+                *id
+            })
+            .collect();
+        for owner in homeless {
+            self.find_home(owner, None, out);
+        }
+    }
+
+    /// Names a node for the tasks of an owner: the one it wishes, or the next in the row.
+    fn find_home(&mut self, owner: ProcessId, wish: Option<ProcessId>, out: &mut Effects) {
+        let wished = wish.filter(|node| self.nodes.contains_key(node));
+        let next = || self.nodes.range((Excluded(self.last_home), Unbounded)).next().or(self.nodes.iter().next());
+        let Some(node) = wished.or_else(|| next().map(|(id, _)| *id)) else { return };
+        self.last_home = node;
+        if let Some(view) = self.owners.get_mut(&owner) {
+            view.home = Some(node);
+            out.send(owner, Message::Home { node });
         }
     }
 
@@ -188,7 +256,9 @@ impl Head {
                     view.assigned += 1;
                 }
                 self.reorder(node);
-                out.send(owner, Message::Placed { task: spec.id, attempt: spec.attempt, node });
+                spec.hop += 1;
+                let (task, attempt, hop) = (spec.id, spec.attempt, spec.hop);
+                out.send(owner, Message::Placed { task, attempt, hop, node, via: None });
                 out.send(node, Message::Assign(spec));
             }
             Err(_) if self.was_there(&spec) => self.waiting.push(spec),

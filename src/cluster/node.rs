@@ -14,7 +14,7 @@
 
 use super::{
     capacity::{Capacity, Devices},
-    head::{BEAT, FIRST_GUESS},
+    head::{BEAT, FIRST_GUESS, PACE},
     protocol::{
         Arg, Effects, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, ms,
         transfer_time,
@@ -28,9 +28,6 @@ const TOO_LONG: Nanos = ms(2);
 const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
 const WINDOW: usize = 256;
-/// How often a node tells its load while that changes.
-pub(crate) const TELL: Nanos = ms(5);
-
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
 type Key = (ObjectId, u32);
 
@@ -45,6 +42,9 @@ struct Task {
     /// It was told to stop; nobody wants to hear of it.
     stopped: bool,
 }
+
+/// An object here: its size, and the attempt of its task that made it.
+type Stored = (u64, u32);
 
 /// An object on its way here.
 struct Fetch {
@@ -64,13 +64,15 @@ pub(crate) struct Node {
     /// How many of them need no CPU.
     cpuless: usize,
     running: u32,
-    store: BTreeMap<ObjectId, u64>,
+    store: BTreeMap<ObjectId, Stored>,
     fetches: BTreeMap<ObjectId, Fetch>,
     dead: BTreeSet<ProcessId>,
     mean: Nanos,
     assigned: u64,
     told: Nanos,
     changed: bool,
+    /// How often it tells its load while that changes, as the head wishes.
+    pace: Nanos,
 }
 
 impl Node {
@@ -91,6 +93,7 @@ impl Node {
             assigned: 0,
             told: 0,
             changed: false,
+            pace: PACE,
         }
     }
 
@@ -101,19 +104,24 @@ impl Node {
                 self.assigned += 1;
                 self.keep(spec, out);
             }
-            Message::Stolen(spec) => self.keep(spec, out),
+            Message::Stolen(spec) => {
+                self.confirm(&spec, out);
+                self.keep(spec, out);
+            }
             Message::Cancel { task } => self.cancel(task, out),
             Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
             Message::Pull { object } => match self.store.get(&object) {
-                Some(size) => out.send(from, Message::Pushed { object, size: *size }),
+                Some((size, attempt)) => {
+                    out.send(from, Message::Pushed { object, size: *size, attempt: *attempt });
+                }
                 None => out.send(from, Message::Gone { object }),
             },
-            Message::Pushed { object, size } => {
+            Message::Pushed { object, size, attempt } => {
                 if let Some(fetch) = self.fetches.remove(&object)
                     && !self.dead.contains(&object.owner)
                 {
-                    self.store.insert(object, size);
-                    out.send(object.owner, Message::Holds { object });
+                    self.store.insert(object, (size, attempt));
+                    out.send(object.owner, Message::Holds { object, attempt });
                     self.arrived(object, fetch);
                 }
             }
@@ -125,9 +133,12 @@ impl Node {
                 }
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
-            Message::Free { object } => {
-                self.store.remove(&object);
+            Message::Free { object, attempt } => {
+                if self.store.get(&object).is_some_and(|stored| stored.1 <= attempt) {
+                    self.store.remove(&object);
+                }
             }
+            Message::Pace { every } => self.pace = every,
             Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
             _ => {}
@@ -137,7 +148,7 @@ impl Node {
 
     /// When [`Node::tick`] has something to do next.
     pub(crate) fn next_tick(&self) -> Nanos {
-        self.told + if self.changed { TELL } else { BEAT }
+        self.told + if self.changed { self.pace.min(BEAT) } else { BEAT }
     }
 
     /// Tells the head of the load, when it is time.
@@ -156,14 +167,20 @@ impl Node {
     }
 
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].
-    fn submitted(&mut self, spec: TaskSpec, out: &mut Effects) {
+    fn submitted(&mut self, mut spec: TaskSpec, out: &mut Effects) {
         if self.should_keep(&spec) {
-            let (task, attempt, node) = (spec.id, spec.attempt, self.id);
-            out.send(task.owner, Message::Placed { task, attempt, node });
+            spec.hop += 1;
+            self.confirm(&spec, out);
             self.keep(spec, out);
         } else {
             out.send(HEAD, Message::Place(spec));
         }
+    }
+
+    /// Tells the owner that it is here.
+    fn confirm(&self, spec: &TaskSpec, out: &mut Effects) {
+        let (task, attempt, hop, node) = (spec.id, spec.attempt, spec.hop, self.id);
+        out.send(task.owner, Message::Placed { task, attempt, hop, node, via: None });
     }
 
     fn should_keep(&self, spec: &TaskSpec) -> bool {
@@ -283,7 +300,7 @@ impl Node {
         }
         if !task.stopped {
             if let Outcome::Stored { size } = outcome {
-                self.store.insert(task.spec.id, size);
+                self.store.insert(task.spec.id, (size, attempt));
                 // It may have been made again where it is wanted.
                 if let Some(fetch) = self.fetches.remove(&task.spec.id) {
                     self.arrived(task.spec.id, fetch);
@@ -356,7 +373,10 @@ impl Node {
                     holders.retain(|holder| !self.dead.contains(holder));
                 }
             }
-            out.send(key.0.owner, Message::Placed { task: key.0, attempt: key.1, node: thief });
+            task.spec.hop += 1;
+            let (task_id, attempt, hop) = (key.0, key.1, task.spec.hop);
+            let placed = Message::Placed { task: task_id, attempt, hop, node: thief, via: Some(self.id) };
+            out.send(task_id.owner, placed);
             out.send(thief, Message::Stolen(task.spec));
         }
     }

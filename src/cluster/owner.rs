@@ -109,8 +109,11 @@ struct Record {
     work: Option<Work>,
     /// Of the attempt that is under way or ended.
     attempt: u32,
-    /// Where that attempt is, as far as is known.
+    /// Where that attempt is, as far as is known, and where it comes from if it is on its way.
     at: Option<ProcessId>,
+    via: Option<ProcessId>,
+    /// How often it had been handed on when that was known.
+    hop: u32,
     /// Whether the attempt is under way, and holds pins on its arguments.
     under_way: bool,
     /// Arguments that are not there yet, of a task that waits.
@@ -125,7 +128,7 @@ struct Record {
 
 pub(crate) struct Owner {
     id: ProcessId,
-    /// The node that its tasks go to first.
+    /// The node that its tasks go to first; without one they go to the head.
     node: Option<ProcessId>,
     records: BTreeMap<u64, Record>,
     next: u64,
@@ -135,9 +138,9 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(id: ProcessId, node: Option<ProcessId>, out: &mut Effects) -> Self {
-        out.send(HEAD, Message::JoinOwner);
-        Owner { id, node, records: BTreeMap::new(), next: 1, dead: BTreeSet::new(), beat: 0, steps: Vec::new() }
+    pub(crate) fn new(id: ProcessId, wish: Option<ProcessId>, out: &mut Effects) -> Self {
+        out.send(HEAD, Message::JoinOwner { wish });
+        Owner { id, node: None, records: BTreeMap::new(), next: 1, dead: BTreeSet::new(), beat: 0, steps: Vec::new() }
     }
 
     fn name(&self, number: u64) -> ObjectId {
@@ -157,6 +160,8 @@ impl Owner {
                 work,
                 attempt: 0,
                 at: None,
+                via: None,
+                hop: 0,
                 under_way: false,
                 missing: BTreeSet::new(),
                 dependents: BTreeSet::new(),
@@ -208,6 +213,16 @@ impl Owner {
         self.run(out);
     }
 
+    /// Ends a task that has not ended, wherever it is; what depends on it fails.
+    pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
+        let Some(record) = self.records.get(&object.number).filter(|record| record.under_way) else { return };
+        if let Some(node) = record.at {
+            out.send(node, Message::Cancel { task: object });
+        }
+        self.steps.push(Step::End(object.number, record.attempt, State::Failed("it was cancelled".into())));
+        self.run(out);
+    }
+
     /// Makes what was lost again: somebody asks for its value. `true`: it is there, or has failed.
     pub(crate) fn want(&mut self, object: ObjectId, out: &mut Effects) -> bool {
         self.steps.push(Step::Revive(object.number));
@@ -237,18 +252,23 @@ impl Owner {
             return; // whatever it did is done again
         }
         match message {
-            Message::Placed { task, attempt, node } => self.placed(task.number, attempt, node),
+            Message::Placed { task, attempt, hop, node, via } => {
+                self.placed(task.number, attempt, hop, (node, via), out);
+            }
             Message::Unplaceable { task, attempt, why } => {
                 self.steps.push(Step::End(task.number, attempt, State::Failed(why)));
             }
             Message::Finished { task, attempt, outcome } => self.finished(from, task.number, attempt, outcome, out),
             Message::Locate { object, not } => self.locate(from, object.number, not, out),
-            Message::Holds { object } => match self.records.get_mut(&object.number).map(|record| &mut record.state) {
-                Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
-                    nodes.insert(from);
+            Message::Holds { object, attempt } => {
+                match self.records.get_mut(&object.number).map(|record| &mut record.state) {
+                    Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
+                        nodes.insert(from);
+                    }
+                    _ => out.send(from, Message::Free { object, attempt }),
                 }
-                _ => out.send(from, Message::Free { object }),
-            },
+            }
+            Message::Home { node } => self.node = Some(node),
             Message::Dead { process } => self.buried(process),
             Message::Fenced => out.fenced = true,
             _ => {}
@@ -297,7 +317,7 @@ impl Owner {
         record.state = State::Pending;
         record.under_way = true;
         record.attempt += 1;
-        record.at = None;
+        (record.at, record.via, record.hop) = (None, None, 0);
         record.missing = missing.clone();
         match failed {
             Some(why) => self.steps.push(Step::End(number, record.attempt, State::Failed(why.into()))),
@@ -324,6 +344,7 @@ impl Owner {
         let spec = TaskSpec {
             id,
             attempt,
+            hop: 0,
             demand: work.demand.clone(),
             strategy: work.strategy.clone(),
             args: args.collect(),
@@ -339,18 +360,33 @@ impl Owner {
         }
     }
 
-    fn placed(&mut self, number: u64, attempt: u32, node: ProcessId) {
-        let Some(record) = self.records.get_mut(&number) else { return };
-        if record.under_way && record.attempt == attempt {
-            record.at = Some(node);
-            if self.dead.contains(&node) {
-                self.steps.push(Step::Again(number));
+    fn placed(
+        &mut self,
+        number: u64,
+        attempt: u32,
+        hop: u32,
+        (node, via): (ProcessId, Option<ProcessId>),
+        out: &mut Effects,
+    ) {
+        match self.records.get_mut(&number) {
+            Some(record) if record.under_way && record.attempt == attempt => {
+                // News of an earlier hop may come later, on another link.
+                if hop < record.hop || hop == record.hop && via.is_some() {
+                    return;
+                }
+                (record.at, record.via, record.hop) = (Some(node), via, hop);
+                if [Some(node), via].into_iter().flatten().any(|process| self.dead.contains(&process)) {
+                    self.steps.push(Step::Again(number));
+                }
             }
+            Some(record) if record.under_way => {} // an attempt that was thought lost: who is first wins
+            // It was cancelled, or another attempt was first, before this place was known.
+            _ => out.send(node, Message::Cancel { task: self.name(number) }),
         }
     }
 
     fn again(&mut self, number: u64) {
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(&number).filter(|record| record.under_way) else { return };
         let (attempt, attempts) = (record.attempt, record.work.as_ref().map_or(0, |work| work.attempts));
         if attempt >= attempts {
             let why = format!("the node that ran it died, in attempt {attempt} of {attempts}");
@@ -380,7 +416,7 @@ impl Owner {
             // Another attempt was first.
             (None, Outcome::Stored { .. }) => {
                 if !self.holders(object).is_some_and(|holders| holders.contains(&from)) {
-                    out.send(from, Message::Free { object });
+                    out.send(from, Message::Free { object, attempt });
                 }
                 return;
             }
@@ -486,7 +522,9 @@ impl Owner {
             State::Stored { holders, .. } => {
                 out.send(from, Message::Located { object, holders: holders.iter().copied().collect() });
             }
-            State::Inline { value, .. } => out.send(from, Message::Pushed { object, size: value.len() as u64 }),
+            State::Inline { value, .. } => {
+                out.send(from, Message::Pushed { object, size: value.len() as u64, attempt: record.attempt })
+            }
             State::Failed(why) => out.send(from, Message::Lost { object, why: why.clone() }),
             State::Pending => {
                 record.asked_by.insert(from);
@@ -501,7 +539,7 @@ impl Owner {
     fn buried(&mut self, process: ProcessId) {
         self.dead.insert(process);
         if self.node == Some(process) {
-            self.node = None; // the head is asked from now on
+            self.node = None; // until the head names another
         }
         for (number, record) in &mut self.records {
             record.asked_by.remove(&process);
@@ -516,7 +554,7 @@ impl Owner {
                 }
                 _ => {}
             }
-            if record.under_way && record.at == Some(process) {
+            if record.under_way && [record.at, record.via].contains(&Some(process)) {
                 self.steps.push(Step::Again(*number));
             }
         }
@@ -531,7 +569,7 @@ impl Owner {
         }
         if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {
             for node in nodes {
-                out.send(*node, Message::Free { object });
+                out.send(*node, Message::Free { object, attempt: record.attempt });
             }
         }
         record.state = State::Freed;

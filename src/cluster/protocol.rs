@@ -90,6 +90,8 @@ pub(crate) struct TaskSpec {
     pub(crate) id: ObjectId,
     /// From 1. An owner starts a new attempt when the node that had the last one died.
     pub(crate) attempt: u32,
+    /// How often this attempt has been handed on.
+    pub(crate) hop: u32,
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
     pub(crate) args: Vec<Arg>,
@@ -141,8 +143,9 @@ pub(crate) enum Message {
     Assign(TaskSpec),
     /// Node to node: it was yours to steal.
     Stolen(TaskSpec),
-    /// To the owner: this attempt is on that node now.
-    Placed { task: ObjectId, attempt: u32, node: ProcessId },
+    /// To the owner: this attempt is on that node now, after so many hops; or on its way there from
+    /// `via`, and lost if either dies, until `node` says the same without `via`.
+    Placed { task: ObjectId, attempt: u32, hop: u32, node: ProcessId, via: Option<ProcessId> },
     /// Head to the owner: no node can ever run it.
     Unplaceable { task: ObjectId, attempt: u32, why: Arc<str> },
     /// Node to the owner.
@@ -152,8 +155,8 @@ pub(crate) enum Message {
 
     /// Node to node: send me this object.
     Pull { object: ObjectId },
-    /// Node to node: here it is.
-    Pushed { object: ObjectId, size: u64 },
+    /// Node to node: here it is, as this attempt of its task made it.
+    Pushed { object: ObjectId, size: u64, attempt: u32 },
     /// Node to node: I do not have it.
     Gone { object: ObjectId },
     /// Node to the owner: who has it? `not` has not.
@@ -163,18 +166,23 @@ pub(crate) enum Message {
     /// Owner to a node: there is no such object, and there will not be.
     Lost { object: ObjectId, why: Arc<str> },
     /// Node to the owner: I have it, too.
-    Holds { object: ObjectId },
-    /// Owner to a node: drop it.
-    Free { object: ObjectId },
+    Holds { object: ObjectId, attempt: u32 },
+    /// Owner to a node: drop it, if it is of this attempt or an earlier one. It may have been made again
+    /// there meanwhile.
+    Free { object: ObjectId, attempt: u32 },
 
     /// Node to the head, once.
     JoinNode { capacity: Capacity, labels: Vec<Label> },
-    /// Owner to the head, once.
-    JoinOwner,
+    /// Owner to the head, once; a worker asks for the node that it is on.
+    JoinOwner { wish: Option<ProcessId> },
+    /// Head to an owner: send your tasks to this node first. Comes again when that node has died.
+    Home { node: ProcessId },
     /// Node to the head: regularly, and when it has nothing to do.
     Load(Load),
     /// Owner to the head, regularly: it lives.
     Beat,
+    /// Head to a node: tell of changes of your load this often, not more.
+    Pace { every: Nanos },
     /// Head to a node: give up to `most` of your waiting tasks to `thief`.
     Steal { thief: ProcessId, capacity: Capacity, most: u32 },
     /// Head to everybody.

@@ -5,6 +5,9 @@
 //! living processes messages arrive once and in order, however late, as the links below the state
 //! machines have it; a lost packet shows as a delay of what comes behind it.
 //!
+//! With `OUTRAY_TRACE=p4/17,p3` in the environment the events whose text contains one of these are
+//! printed.
+//!
 //! What is checked, in every run:
 //! - every task ends exactly once for its owner;
 //! - no object is lost while there is a handle to it, unless its task has used up its attempts;
@@ -48,10 +51,15 @@ pub struct Options {
     pub crashes: usize,
     /// Drivers that die.
     pub driver_crashes: usize,
-    /// Times that some processes cannot be reached by the others; some last longer than the head's patience.
+    /// Times that some processes cannot be reached by the others, or by some others; some last longer
+    /// than the head's patience.
     pub partitions: usize,
+    /// Tasks that are cancelled some time after they were submitted.
+    pub cancellations: usize,
     /// One packet in so many is lost, which delays it and what comes behind it; 0: none.
     pub loss: u64,
+    /// How long the head is busy with a message; others wait meanwhile.
+    pub head_message_time: Duration,
     /// Whether to measure what the head costs, in real time.
     pub measure_head: bool,
 }
@@ -71,7 +79,9 @@ impl Options {
             crashes: 0,
             driver_crashes: 0,
             partitions: 0,
+            cancellations: 0,
             loss: 0,
+            head_message_time: Duration::ZERO,
             measure_head: false,
         }
     }
@@ -89,11 +99,11 @@ pub struct Report {
     pub starts: usize,
     /// Tasks that moved to an idle node.
     pub stolen: usize,
-    /// Messages of all kinds, and those from and to the head.
+    /// Messages of all kinds.
     pub messages: usize,
-    /// See `messages`.
+    /// Those that the head has taken in.
     pub head_messages: usize,
-    /// Messages about tasks to and from the head.
+    /// Those from and to the head that are about tasks.
     pub head_task_messages: usize,
     /// From submission to start, half and 99 of 100 tasks.
     pub latency_p50: Duration,

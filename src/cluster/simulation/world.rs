@@ -14,7 +14,7 @@ use crate::cluster::{
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +36,8 @@ enum Event {
         message: Message,
     },
     Tick(ProcessId),
+    /// The head takes the next message.
+    Head,
     /// A task ends, if it still runs.
     End {
         node: ProcessId,
@@ -48,6 +50,7 @@ enum Event {
     CrashNode,
     CrashDriver,
     Cut,
+    Cancel,
     /// A node comes, in the place of one that died.
     Join(usize),
 }
@@ -82,19 +85,24 @@ pub(super) struct World<'a> {
     events: HashMap<u64, Event>,
     sequence: u64,
     head: Head,
+    /// What waits for the head, and whether it is busy.
+    inbox: VecDeque<(ProcessId, Message)>,
+    head_is_busy: bool,
     nodes: BTreeMap<ProcessId, SimNode>,
     drivers: BTreeMap<ProcessId, Driver>,
     next_process: u64,
     /// The last arrival on each way, of control and of bulk.
     arrivals: HashMap<(ProcessId, ProcessId, bool), Nanos>,
-    /// Some that the others cannot reach, and until when.
-    cuts: Vec<(BTreeSet<ProcessId>, Nanos)>,
+    /// Some that some others cannot reach, and until when.
+    cuts: Vec<(BTreeSet<ProcessId>, BTreeSet<ProcessId>, Nanos)>,
     /// When those that died did.
     crashed: HashMap<ProcessId, Nanos>,
     latencies: Vec<Nanos>,
     started: BTreeSet<ObjectId>,
     submitted: HashMap<ObjectId, Nanos>,
     report: Report,
+    /// Events whose text has one of these are printed, and all faults.
+    trace: Vec<String>,
 }
 
 impl<'a> World<'a> {
@@ -106,7 +114,9 @@ impl<'a> World<'a> {
             queue: BinaryHeap::new(),
             events: HashMap::new(),
             sequence: 0,
-            head: Head::default(),
+            head: Head::new(),
+            inbox: VecDeque::new(),
+            head_is_busy: false,
             nodes: BTreeMap::new(),
             drivers: BTreeMap::new(),
             next_process: 1,
@@ -117,6 +127,9 @@ impl<'a> World<'a> {
             started: BTreeSet::new(),
             submitted: HashMap::new(),
             report: Report::default(),
+            trace: std::env::var("OUTRAY_TRACE")
+                .map(|text| text.split(',').map(Into::into).collect())
+                .unwrap_or_default(),
         };
         (0..options.nodes).for_each(|index| world.join(index));
         let homes: Vec<ProcessId> = world.nodes.keys().copied().collect();
@@ -133,15 +146,17 @@ impl<'a> World<'a> {
             world.at(BEAT, Event::Tick(id));
         }
         world.at(BEAT, Event::Tick(HEAD));
-        // Faults come while tasks are submitted and run.
+        // Faults come while tasks are submitted and run, and those that take long to be noticed may come later.
         let per_driver = (options.tasks / options.drivers.max(1)) as u64;
-        let span = (options.interval.as_nanos() as u64 * per_driver).max(ms(10)) + PATIENCE;
-        for (count, event) in [
-            (options.crashes, (|| Event::CrashNode) as fn() -> Event),
-            (options.driver_crashes, || Event::CrashDriver),
-            (options.partitions, || Event::Cut),
+        let busy = (options.interval.as_nanos() as u64 * per_driver).max(ms(10));
+        for (count, span, event) in [
+            (options.crashes, busy + PATIENCE, (|| Event::CrashNode) as fn() -> Event),
+            (options.driver_crashes, busy, || Event::CrashDriver),
+            (options.partitions, busy + PATIENCE, || Event::Cut),
+            (options.cancellations, busy, || Event::Cancel),
         ] {
             for _ in 0..count {
+                let span = if world.random.one_in(2) { busy } else { span };
                 let after = ms(1) + world.random.below(span);
                 world.at(after, event());
             }
@@ -189,7 +204,6 @@ impl<'a> World<'a> {
     fn send(&mut self, from: ProcessId, to: ProcessId, message: Message) {
         self.report.messages += 1;
         if from == HEAD || to == HEAD {
-            self.report.head_messages += 1;
             let of_task = matches!(
                 message,
                 Message::Place(_) | Message::Assign(_) | Message::Placed { .. } | Message::Unplaceable { .. }
@@ -204,8 +218,9 @@ impl<'a> World<'a> {
         if self.random.one_in(self.options.loss) {
             after += RETRANSMISSION;
         }
-        let apart = |cut: &&(BTreeSet<ProcessId>, Nanos)| cut.0.contains(&from) != cut.0.contains(&to);
-        let healed = self.cuts.iter().filter(apart).map(|cut| cut.1).max().unwrap_or(0);
+        let between = |a: &BTreeSet<_>, b: &BTreeSet<_>| a.contains(&from) && b.contains(&to);
+        let apart = self.cuts.iter().filter(|(a, b, _)| between(a, b) || between(b, a));
+        let healed = apart.map(|cut| cut.2).max().unwrap_or(0);
         let arrival = (self.now + after).max(healed);
         let last = self.arrivals.entry((from, to, bulk.is_some())).or_default();
         *last = arrival.max(*last + 1);
@@ -303,6 +318,13 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self, event: Event, broken: &mut Result<(), String>) {
+        if !self.trace.is_empty() {
+            let text = format!("{event:?}");
+            let is_fault = matches!(event, Event::CrashNode | Event::CrashDriver | Event::Cut | Event::Join(_));
+            if is_fault || self.trace.iter().any(|part| text.contains(part)) {
+                println!("{:>14} ns {text}", self.now);
+            }
+        }
         let mut out = Effects::default();
         match event {
             Event::Deliver { from, to, message } => return self.deliver(from, to, message, broken),
@@ -321,6 +343,18 @@ impl<'a> World<'a> {
                     self.perform(process, out, broken);
                     self.at(BEAT, Event::Tick(process));
                 }
+            }
+            Event::Head => {
+                let Some((from, message)) = self.inbox.pop_front() else {
+                    self.head_is_busy = false;
+                    return;
+                };
+                self.report.head_messages += 1;
+                let start = self.options.measure_head.then(Instant::now);
+                self.head.handle(self.now, from, message, &mut out);
+                self.report.head_time += start.map_or(Duration::ZERO, |start| start.elapsed());
+                self.at(self.options.head_message_time.as_nanos() as u64, Event::Head);
+                self.perform(HEAD, out, broken);
             }
             Event::End { node, task, attempt, body } => {
                 let Some(sim) = self.nodes.get_mut(&node) else { return };
@@ -346,10 +380,27 @@ impl<'a> World<'a> {
                 }
             }
             Event::Cut => {
-                let all = self.nodes.keys().chain(self.drivers.keys()).copied().collect::<Vec<_>>();
-                let some = all.into_iter().filter(|_| self.random.one_in(3)).collect();
+                let all: Vec<_> = self.nodes.keys().chain(self.drivers.keys()).copied().collect();
+                let (some, mut others): (BTreeSet<_>, BTreeSet<_>) =
+                    all.into_iter().partition(|_| self.random.one_in(3));
+                // The head is on the other side, or can be reached by all.
+                if self.random.one_in(2) {
+                    others.insert(HEAD);
+                }
                 let until = self.now + self.random.below(2 * PATIENCE);
-                self.cuts.push((some, until));
+                self.cuts.push((some, others, until));
+            }
+            Event::Cancel => {
+                let pending =
+                    self.drivers.iter().flat_map(|(id, driver)| driver.pending.keys().map(|task| (*id, *task)));
+                let pending: Vec<_> = pending.collect();
+                let at = self.random.below(pending.len() as u64) as usize;
+                if let Some((id, task)) = pending.get(at)
+                    && let Some(driver) = self.drivers.get_mut(id)
+                {
+                    driver.owner.cancel(*task, &mut out);
+                    self.perform(*id, out, broken);
+                }
             }
             Event::Join(index) => self.join(index),
         }
@@ -370,10 +421,13 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         if to == HEAD {
-            let start = self.options.measure_head.then(Instant::now);
-            self.head.handle(self.now, from, message, &mut out);
-            self.report.head_time += start.map_or(Duration::ZERO, |start| start.elapsed());
-        } else if let Some(sim) = self.nodes.get_mut(&to) {
+            self.inbox.push_back((from, message));
+            if !std::mem::replace(&mut self.head_is_busy, true) {
+                self.at(0, Event::Head);
+            }
+            return;
+        }
+        if let Some(sim) = self.nodes.get_mut(&to) {
             self.report.stolen += usize::from(matches!(message, Message::Stolen(_)));
             sim.node.handle(self.now, from, message, &mut out);
         } else if let Some(driver) = self.drivers.get_mut(&to) {
@@ -402,7 +456,7 @@ impl<'a> World<'a> {
             } else {
                 driver.left += 1; // all are dead at the moment
             }
-            if self.options.mixed && self.random.one_in(2) {
+            if self.options.mixed && !driver.handles.is_empty() && self.random.one_in(2) {
                 let at = self.random.below(driver.handles.len() as u64) as usize;
                 let object = driver.handles.swap_remove(at);
                 driver.succeeded.remove(&object);
