@@ -370,3 +370,134 @@ impl Head {
 fn lack(view: &NodeView, demand: &Demand) -> String {
     view.capacity.lack(demand).map(|lack| lack.to_string()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{capacity::Demand, protocol::ObjectId};
+    use std::{collections::BTreeMap as Map, sync::Arc};
+
+    const OWNER: ProcessId = ProcessId(100);
+
+    fn node(number: u64) -> ProcessId {
+        ProcessId(number)
+    }
+
+    /// A head with nodes 1, 2 and so on, of so many CPUs; what it says on the way is dropped.
+    fn head(cpus: &[u32]) -> Head {
+        let (mut head, mut out) = (Head::new(), Effects::default());
+        for (index, cpus) in cpus.iter().enumerate() {
+            let labels = vec![("parity".into(), if index % 2 == 0 { "even".into() } else { "odd".into() })];
+            let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; index], ..Capacity::default() };
+            head.handle(0, node(index as u64 + 1), Message::JoinNode { capacity, labels }, &mut out);
+        }
+        head.handle(0, OWNER, Message::JoinOwner { wish: None }, &mut out);
+        head
+    }
+
+    fn task(demand: Demand, strategy: Strategy, args: Vec<Arg>) -> TaskSpec {
+        let id = ObjectId { owner: OWNER, number: 1 };
+        TaskSpec { id, attempt: 1, hop: 0, demand: Arc::new(demand), strategy, args, body: Arc::from([]) }
+    }
+
+    /// Where the head sends a task, or why nowhere.
+    fn place(head: &mut Head, spec: TaskSpec) -> Result<ProcessId, String> {
+        let mut out = Effects::default();
+        head.handle(0, OWNER, Message::Place(spec), &mut out);
+        match &out.sends[..] {
+            [(OWNER, Message::Placed { node, .. }), (to, Message::Assign(_))] if node == to => Ok(*node),
+            [(OWNER, Message::Unplaceable { why, .. })] => Err(why.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn plain() -> TaskSpec {
+        task(Demand::cpus(1_000), Strategy::Default, Vec::new())
+    }
+
+    #[test]
+    fn a_burst_goes_to_all_nodes_by_their_cpus() {
+        let mut head = head(&[1, 3]);
+        let mut counts = Map::new();
+        for _ in 0..40 {
+            *counts.entry(place(&mut head, plain()).unwrap()).or_insert(0) += 1;
+        }
+        assert_eq!(counts, Map::from([(node(1), 10), (node(2), 30)]));
+    }
+
+    #[test]
+    fn a_large_argument_draws_its_task_until_the_wait_there_is_longer_than_the_transfer() {
+        let mut head = head(&[1, 1]);
+        let object = ObjectId { owner: OWNER, number: 7 };
+        // 1 MiB takes about 1 ms: ten tasks of 100 us, as long as nothing is known of their times.
+        let args = vec![Arg::Object { id: object, size: 1 << 20, holders: vec![node(2)] }];
+        let near = || task(Demand::cpus(1_000), Strategy::Default, args.clone());
+        let places: Vec<_> = (0..12).map(|_| place(&mut head, near()).unwrap()).collect();
+        assert_eq!(places[..10], vec![node(2); 10]);
+        assert_eq!(places[10..], [node(1), node(2)]);
+    }
+
+    #[test]
+    fn what_no_node_can_run_fails_and_names_the_nearest_and_what_it_lacks() {
+        let mut head = head(&[2, 8, 4]);
+        let why = place(&mut head, task(Demand::cpus(10_000), Strategy::Default, Vec::new())).unwrap_err();
+        assert_eq!(why, "no node is big enough; the nearest is p2: 10 CPUs wanted, 8 there");
+        let gpus = Demand { gpu: 3_000, ..Demand::cpus(1_000) };
+        let why = place(&mut head, task(gpus, Strategy::Spread, Vec::new())).unwrap_err();
+        assert_eq!(why, "no node is big enough; the nearest is p3: 3 GPUs wanted, 2 there");
+    }
+
+    #[test]
+    fn wishes_for_nodes_and_labels() {
+        let mut head = head(&[1, 1, 1]);
+        let on = |node, soft| task(Demand::cpus(1_000), Strategy::Node { node, soft }, Vec::new());
+        assert_eq!(place(&mut head, on(node(3), false)), Ok(node(3)));
+        assert!(place(&mut head, on(node(9), true)).is_ok());
+        let why = place(&mut head, on(node(9), false)).unwrap_err();
+        assert_eq!(why, "it must run on node p9, which is not there");
+        let labelled = |value: &str| {
+            let labels = Strategy::Labels(vec![("parity".into(), value.into())]);
+            task(Demand::cpus(1_000), labels, Vec::new())
+        };
+        assert_eq!(place(&mut head, labelled("odd")), Ok(node(2)));
+        assert_eq!(place(&mut head, labelled("none")).unwrap_err(), "no node has the labels parity=none");
+    }
+
+    #[test]
+    fn spread_goes_to_the_node_with_the_fewest_tasks() {
+        let mut head = head(&[1, 16, 1]);
+        let spread = || task(Demand::cpus(1_000), Strategy::Spread, Vec::new());
+        let places: Vec<_> = (0..6).map(|_| place(&mut head, spread()).unwrap().0).collect();
+        assert_eq!(places, [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn an_idle_node_gets_work_from_the_busiest() {
+        let mut head = head(&[2, 2]);
+        let mut out = Effects::default();
+        let load = Load { waiting: 40, running: 2, mean: ms(1), assigned: 0 };
+        head.handle(0, node(1), Message::Load(load), &mut out);
+        assert!(out.sends.is_empty());
+        head.handle(0, node(2), Message::Load(Load::default()), &mut out);
+        let [(to, Message::Steal { thief, most, .. })] = &out.sends[..] else { panic!("{:?}", out.sends) };
+        assert_eq!((*to, *thief, *most), (node(1), node(2), 20));
+    }
+
+    #[test]
+    fn the_dead_are_told_to_all_and_are_not_heard() {
+        let mut head = head(&[1, 1]);
+        let mut out = Effects::default();
+        let late = PATIENCE + BEAT;
+        head.handle(late, node(2), Message::Load(Load::default()), &mut out);
+        head.handle(late, OWNER, Message::Beat, &mut out);
+        out = Effects::default();
+        head.tick(late, &mut out);
+        let told = |to| {
+            out.sends.iter().any(|(who, m)| *who == to && matches!(m, Message::Dead { process } if *process == node(1)))
+        };
+        assert!(told(node(2)) && told(OWNER));
+        out = Effects::default();
+        head.handle(late, node(1), Message::Load(Load::default()), &mut out);
+        assert!(matches!(out.sends[..], [(ProcessId(1), Message::Fenced)]));
+    }
+}

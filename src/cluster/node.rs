@@ -53,6 +53,8 @@ struct Fetch {
     from: ProcessId,
     /// Others who are said to have it.
     others: Vec<ProcessId>,
+    /// Those who were said to have it, and have not, or are dead.
+    not: Vec<ProcessId>,
 }
 
 pub(crate) struct Node {
@@ -212,7 +214,12 @@ impl Node {
                 fetch.wanted_by.insert(key);
                 continue;
             }
-            let fetch = Fetch { wanted_by: BTreeSet::from([key]), from: object.owner, others: holders.clone() };
+            let fetch = Fetch {
+                wanted_by: BTreeSet::from([key]),
+                from: object.owner,
+                others: holders.clone(),
+                not: Vec::new(),
+            };
             self.fetches.insert(*object, fetch);
         }
         let waits = fetching.clone();
@@ -235,7 +242,13 @@ impl Node {
         if fetch.from != from {
             return; // an answer of one that is not asked any more
         }
-        fetch.others.retain(|other| *other != us && !dead.contains(other));
+        if from != object.owner {
+            fetch.not.push(from);
+        }
+        let (not, others): (Vec<_>, Vec<_>) =
+            fetch.others.drain(..).partition(|other| *other == us || dead.contains(other));
+        fetch.not.extend(not);
+        fetch.others = others;
         // Not always the first: then all would ask the owner's node, and nobody the others that have it.
         let pick = (us.0 as usize).checked_rem(fetch.others.len()).map(|at| fetch.others.swap_remove(at));
         match pick {
@@ -245,8 +258,7 @@ impl Node {
             }
             None => {
                 fetch.from = object.owner;
-                let not = Some(from).filter(|from| *from != object.owner);
-                out.send(object.owner, Message::Locate { object, not });
+                out.send(object.owner, Message::Locate { object, not: std::mem::take(&mut fetch.not) });
             }
         }
     }
@@ -289,6 +301,16 @@ impl Node {
                 None => at += 1,
             }
         }
+    }
+
+    /// A process here puts an object into the store, and its owner enters it after that; `false`: the
+    /// owner was declared dead.
+    pub(crate) fn put(&mut self, object: ObjectId, size: u64) -> bool {
+        let alive = !self.dead.contains(&object.owner);
+        if alive {
+            self.store.insert(object, (size, 0));
+        }
+        alive
     }
 
     /// The attempt that ran has ended. Said by whoever runs it, also after a stop.

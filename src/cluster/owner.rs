@@ -178,10 +178,19 @@ impl Owner {
         self.name(number)
     }
 
-    /// A value in the store of a node, with one handle.
-    pub(crate) fn put_stored(&mut self, node: ProcessId, size: u64) -> ObjectId {
-        let number = self.enter(State::Stored { size, holders: BTreeSet::from([node]) }, None);
+    /// A value that was put into the store of this owner's node under [`Owner::next`], with one handle.
+    pub(crate) fn put_stored(&mut self, size: u64) -> ObjectId {
+        let state = match self.node {
+            Some(node) => State::Stored { size, holders: BTreeSet::from([node]) },
+            None => State::Lost, // the node has died since
+        };
+        let number = self.enter(state, None);
         self.name(number)
+    }
+
+    /// The name of the next object, and the node into whose store it may be put.
+    pub(crate) fn next(&self) -> (ObjectId, Option<ProcessId>) {
+        (self.name(self.next), self.node)
     }
 
     /// Submits a task; its result has one handle. The arguments are objects to which there are handles.
@@ -259,7 +268,7 @@ impl Owner {
                 self.steps.push(Step::End(task.number, attempt, State::Failed(why)));
             }
             Message::Finished { task, attempt, outcome } => self.finished(from, task.number, attempt, outcome, out),
-            Message::Locate { object, not } => self.locate(from, object.number, not, out),
+            Message::Locate { object, not } => self.locate(from, object.number, &not, out),
             Message::Holds { object, attempt } => {
                 match self.records.get_mut(&object.number).map(|record| &mut record.state) {
                     Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
@@ -471,7 +480,7 @@ impl Owner {
             _ => None,
         };
         for asker in askers {
-            self.locate(asker, number, None, out);
+            self.locate(asker, number, &[], out);
         }
         for dependent in dependents {
             let Some(record) = self.records.get_mut(&dependent) else { continue };
@@ -505,18 +514,17 @@ impl Owner {
         self.there(number, out);
     }
 
-    /// A node asks who has an object; `not` has not.
-    fn locate(&mut self, from: ProcessId, number: u64, not: Option<ProcessId>, out: &mut Effects) {
+    /// A node asks who has an object; those in `not` have not.
+    fn locate(&mut self, from: ProcessId, number: u64, not: &[ProcessId], out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else {
             return out.send(from, Message::Lost { object, why: "nobody has a handle to it".into() });
         };
-        if let State::Stored { holders, .. } = &mut record.state
-            && let Some(not) = not
-            && holders.remove(&not)
-            && holders.is_empty()
-        {
-            record.state = State::Lost;
+        if let State::Stored { holders, .. } = &mut record.state {
+            holders.retain(|holder| !not.contains(holder));
+            if holders.is_empty() {
+                record.state = State::Lost;
+            }
         }
         match &record.state {
             State::Stored { holders, .. } => {

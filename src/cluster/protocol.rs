@@ -79,6 +79,7 @@ pub(crate) enum Strategy {
 #[derive(Clone, Debug)]
 pub(crate) enum Arg {
     /// A value, or a small object that its owner has at hand.
+    #[allow(dead_code)] // for the one who runs the task
     Inline(Arc<[u8]>),
     /// An object in the stores of these nodes.
     Object { id: ObjectId, size: u64, holders: Vec<ProcessId> },
@@ -159,8 +160,8 @@ pub(crate) enum Message {
     Pushed { object: ObjectId, size: u64, attempt: u32 },
     /// Node to node: I do not have it.
     Gone { object: ObjectId },
-    /// Node to the owner: who has it? `not` has not.
-    Locate { object: ObjectId, not: Option<ProcessId> },
+    /// Node to the owner: who has it? Those in `not` have not, or are dead.
+    Locate { object: ObjectId, not: Vec<ProcessId> },
     /// Owner to a node.
     Located { object: ObjectId, holders: Vec<ProcessId> },
     /// Owner to a node: there is no such object, and there will not be.

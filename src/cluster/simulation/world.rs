@@ -456,10 +456,29 @@ impl<'a> World<'a> {
             } else {
                 driver.left += 1; // all are dead at the moment
             }
+            if self.options.mixed && self.random.one_in(10) {
+                driver.handles.push(driver.owner.put(Arc::from([7; 100])));
+            }
+            let (object, home) = driver.owner.next();
+            let size = 1 << 20;
+            if self.options.mixed
+                && self.random.one_in(10)
+                && let Some(sim) = home.and_then(|home| self.nodes.get_mut(&home))
+                && sim.node.put(object, size)
+            {
+                driver.handles.push(driver.owner.put_stored(size));
+            }
+            if self.options.mixed && !driver.handles.is_empty() && self.random.one_in(10) {
+                let object = driver.handles[self.random.below(driver.handles.len() as u64) as usize];
+                driver.owner.retain(object);
+                driver.handles.push(object);
+            }
             if self.options.mixed && !driver.handles.is_empty() && self.random.one_in(2) {
                 let at = self.random.below(driver.handles.len() as u64) as usize;
                 let object = driver.handles.swap_remove(at);
-                driver.succeeded.remove(&object);
+                if !driver.handles.contains(&object) {
+                    driver.succeeded.remove(&object);
+                }
                 driver.owner.release(object, &mut out);
             }
             again = Some(self.random.exponential(self.options.interval.as_nanos() as u64));
@@ -470,6 +489,8 @@ impl<'a> World<'a> {
                 for object in &driver.handles {
                     if let Some(why) = driver.owner.failure(*object)
                         && driver.succeeded.contains(object)
+                        && !why.contains("it was put on a node that died")
+                    // that may be lost, and what needs it
                     {
                         *broken = Err(format!("{object:?} was there, and is lost: {why}"));
                     }
