@@ -92,7 +92,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn draw(file: &str, series: &[(&str, Vec<Row>)]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(file, (1080, 380)).into_drawing_area();
     root.fill(&WHITE)?;
-    let charts: [(&str, fn(&Row) -> f64); 3] = [
+    type Value = fn(&Row) -> f64;
+    let charts: [(&str, Value); 3] = [
         ("submission to start, p99 [ms]", |row| row.report.latency_p99.as_secs_f64() * 1e3),
         ("messages a task, all", |row| row.per_task(row.report.messages)),
         ("head load [%]", |row| row.head_load() * 100.0),

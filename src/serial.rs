@@ -56,6 +56,28 @@ pub(crate) fn unpack<T: DeserializeOwned>(packed: &Packed, what: &str) -> Result
     value.map_err(|error| failed::<T>(what, error))
 }
 
+/// The value as bytes for another process. The handles inside it cannot follow it there.
+#[cfg(feature = "cluster")]
+pub(crate) fn to_bytes<T: Serialize>(value: &T, what: &str) -> Result<Vec<u8>> {
+    let packed = pack(value, what)?;
+    match packed.handles.len() {
+        0 => Ok(packed.bytes),
+        count => Err(failed::<T>(
+            what,
+            format_args!(
+                "it holds {count} handle(s), and a handle cannot leave its process yet; pass the value itself (`get` it first)"
+            ),
+        )),
+    }
+}
+
+/// A value from the bytes of another process.
+#[cfg(feature = "cluster")]
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    let (value, _) = with_handles(Vec::new(), || rmp_serde::from_slice(bytes));
+    value.map_err(|error| failed::<T>(what, error))
+}
+
 /// The value as another process would see it.
 pub(crate) fn round_trip<T: Object>(value: &T, what: &str) -> Result<T> {
     unpack(&pack(value, what)?, what)

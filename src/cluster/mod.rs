@@ -1,13 +1,38 @@
-//! One program on many machines. Under construction: what is here decides, and is tested in
-//! simulation; nothing yet carries its messages between real processes.
+//! One program on many machines. Under construction: the parts are here, and tested each by itself;
+//! nothing yet connects a runtime to them, so `Runtime::local()` is all that a program can use.
 //!
-//! The control logic is a set of state machines without sockets, clocks or threads: the [`head`]
-//! places what nodes pass on, a [`node`] admits and runs, an [`owner`] (each process that submits
+//! ```text
+//! decisions       head, node, owner, protocol, capacity   state machines, no I/O; run by `simulation`
+//! functions       function, image, entry                  how a function travels, and becomes a worker's
+//! messages        endpoint                                one I/O thread per process: peers, dialing, timers
+//!                   link                                  exactly once and in order between two lives (no I/O)
+//!                   secure                                the cluster's key: handshake, encrypted records (no I/O)
+//!                   transport                             messages over connections: memory, `omq-tokio`, `zeromq`
+//! ```
+//!
+//! The head places what nodes pass on, a node admits and runs, an owner (each process that submits
 //! tasks is one) knows the fate of its own tasks and objects. Each takes a message or the passing of
-//! time and answers with [`Effects`](protocol::Effects). The [`simulation`] runs thousands of them in
-//! one thread, in virtual time, and breaks what lies between them.
+//! time and answers with effects. The [`simulation`] runs thousands of them in one thread, in virtual
+//! time, and breaks what lies between them.
+//!
+//! A worker is this very executable, started once more (`entry`). A function is named by the
+//! executable's content hash and a place inside it (`function`), so nothing is registered. Nodes
+//! keep executables by content hash (`image`).
 
-#![cfg_attr(not(test), allow(dead_code))] // what carries the messages will use the rest
+#![cfg_attr(not(test), allow(dead_code))] // what connects the parts will use the rest
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("the feature `cluster` needs 64-bit Linux: build without it, and use `Runtime::local()`");
+
+// The modules with unsafe code. Each says what it relies on.
+#[doc(hidden)]
+#[allow(unsafe_code)]
+pub mod entry;
+#[doc(hidden)]
+#[allow(unsafe_code)]
+pub mod function;
+#[doc(hidden)]
+pub mod image;
 
 mod capacity;
 mod head;
@@ -15,3 +40,8 @@ mod node;
 mod owner;
 mod protocol;
 pub mod simulation;
+
+mod endpoint;
+mod link;
+mod secure;
+mod transport;

@@ -135,11 +135,7 @@ impl Node {
                 }
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
-            Message::Free { object, attempt } => {
-                if self.store.get(&object).is_some_and(|stored| stored.1 <= attempt) {
-                    self.store.remove(&object);
-                }
-            }
+            Message::Free { object, attempt } => self.free_object(object, attempt),
             Message::Pace { every } => self.pace = every,
             Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
@@ -300,6 +296,13 @@ impl Node {
                 None if task.passed >= PASSES => break,
                 None => at += 1,
             }
+        }
+    }
+
+    /// Drops an object, unless it was made again since.
+    fn free_object(&mut self, object: ObjectId, attempt: u32) {
+        if self.store.get(&object).is_some_and(|stored| stored.1 <= attempt) {
+            self.store.remove(&object);
         }
     }
 

@@ -552,11 +552,8 @@ impl Owner {
         for (number, record) in &mut self.records {
             record.asked_by.remove(&process);
             match &mut record.state {
-                State::Stored { holders, .. } => {
-                    if holders.remove(&process) && holders.is_empty() {
-                        record.state = State::Lost;
-                    }
-                }
+                State::Stored { holders, .. } if *holders == BTreeSet::from([process]) => record.state = State::Lost,
+                State::Stored { holders, .. } => drop(holders.remove(&process)),
                 State::Inline { copies, .. } => {
                     copies.remove(&process);
                 }

@@ -46,7 +46,7 @@ impl Body {
 
 /// Labels that a node with this index has.
 pub(super) fn labels(index: usize) -> Vec<Label> {
-    vec![("zone".into(), if index % 2 == 0 { "even" } else { "odd" }.into())]
+    vec![("zone".into(), if index.is_multiple_of(2) { "even" } else { "odd" }.into())]
 }
 
 /// A task of a driver that has these handles, when there are these nodes.

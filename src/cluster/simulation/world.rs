@@ -179,9 +179,9 @@ impl<'a> World<'a> {
         let id = self.process();
         let capacity = Capacity {
             cpu: self.options.cpus * 1_000,
-            gpus: if self.options.mixed && index % 2 == 0 { vec![1_000; 2] } else { Vec::new() },
+            gpus: if self.options.mixed && index.is_multiple_of(2) { vec![1_000; 2] } else { Vec::new() },
             memory: 4 << 30,
-            custom: if index % 3 == 0 { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
+            custom: if index.is_multiple_of(3) { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
         };
         let mut out = Effects::default();
         let node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
@@ -327,7 +327,7 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message } => return self.deliver(from, to, message, broken),
+            Event::Deliver { from, to, message } => self.deliver(from, to, message, broken),
             Event::Tick(HEAD) => {
                 self.head.tick(self.now, &mut out);
                 self.at(BEAT, Event::Tick(HEAD));

@@ -1,0 +1,239 @@
+//! What anybody can do who reaches the port and has no key.
+
+use super::{processes::Child, *};
+use std::io::ErrorKind;
+use tracing::{
+    Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// ZMTP 3.0's greeting and READY of a DEALER: what comes before the first message.
+fn ready() -> Vec<u8> {
+    let mut bytes = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3, 0];
+    bytes.extend(b"NULL");
+    bytes.resize(64, 0);
+    let command = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER";
+    bytes.extend([4, command.len() as u8]);
+    bytes.extend(command);
+    bytes
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("somebody listens");
+    stream.set_read_timeout(Some(LONG)).expect("it is set");
+    stream.set_write_timeout(Some(LONG)).expect("it is set");
+    stream
+}
+
+/// Whether the other side closes the connection.
+fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+}
+
+/// A peer joins a child and is answered.
+#[track_caller]
+fn join_child(child: &Child) {
+    let (endpoint, mut events) = start();
+    endpoint.connect(&child.address);
+    let peer = next_up(&mut events);
+    endpoint.send(peer, numbered(0)).expect("it is up");
+    assert_eq!(next(&mut events), Event::Message(peer, numbered(0)));
+}
+
+/// Lengths that nobody has memory for: the process lives, and reserves nothing for them.
+#[test]
+fn declared_huge_lengths_cost_nothing() {
+    let child = Child::start("127.0.0.1:0");
+    let before = child.resident();
+    let mut streams = Vec::new();
+    for exponent in [31, 34, 40, 45, 62, 63] {
+        for flags in [2, 3, 6] {
+            for is_ready in [false, true] {
+                let mut bytes = ready();
+                if !is_ready {
+                    bytes.truncate(64);
+                }
+                bytes.push(flags);
+                bytes.extend((1u64 << exponent).to_be_bytes());
+                bytes.extend([0; 100]);
+                let mut stream = connect(&child.address);
+                stream.write_all(&bytes).expect("it is there");
+                streams.push(stream);
+            }
+        }
+    }
+    join_child(&child);
+    assert!(streams.iter_mut().all(is_closed));
+    assert!(child.resident() < before + 32, "{} MiB, {before} before", child.resident());
+}
+
+/// Frames that never end, and messages of frames that never end.
+#[test]
+fn endless_frames_cost_a_bounded_amount_of_memory() {
+    let child = Child::start("127.0.0.1:0");
+    let before = child.resident();
+    let endless: [(bool, Vec<u8>); 4] = [
+        (true, [1, 0].repeat(32 << 10)),              // empty parts of one message
+        (true, [1, 1, 7].repeat(20 << 10)),           // small ones
+        (true, [0, 1, 7].repeat(20 << 10)),           // messages
+        (false, [4, 3, 1, b'X', 0].repeat(12 << 10)), // commands in the handshake
+    ];
+    for (is_ready, chunk) in endless {
+        let mut stream = connect(&child.address);
+        stream.write_all(&ready()[..if is_ready { ready().len() } else { 64 }]).expect("it is there");
+        let mut written = 0;
+        while stream.write_all(&chunk).is_ok() {
+            written += chunk.len();
+            assert!(written < 200 << 20, "nobody closes it");
+        }
+        assert!(child.resident() < before + 64, "{} MiB, {before} before", child.resident());
+        join_child(&child);
+    }
+    // One frame as large as is allowed, sent but for its end, and then nothing.
+    let mut bytes = ready();
+    bytes.push(2);
+    bytes.extend((1u64 << 20).to_be_bytes());
+    bytes.resize(bytes.len() + (1 << 20) - 1, 0);
+    let mut streams: Vec<_> = (0..32).map(|_| connect(&child.address)).collect();
+    for stream in &mut streams {
+        stream.write_all(&bytes).expect("it is there");
+    }
+    join_child(&child);
+    assert!(streams.iter_mut().all(is_closed), "they are dropped in time");
+    assert!(child.resident() < before + 128, "{} MiB, {before} before", child.resident());
+}
+
+#[test]
+fn thousands_of_connections_come_and_go() {
+    let child = Child::start("127.0.0.1:0");
+    join_child(&child);
+    let connections = |each: u64| {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let address = &child.address;
+                scope.spawn(move || {
+                    for at in 0..each {
+                        let mut stream = connect(address);
+                        match (at + thread) % 4 {
+                            0 => {}
+                            1 => drop(stream.write_all(&ready())),
+                            2 => drop(stream.write_all(&[&ready()[..], &[0, 5], b"hello"].concat())),
+                            _ => drop(stream.write_all(b"GET / HTTP/1.1\r\n\r\n")),
+                        }
+                    }
+                });
+            }
+        });
+    };
+    connections(2500);
+    join_child(&child);
+    // 85 MiB after 10,000 connections, and the same after 40,000: the allocator keeps them.
+    assert!(child.resident() < 160, "{} MiB", child.resident());
+    // Those that closed are closed; the last of them may not be seen yet.
+    let start = std::time::Instant::now();
+    while child.descriptors() > 64 {
+        assert!(start.elapsed() < LONG, "{} descriptors", child.descriptors());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn silent_connections_keep_nobody_out_and_are_dropped() {
+    let child = Child::start("127.0.0.1:0");
+    let mut silent: Vec<_> = (0..600).map(|_| connect(&child.address)).collect();
+    // Some go as far as one can without a key.
+    for stream in silent.iter_mut().step_by(3) {
+        stream.write_all(&ready()).expect("it is there");
+    }
+    let start = std::time::Instant::now();
+    join_child(&child);
+    println!("joined beside 600 silent connections in {:?}", start.elapsed());
+    assert!(silent.iter_mut().all(is_closed));
+}
+
+/// Collects what is logged by the I/O threads of this process.
+struct Log;
+
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.push_str(&format!("{field}={value:?} "));
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("outray") && *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        LOGGED.lock().push(line.0);
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+fn until_logged(what: &str) {
+    let start = std::time::Instant::now();
+    while !LOGGED.lock().iter().any(|line| line.contains(what)) {
+        assert!(start.elapsed() < LONG, "not logged: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// They are dropped and logged, and those who have the key go on.
+#[test]
+fn who_has_another_key_or_speaks_garbage_is_dropped() {
+    // Another test of this process may have set one; then it is this one.
+    let _ = tracing::subscriber::set_global_default(Log);
+    let key = || Some(Key::generate().expect("randomness"));
+    let config = Config { key: key(), ..Config::default() };
+    let (mut a, mut b) = (start_with(config.clone()), start_with(config));
+    join(&mut a, &mut b);
+
+    let wrong = start_with(Config { key: key(), ..Config::default() });
+    wrong.0.connect(b.0.address());
+    until_logged("it has another cluster key");
+    let none = start();
+    none.0.connect(b.0.address());
+    until_logged("it does not start with outray's handshake");
+
+    let garbage: [&[u8]; 4] = [b"\x00\x05hello", b"\x00\x00", b"\x01\x05hello\x00\x05hello", &[0; 3]];
+    for garbage in garbage {
+        let mut stream = connect(b.0.address());
+        stream.write_all(&[&ready()[..], garbage].concat()).expect("it is there");
+        assert!(is_closed(&mut stream));
+    }
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..200 {
+        let mut stream = connect(b.0.address());
+        let mut bytes = ready();
+        let at = rng.usize(..bytes.len());
+        bytes[at] ^= rng.u8(1..);
+        let more = rng.usize(..200);
+        bytes.extend(std::iter::repeat_with(|| rng.u8(..)).take(more));
+        let _ = stream.write_all(&bytes);
+    }
+    exchange(&mut a, &mut b, 1000);
+    exchange(&mut b, &mut a, 1000);
+    for events in [&mut a.1, &mut b.1] {
+        assert_eq!(events.recv_timeout(Duration::ZERO), None, "nobody else was let in");
+    }
+}
