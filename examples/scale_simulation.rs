@@ -109,6 +109,7 @@ fn draw(file: &str, series: &[(&str, Vec<Row>)]) -> Result<(), Box<dyn Error>> {
         let mut chart = ChartBuilder::on(&area)
             .caption(*title, ("sans-serif", 17))
             .margin(10)
+            .margin_right(24)
             .x_label_area_size(36)
             .y_label_area_size(52)
             .build_cartesian_2d((fewest..all).log_scale(), (least..most).log_scale())?;

@@ -109,7 +109,7 @@ pub struct Report {
     pub latency_p50: Duration,
     /// See `latency_p50`.
     pub latency_p99: Duration,
-    /// Until the last task had ended.
+    /// From the first submission until the last task had ended.
     pub time: Duration,
     /// Real time that the head took, if it was measured.
     pub head_time: Duration,

@@ -80,6 +80,8 @@ struct Driver {
 pub(super) struct World<'a> {
     options: &'a Options,
     now: Nanos,
+    /// When the drivers begin: everybody has joined by then.
+    start: Nanos,
     random: Random,
     queue: BinaryHeap<Reverse<(Nanos, u64)>>,
     events: HashMap<u64, Event>,
@@ -110,6 +112,7 @@ impl<'a> World<'a> {
         let mut world = World {
             options,
             now: 0,
+            start: ms(1) + us(20) * (options.nodes + options.drivers) as u64,
             random: Random::new(options.seed),
             queue: BinaryHeap::new(),
             events: HashMap::new(),
@@ -142,7 +145,7 @@ impl<'a> World<'a> {
             world.drivers.insert(id, Driver { owner, left, handles, pending, succeeded, finished: false });
             let mut ignored = Ok(());
             world.perform(id, out, &mut ignored);
-            world.at(ms(1), Event::Act(id));
+            world.at(world.start, Event::Act(id));
             world.at(BEAT, Event::Tick(id));
         }
         world.at(BEAT, Event::Tick(HEAD));
@@ -157,7 +160,7 @@ impl<'a> World<'a> {
         ] {
             for _ in 0..count {
                 let span = if world.random.one_in(2) { busy } else { span };
-                let after = ms(1) + world.random.below(span);
+                let after = world.start + world.random.below(span);
                 world.at(after, event());
             }
         }
@@ -298,7 +301,7 @@ impl<'a> World<'a> {
             self.step(event, &mut broken);
             broken?;
             if !quiet && self.drivers.values().all(|driver| driver.finished) {
-                self.report.time = Duration::from_nanos(self.now);
+                self.report.time = Duration::from_nanos(self.now - self.start);
                 until = self.now + if faults { 3 * PATIENCE + REPLACEMENT } else { ms(200) };
                 quiet = true;
             }
