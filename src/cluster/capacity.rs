@@ -1,6 +1,6 @@
 //! What nodes have and tasks ask for, counted in whole thousandths, so that shares add up exactly.
 
-use crate::local::resources::WHOLE;
+use crate::local::resources::{WHOLE, place_gpus};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// What a task asks for. Plain tasks ask for one CPU.
@@ -66,7 +66,7 @@ impl Capacity {
         let thousand = f64::from(WHOLE);
         Lack::of("CPUs", demand.cpu.into(), self.cpu.into(), thousand)
             .or_else(|| {
-                if self.devices(demand.gpu).is_some() {
+                if place_gpus(&self.gpus, demand.gpu).is_some() {
                     return None;
                 }
                 // A share comes from one device, so free shares of several do not add up.
@@ -88,26 +88,12 @@ impl Capacity {
         self.cpu >= demand.cpu && self.lack(demand).is_none()
     }
 
-    /// The fullest device with room for a share, or the first free whole ones.
-    fn devices(&self, wanted: u32) -> Option<Devices> {
-        if wanted == 0 {
-            return Some(Vec::new());
-        }
-        if wanted < WHOLE {
-            let room = self.gpus.iter().enumerate().filter(|(_, free)| **free >= wanted);
-            return room.min_by_key(|(_, free)| **free).map(|(device, _)| vec![(device, wanted)]);
-        }
-        let whole = self.gpus.iter().enumerate().filter(|(_, free)| **free == WHOLE);
-        let taken: Devices = whole.take((wanted / WHOLE) as usize).map(|(device, _)| (device, WHOLE)).collect();
-        (taken.len() as u32 * WHOLE == wanted).then_some(taken)
-    }
-
     /// Takes it all, or nothing (`None`).
     pub(crate) fn take(&mut self, demand: &Demand) -> Option<Devices> {
         if !self.fits(demand) {
             return None;
         }
-        let devices = self.devices(demand.gpu)?;
+        let devices = place_gpus(&self.gpus, demand.gpu)?;
         self.cpu -= demand.cpu;
         for (device, share) in &devices {
             self.gpus[*device] -= share;

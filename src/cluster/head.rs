@@ -17,7 +17,9 @@
 
 use super::{
     capacity::{Capacity, Demand},
-    protocol::{Arg, Effects, HEAD, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, us},
+    protocol::{
+        Arg, Effects, HEAD, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, waiting_time,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,8 +38,6 @@ pub(crate) const PACE: Nanos = ms(5);
 const LOADS_PER_SECOND: u64 = 100_000;
 /// A node that has this much more to do than an idle one gives some of it away.
 const WORTH_STEALING: Nanos = ms(1);
-/// What a task is thought to take while none has ended.
-pub(crate) const FIRST_GUESS: Nanos = us(100);
 
 struct NodeView {
     capacity: Capacity,
@@ -55,12 +55,8 @@ impl NodeView {
         u64::from(self.load.waiting) + u64::from(self.load.running) + (self.assigned - self.load.assigned)
     }
 
-    /// How long a new task waits here before it starts.
     fn estimate(&self) -> Nanos {
-        let slots = u64::from(self.capacity.cpu / 1_000).max(1);
-        let ahead = (self.tasks() + 1).saturating_sub(slots);
-        let mean = if self.load.mean == 0 { FIRST_GUESS } else { self.load.mean };
-        ahead.saturating_mul(mean) / slots
+        waiting_time(self.tasks(), self.capacity.cpu, self.load.mean)
     }
 }
 
@@ -244,12 +240,7 @@ impl Head {
         if self.dead.contains_key(&owner) {
             return;
         }
-        for arg in &mut spec.args {
-            // The node may be too young to have heard of their deaths.
-            if let Arg::Object { holders, .. } = arg {
-                holders.retain(|holder| !self.dead.contains_key(holder));
-            }
-        }
+        spec.forget_holders(|holder| self.dead.contains_key(holder));
         match self.choose(&spec) {
             Ok(node) => {
                 if let Some(view) = self.nodes.get_mut(&node) {
@@ -273,10 +264,8 @@ impl Head {
             Strategy::Labels(labels) => labels.as_slice(),
             _ => &[],
         };
-        let departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
-        departed
-            .into_iter()
-            .any(|(capacity, has)| capacity.fits(&spec.demand) && labels.iter().all(|label| has.contains(label)))
+        let mut departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
+        departed.any(|(capacity, has)| capacity.fits(&spec.demand) && labels.iter().all(|label| has.contains(label)))
     }
 
     fn is_big_enough(&self, node: ProcessId, spec: &TaskSpec) -> bool {

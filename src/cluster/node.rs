@@ -14,10 +14,10 @@
 
 use super::{
     capacity::{Capacity, Devices},
-    head::{BEAT, FIRST_GUESS, PACE},
+    head::{BEAT, PACE},
     protocol::{
         Arg, Effects, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, ms,
-        transfer_time,
+        transfer_time, waiting_time,
     },
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -187,10 +187,8 @@ impl Node {
             Strategy::Node { node, .. } => *node == self.id,
             Strategy::Spread | Strategy::Labels(_) => false,
         };
-        let slots = u64::from(self.capacity.cpu / 1_000).max(1);
-        let ahead = (self.tasks.len() as u64 + 1).saturating_sub(slots);
-        let mean = if self.mean == 0 { FIRST_GUESS } else { self.mean };
-        let wait = ahead * mean / slots + transfer_time(spec.missing_bytes(self.id));
+        let wait = waiting_time(self.tasks.len() as u64, self.capacity.cpu, self.mean)
+            .saturating_add(transfer_time(spec.missing_bytes(self.id)));
         here && self.capacity.fits(&spec.demand) && (wait <= TOO_LONG || matches!(spec.strategy, Strategy::Node { .. }))
     }
 
@@ -392,12 +390,7 @@ impl Node {
             }
             let Some(mut task) = self.end(key) else { continue };
             given += 1;
-            for arg in &mut task.spec.args {
-                // The thief may be too young to have heard of their deaths.
-                if let Arg::Object { holders, .. } = arg {
-                    holders.retain(|holder| !self.dead.contains(holder));
-                }
-            }
+            task.spec.forget_holders(|holder| self.dead.contains(holder));
             task.spec.hop += 1;
             let (task_id, attempt, hop) = (key.0, key.1, task.spec.hop);
             let placed = Message::Placed { task: task_id, attempt, hop, node: thief, via: Some(self.id) };

@@ -60,7 +60,7 @@ impl Work {
 }
 
 enum State {
-    /// Its task waits for arguments, or is under way.
+    /// Its task waits for arguments, or is on its way; it holds pins on its arguments.
     Pending,
     /// `copies`: nodes that have it in their stores, too, because it was large when it was made before.
     Inline {
@@ -114,8 +114,6 @@ struct Record {
     via: Option<ProcessId>,
     /// How often it had been handed on when that was known.
     hop: u32,
-    /// Whether the attempt is under way, and holds pins on its arguments.
-    under_way: bool,
     /// Arguments that are not there yet, of a task that waits.
     missing: BTreeSet<u64>,
     /// Tasks that wait for it.
@@ -124,6 +122,12 @@ struct Record {
     asked_by: BTreeSet<ProcessId>,
     /// Its first end has been told.
     told: bool,
+}
+
+impl Record {
+    fn is_under_way(&self) -> bool {
+        matches!(self.state, State::Pending)
+    }
 }
 
 pub(crate) struct Owner {
@@ -162,7 +166,6 @@ impl Owner {
                 at: None,
                 via: None,
                 hop: 0,
-                under_way: false,
                 missing: BTreeSet::new(),
                 dependents: BTreeSet::new(),
                 asked_by: BTreeSet::new(),
@@ -224,7 +227,7 @@ impl Owner {
 
     /// Ends a task that has not ended, wherever it is; what depends on it fails.
     pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
-        let Some(record) = self.records.get(&object.number).filter(|record| record.under_way) else { return };
+        let Some(record) = self.records.get(&object.number).filter(|record| record.is_under_way()) else { return };
         if let Some(node) = record.at {
             out.send(node, Message::Cancel { task: object });
         }
@@ -324,7 +327,6 @@ impl Owner {
         }
         let Some(record) = self.records.get_mut(&number) else { return };
         record.state = State::Pending;
-        record.under_way = true;
         record.attempt += 1;
         (record.at, record.via, record.hop) = (None, None, 0);
         record.missing = missing.clone();
@@ -378,7 +380,7 @@ impl Owner {
         out: &mut Effects,
     ) {
         match self.records.get_mut(&number) {
-            Some(record) if record.under_way && record.attempt == attempt => {
+            Some(record) if record.is_under_way() && record.attempt == attempt => {
                 // News of an earlier hop may come later, on another link.
                 if hop < record.hop || hop == record.hop && via.is_some() {
                     return;
@@ -388,34 +390,38 @@ impl Owner {
                     self.steps.push(Step::Again(number));
                 }
             }
-            Some(record) if record.under_way => {} // an attempt that was thought lost: who is first wins
+            Some(record) if record.is_under_way() => {} // an attempt that was thought lost: who is first wins
             // It was cancelled, or another attempt was first, before this place was known.
             _ => out.send(node, Message::Cancel { task: self.name(number) }),
         }
     }
 
     fn again(&mut self, number: u64) {
-        let Some(record) = self.records.get_mut(&number).filter(|record| record.under_way) else { return };
+        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else { return };
         let (attempt, attempts) = (record.attempt, record.work.as_ref().map_or(0, |work| work.attempts));
         if attempt >= attempts {
             let why = format!("the node that ran it died, in attempt {attempt} of {attempts}");
             return self.steps.push(Step::End(number, attempt, State::Failed(why.into())));
         }
-        // The new attempt takes its own pins before these go.
-        for arg in record.work.iter().flat_map(Work::objects) {
-            self.steps.push(Step::Settle(arg.number));
-        }
-        for arg in record.work.clone().iter().flat_map(Work::objects) {
+        // Its own pins are taken before these go.
+        self.unpin(number);
+        self.steps.push(Step::Launch(number));
+    }
+
+    /// Gives up the pins of an attempt.
+    fn unpin(&mut self, number: u64) {
+        let work = self.records.get(&number).and_then(|record| record.work.clone());
+        for arg in work.iter().flat_map(Work::objects) {
             if let Some(arg) = self.records.get_mut(&arg.number) {
                 arg.pins -= 1;
             }
+            self.steps.push(Step::Settle(arg.number));
         }
-        self.steps.push(Step::Launch(number));
     }
 
     fn finished(&mut self, from: ProcessId, number: u64, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let object = self.name(number);
-        let under_way = self.records.get(&number).filter(|record| record.under_way).map(|record| record.attempt);
+        let under_way = self.records.get(&number).filter(|record| record.is_under_way()).map(|record| record.attempt);
         let state = match (under_way, outcome) {
             // What an earlier attempt lacks, a later one may have.
             (Some(current), Outcome::Failed(_)) if attempt < current => return,
@@ -438,7 +444,7 @@ impl Owner {
     fn end(&mut self, number: u64, attempt: u32, state: State, out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else { return };
-        if !record.under_way || attempt > record.attempt {
+        if !record.is_under_way() || attempt > record.attempt {
             return;
         }
         if attempt < record.attempt
@@ -448,24 +454,17 @@ impl Owner {
         }
         let well = !matches!(state, State::Failed(_));
         record.state = state;
-        record.under_way = false;
         if !std::mem::replace(&mut record.told, true) {
             out.done.push((object, well));
         }
         let missing = std::mem::take(&mut record.missing);
-        let work = record.work.clone();
         for arg in missing {
             if let Some(arg) = self.records.get_mut(&arg) {
                 arg.dependents.remove(&number);
             }
         }
         self.steps.push(Step::Settle(number));
-        for arg in work.iter().flat_map(Work::objects) {
-            if let Some(arg) = self.records.get_mut(&arg.number) {
-                arg.pins -= 1;
-            }
-            self.steps.push(Step::Settle(arg.number));
-        }
+        self.unpin(number);
         self.there(number, out);
     }
 
@@ -559,7 +558,7 @@ impl Owner {
                 }
                 _ => {}
             }
-            if record.under_way && [record.at, record.via].contains(&Some(process)) {
+            if record.is_under_way() && [record.at, record.via].contains(&Some(process)) {
                 self.steps.push(Step::Again(*number));
             }
         }
@@ -569,7 +568,7 @@ impl Owner {
     fn settle(&mut self, number: u64, out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else { return };
-        if record.handles > 0 || record.pins > 0 || record.under_way {
+        if record.handles > 0 || record.pins > 0 || record.is_under_way() {
             return;
         }
         if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {

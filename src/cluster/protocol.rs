@@ -31,6 +31,17 @@ pub(crate) fn transfer_time(bytes: u64) -> Nanos {
     (u128::from(bytes) * 1_000_000_000 / u128::from(BYTES_PER_SECOND)) as Nanos
 }
 
+/// What a task is thought to take while none has ended.
+const FIRST_GUESS: Nanos = us(100);
+
+/// How long one more task waits on a node with so many tasks and thousandths of CPUs, whose tasks
+/// take `mean`, or 0 if none has ended.
+pub(crate) fn waiting_time(tasks: u64, cpu: u32, mean: Nanos) -> Nanos {
+    let slots = u64::from(cpu / 1_000).max(1);
+    let mean = if mean == 0 { FIRST_GUESS } else { mean };
+    (tasks + 1).saturating_sub(slots).saturating_mul(mean) / slots
+}
+
 /// One life of one process, unique in the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ProcessId(pub(crate) u64);
@@ -101,6 +112,15 @@ pub(crate) struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// Takes the dead off the lists of holders: the node it goes to may be too young to have heard of them.
+    pub(crate) fn forget_holders(&mut self, is_dead: impl Fn(&ProcessId) -> bool) {
+        for arg in &mut self.args {
+            if let Arg::Object { holders, .. } = arg {
+                holders.retain(|holder| !is_dead(holder));
+            }
+        }
+    }
+
     /// Bytes of its arguments that `node` does not hold.
     pub(crate) fn missing_bytes(&self, node: ProcessId) -> u64 {
         let missing = |arg: &Arg| match arg {

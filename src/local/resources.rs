@@ -82,7 +82,7 @@ pub(crate) struct Amounts {
 impl Amounts {
     /// What is missing for `demand`, CPUs aside; `None` if nothing is.
     fn lacks(&self, demand: &Demand) -> Option<String> {
-        if self.place_gpus(demand.gpu).is_none() {
+        if place_gpus(&self.gpus, demand.gpu).is_none() {
             let shares: Vec<_> = self.gpus.iter().map(|g| f64::from(*g) / 1e3).collect();
             return Some(format!(
                 "{} GPUs wanted, {} there with free shares {shares:?}",
@@ -109,24 +109,9 @@ impl Amounts {
         self.lacks(demand)
     }
 
-    /// The devices and shares that serve a demand: the fullest device that fits, or whole ones.
-    fn place_gpus(&self, wanted: u32) -> Option<Vec<(usize, u32)>> {
-        let count = (wanted / WHOLE) as usize;
-        if wanted == 0 {
-            return Some(Vec::new());
-        }
-        if count == 0 {
-            let fits = self.gpus.iter().enumerate().filter(|(_, free)| **free >= wanted);
-            return fits.min_by_key(|(_, free)| **free).map(|(device, _)| vec![(device, wanted)]);
-        }
-        let whole: Vec<_> =
-            self.gpus.iter().enumerate().filter(|(_, free)| **free == WHOLE).map(|(d, _)| (d, WHOLE)).collect();
-        (whole.len() >= count).then(|| whole[..count].to_vec())
-    }
-
     /// Takes everything but the CPUs; the caller has seen that nothing is lacking.
     fn take(&mut self, demand: &Demand) -> Vec<(usize, u32)> {
-        let gpus = self.place_gpus(demand.gpu).unwrap_or_default();
+        let gpus = place_gpus(&self.gpus, demand.gpu).unwrap_or_default();
         for (device, share) in &gpus {
             self.gpus[*device] -= share;
         }
@@ -146,6 +131,21 @@ impl Amounts {
             *self.custom.entry(name.clone()).or_default() += amount;
         }
     }
+}
+
+/// The devices and shares that serve a demand, given what is free of each: the fullest device with
+/// room for a share, or the first free whole ones.
+pub(crate) fn place_gpus(free: &[u32], wanted: u32) -> Option<Vec<(usize, u32)>> {
+    if wanted == 0 {
+        return Some(Vec::new());
+    }
+    if wanted < WHOLE {
+        let room = free.iter().enumerate().filter(|(_, free)| **free >= wanted);
+        return room.min_by_key(|(_, free)| **free).map(|(device, _)| vec![(device, wanted)]);
+    }
+    let whole = free.iter().enumerate().filter(|(_, free)| **free == WHOLE);
+    let taken: Vec<_> = whole.take((wanted / WHOLE) as usize).map(|(device, _)| (device, WHOLE)).collect();
+    (taken.len() as u32 * WHOLE == wanted).then_some(taken)
 }
 
 /// Resources set aside for a group of bundles.

@@ -13,8 +13,7 @@ use crate::cluster::{
     protocol::{Effects, HEAD, Message, Nanos, ObjectId, ProcessId, ms, transfer_time, us},
 };
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -70,8 +69,8 @@ struct Driver {
     /// Tasks to submit.
     left: usize,
     handles: Vec<ObjectId>,
-    /// Submitted and not ended: when.
-    pending: BTreeMap<ObjectId, Nanos>,
+    /// Submitted and not ended.
+    pending: BTreeSet<ObjectId>,
     /// Ended with a result, with handles still.
     succeeded: BTreeSet<ObjectId>,
     finished: bool,
@@ -83,8 +82,8 @@ pub(super) struct World<'a> {
     /// When the drivers begin: everybody has joined by then.
     start: Nanos,
     random: Random,
-    queue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    events: HashMap<u64, Event>,
+    /// By time, and in the order in which they were entered.
+    queue: BTreeMap<(Nanos, u64), Event>,
     sequence: u64,
     head: Head,
     /// What waits for the head, and whether it is busy.
@@ -100,8 +99,10 @@ pub(super) struct World<'a> {
     /// When those that died did.
     crashed: HashMap<ProcessId, Nanos>,
     latencies: Vec<Nanos>,
-    started: BTreeSet<ObjectId>,
+    /// When those that have not started were.
     submitted: HashMap<ObjectId, Nanos>,
+    /// A rule that was.
+    broken: Option<String>,
     report: Report,
     /// Events whose text has one of these are printed, and all faults.
     trace: Vec<String>,
@@ -114,8 +115,7 @@ impl<'a> World<'a> {
             now: 0,
             start: ms(1) + us(20) * (options.nodes + options.drivers) as u64,
             random: Random::new(options.seed),
-            queue: BinaryHeap::new(),
-            events: HashMap::new(),
+            queue: BTreeMap::new(),
             sequence: 0,
             head: Head::new(),
             inbox: VecDeque::new(),
@@ -127,8 +127,8 @@ impl<'a> World<'a> {
             cuts: Vec::new(),
             crashed: HashMap::new(),
             latencies: Vec::new(),
-            started: BTreeSet::new(),
             submitted: HashMap::new(),
+            broken: None,
             report: Report::default(),
             trace: std::env::var("OUTRAY_TRACE")
                 .map(|text| text.split(',').map(Into::into).collect())
@@ -141,10 +141,9 @@ impl<'a> World<'a> {
             let mut out = Effects::default();
             let owner = Owner::new(id, homes.get(index % homes.len().max(1)).copied(), &mut out);
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
-            let (handles, pending, succeeded) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+            let (handles, pending, succeeded) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
             world.drivers.insert(id, Driver { owner, left, handles, pending, succeeded, finished: false });
-            let mut ignored = Ok(());
-            world.perform(id, out, &mut ignored);
+            world.perform(id, out);
             world.at(world.start, Event::Act(id));
             world.at(BEAT, Event::Tick(id));
         }
@@ -174,8 +173,7 @@ impl<'a> World<'a> {
 
     fn at(&mut self, after: Nanos, event: Event) {
         self.sequence += 1;
-        self.queue.push(Reverse((self.now + after, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.queue.insert((self.now + after, self.sequence), event);
     }
 
     fn join(&mut self, index: usize) {
@@ -189,8 +187,7 @@ impl<'a> World<'a> {
         let mut out = Effects::default();
         let node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
         self.nodes.insert(id, SimNode { node, index, capacity, running: BTreeMap::new(), tick: 0 });
-        let mut ignored = Ok(());
-        self.perform(id, out, &mut ignored);
+        self.perform(id, out);
         self.tick_later(id);
     }
 
@@ -231,22 +228,20 @@ impl<'a> World<'a> {
         self.at(after, Event::Deliver { from, to, message });
     }
 
-    fn perform(&mut self, process: ProcessId, out: Effects, broken: &mut Result<(), String>) {
+    fn perform(&mut self, process: ProcessId, out: Effects) {
         for (to, message) in out.sends {
             self.send(process, to, message);
         }
         for spec in out.starts {
             let body = Body::from_bytes(&spec.body);
             self.report.starts += 1;
-            if self.started.insert(spec.id)
-                && let Some(submitted) = self.submitted.get(&spec.id)
-            {
+            if let Some(submitted) = self.submitted.remove(&spec.id) {
                 self.latencies.push(self.now - submitted);
             }
             if let Some(sim) = self.nodes.get_mut(&process) {
                 sim.running.insert((spec.id, spec.attempt), spec.demand.clone());
                 if let Err(rule) = sim.check() {
-                    *broken = Err(format!("at {} ns, node {process:?}: {rule}", self.now));
+                    self.broken = Some(format!("at {} ns, node {process:?}: {rule}", self.now));
                 }
             }
             self.at(body.time, Event::End { node: process, task: spec.id, attempt: spec.attempt, body });
@@ -258,17 +253,17 @@ impl<'a> World<'a> {
             self.at(after, Event::End { node: process, task, attempt, body });
         }
         for (object, well) in out.done {
-            self.ended(process, object, well, broken);
+            self.ended(process, object, well);
         }
         if out.fenced {
             self.fenced(process);
         }
     }
 
-    fn ended(&mut self, driver: ProcessId, object: ObjectId, well: bool, broken: &mut Result<(), String>) {
+    fn ended(&mut self, driver: ProcessId, object: ObjectId, well: bool) {
         let Some(sim) = self.drivers.get_mut(&driver) else { return };
-        if sim.pending.remove(&object).is_none() {
-            *broken = Err(format!("task {object:?} ended, but it was not pending"));
+        if !sim.pending.remove(&object) {
+            self.broken = Some(format!("task {object:?} ended, but it was not pending"));
         }
         self.report.ended += 1;
         self.report.failed += usize::from(!well);
@@ -291,15 +286,15 @@ impl<'a> World<'a> {
         let faults = self.options.crashes + self.options.driver_crashes + self.options.partitions > 0;
         let mut until = LIMIT;
         let mut quiet = false;
-        while let Some(Reverse((time, number))) = self.queue.pop() {
-            let Some(event) = self.events.remove(&number) else { continue };
+        while let Some(((time, _), event)) = self.queue.pop_first() {
             if time > until {
                 break;
             }
             self.now = time;
-            let mut broken = Ok(());
-            self.step(event, &mut broken);
-            broken?;
+            self.step(event);
+            if let Some(rule) = self.broken {
+                return Err(rule);
+            }
             if !quiet && self.drivers.values().all(|driver| driver.finished) {
                 self.report.time = Duration::from_nanos(self.now - self.start);
                 until = self.now + if faults { 3 * PATIENCE + REPLACEMENT } else { ms(200) };
@@ -320,7 +315,7 @@ impl<'a> World<'a> {
         Ok(self.report)
     }
 
-    fn step(&mut self, event: Event, broken: &mut Result<(), String>) {
+    fn step(&mut self, event: Event) {
         if !self.trace.is_empty() {
             let text = format!("{event:?}");
             let is_fault = matches!(event, Event::CrashNode | Event::CrashDriver | Event::Cut | Event::Join(_));
@@ -330,20 +325,20 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message } => self.deliver(from, to, message, broken),
+            Event::Deliver { from, to, message } => self.deliver(from, to, message),
             Event::Tick(HEAD) => {
                 self.head.tick(self.now, &mut out);
                 self.at(BEAT, Event::Tick(HEAD));
-                self.perform(HEAD, out, broken);
+                self.perform(HEAD, out);
             }
             Event::Tick(process) => {
                 if let Some(sim) = self.nodes.get_mut(&process) {
                     sim.node.tick(self.now, &mut out);
-                    self.perform(process, out, broken);
+                    self.perform(process, out);
                     self.tick_later(process);
                 } else if let Some(driver) = self.drivers.get_mut(&process) {
                     driver.owner.tick(self.now, &mut out);
-                    self.perform(process, out, broken);
+                    self.perform(process, out);
                     self.at(BEAT, Event::Tick(process));
                 }
             }
@@ -357,17 +352,17 @@ impl<'a> World<'a> {
                 self.head.handle(self.now, from, message, &mut out);
                 self.report.head_time += start.map_or(Duration::ZERO, |start| start.elapsed());
                 self.at(self.options.head_message_time.as_nanos() as u64, Event::Head);
-                self.perform(HEAD, out, broken);
+                self.perform(HEAD, out);
             }
             Event::End { node, task, attempt, body } => {
                 let Some(sim) = self.nodes.get_mut(&node) else { return };
                 if sim.running.remove(&(task, attempt)).is_some() {
                     sim.node.finished(self.now, task, attempt, body.outcome(), &mut out);
-                    self.perform(node, out, broken);
+                    self.perform(node, out);
                     self.tick_later(node);
                 }
             }
-            Event::Act(driver) => self.act(driver, broken),
+            Event::Act(driver) => self.act(driver),
             Event::CrashNode => {
                 if let Some(victim) = self.pick(self.nodes.keys().copied().collect())
                     && let Some(sim) = self.nodes.remove(&victim)
@@ -395,14 +390,14 @@ impl<'a> World<'a> {
             }
             Event::Cancel => {
                 let pending =
-                    self.drivers.iter().flat_map(|(id, driver)| driver.pending.keys().map(|task| (*id, *task)));
+                    self.drivers.iter().flat_map(|(id, driver)| driver.pending.iter().map(|task| (*id, *task)));
                 let pending: Vec<_> = pending.collect();
                 let at = self.random.below(pending.len() as u64) as usize;
                 if let Some((id, task)) = pending.get(at)
                     && let Some(driver) = self.drivers.get_mut(id)
                 {
                     driver.owner.cancel(*task, &mut out);
-                    self.perform(*id, out, broken);
+                    self.perform(*id, out);
                 }
             }
             Event::Join(index) => self.join(index),
@@ -414,7 +409,7 @@ impl<'a> World<'a> {
         from.get(at).copied()
     }
 
-    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, broken: &mut Result<(), String>) {
+    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message) {
         // Of what a process had sent when it died, the first part arrives on each way, and the rest does not.
         if let Some(crash) = self.crashed.get(&from) {
             let cut = Random::new(self.options.seed ^ (from.0 << 32) ^ to.0).below(us(200));
@@ -436,11 +431,11 @@ impl<'a> World<'a> {
         } else if let Some(driver) = self.drivers.get_mut(&to) {
             driver.owner.handle(from, message, &mut out);
         }
-        self.perform(to, out, broken);
+        self.perform(to, out);
         self.tick_later(to);
     }
 
-    fn act(&mut self, id: ProcessId, broken: &mut Result<(), String>) {
+    fn act(&mut self, id: ProcessId) {
         if self.head.has_buried(id) {
             return self.fenced(id); // the nodes have dropped what it owned, and it is about to hear of it
         }
@@ -453,7 +448,7 @@ impl<'a> World<'a> {
             if !nodes.is_empty() {
                 let work = workload::work(self.options, &mut self.random, &driver.handles, &nodes);
                 let object = driver.owner.submit(work, &mut out);
-                driver.pending.insert(object, self.now);
+                driver.pending.insert(object);
                 driver.handles.push(object);
                 self.submitted.insert(object, self.now);
             } else {
@@ -495,11 +490,11 @@ impl<'a> World<'a> {
                         && !why.contains("it was put on a node that died")
                     // that may be lost, and what needs it
                     {
-                        *broken = Err(format!("{object:?} was there, and is lost: {why}"));
+                        self.broken = Some(format!("{object:?} was there, and is lost: {why}"));
                     }
                     for holder in driver.owner.holders(*object).into_iter().flatten() {
                         if self.nodes.get(holder).is_some_and(|sim| !sim.node.stores(*object)) {
-                            *broken = Err(format!("{holder:?} should have {object:?}, and has not"));
+                            self.broken = Some(format!("{holder:?} should have {object:?}, and has not"));
                         }
                     }
                 }
@@ -513,7 +508,7 @@ impl<'a> World<'a> {
         if let Some(after) = again {
             self.at(after, Event::Act(id));
         }
-        self.perform(id, out, broken);
+        self.perform(id, out);
     }
 
     fn check_nothing_stays(&self) -> Result<(), String> {
