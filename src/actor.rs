@@ -191,7 +191,7 @@ impl<S: Send + Sync + 'static> Serialize for Actor<S> {
 
 impl<'de, S: Send + Sync + 'static> Deserialize<'de> for Actor<S> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serial::take_handle::<Actor<S>, D>(deserializer).map(|actor| (*actor).clone())
+        serial::take_handle(deserializer)
     }
 }
 
@@ -529,7 +529,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
         if self.detached && self.options.name.is_none() {
             return Err(Error::invalid("a detached actor needs a name: say `.name(..)`"));
         }
-        let demand = self.request.demand(0)?;
+        let demand = self.request.demand(0, core)?;
         let name = self.options.name.clone();
         let mut names = core.names.lock();
         if let Some(name) = &name
@@ -678,5 +678,24 @@ impl<S: Send + Sync + 'static> Actor<S> {
     /// Calls that wait for their turn.
     pub fn pending_calls(&self) -> usize {
         self.0.0.pending_calls()
+    }
+}
+
+impl<S: Send + Sync + 'static> serial::Passed for Actor<S> {
+    #[cfg(feature = "cluster")]
+    fn export(
+        &self,
+        _: &Arc<crate::cluster::client::Client>,
+    ) -> Result<(crate::cluster::wire::Handle, Box<dyn std::any::Any + Send + Sync>)> {
+        Err(Error::Unsupported { reason: "not yet".into() })
+    }
+
+    #[cfg(feature = "cluster")]
+    fn import(
+        _: &Arc<crate::cluster::client::Client>,
+        _: &crate::cluster::wire::Handle,
+        _: Option<&bytes::Bytes>,
+    ) -> Result<Self> {
+        Err(Error::Unsupported { reason: "not yet".into() })
     }
 }

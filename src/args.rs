@@ -6,11 +6,12 @@ use crate::{
     object::{Object, ObjectRef},
     serial,
 };
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt::Display, sync::Arc};
 
 /// An argument that may still be a handle.
 #[doc(hidden)]
-pub trait Deferred<A>: Send + Sync + Sized + 'static {
+pub trait Deferred<A>: Serialize + DeserializeOwned + Send + Sync + Sized + 'static {
     /// Whether it may be a handle.
     const DEPENDENT: bool;
     fn dependencies(&self, visitor: &mut Visitor<'_>);
@@ -65,7 +66,7 @@ pub trait IntoArgs<Args> {
 
 /// A value.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Value<A>(A);
 
 impl<A: Object> Deferred<A> for Value<A> {
@@ -81,22 +82,26 @@ impl<A: Object> Deferred<A> for Value<A> {
 
 /// A handle whose value is moved or copied.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "A: Object")]
 pub struct Owned<A: 'static>(ObjectRef<A>);
 /// A handle whose value is shared.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "A: Object")]
 pub struct Shared<A: 'static>(ObjectRef<A>);
 /// The same of handles to `Result`s.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "A: Object, E: Object")]
 pub struct OwnedOk<A: 'static, E: 'static>(ObjectRef<Result<A, E>>);
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "A: Object, E: Object")]
 pub struct SharedOk<A: 'static, E: 'static>(ObjectRef<Result<A, E>>);
 /// Several at once.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Many<D>(Vec<D>);
 
 macro_rules! handle {
@@ -183,7 +188,7 @@ impl IntoArg<String> for &str {
 
 /// Several arguments.
 #[doc(hidden)]
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Tuple<T>(T);
 
 impl<A, D: Deferred<A>> Deferred<(A,)> for Tuple<(D,)> {

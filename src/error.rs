@@ -87,6 +87,13 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// Its value, or the process that was making it, is lost, and it may not be made again.
+    Lost {
+        /// What is lost.
+        origin: Box<Origin>,
+        /// How.
+        reason: String,
+    },
     /// A `get` or a queue operation reached its time limit.
     Timeout {
         /// What was waited for, and what it is doing.
@@ -215,6 +222,10 @@ impl fmt::Display for Error {
                 write!(f, "{origin} did not finish within its deadline of {after:?}; give it more time or less work")
             }
             Error::Infeasible { origin, reason } => write!(f, "{origin} can never run here: {reason}"),
+            Error::Lost { origin, reason } => write!(
+                f,
+                "{origin} is lost: {reason}; submit or put it again, and let tasks run again that may lose their node (`retries`)"
+            ),
             Error::Timeout { waiting_for, after } => write!(f, "gave up after {after:?} waiting for {waiting_for}"),
             Error::WaitCycle { path } => {
                 let first = path.first().map_or("", String::as_str);

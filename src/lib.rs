@@ -75,6 +75,8 @@ pub mod task;
 
 pub use actor::{Actor, ActorBuilder, Call};
 pub use args::{IntoArg, IntoArgs};
+#[cfg(feature = "cluster")]
+pub use cluster::{LocalCluster, LocalClusterBuilder};
 pub use error::{Error, Origin, Result};
 pub use function::{Constructor, Method, RemoteFn, StreamFn};
 pub use local::timer::Sleep;

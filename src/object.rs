@@ -57,6 +57,11 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
         self.0.clone()
     }
 
+    #[cfg(feature = "cluster")]
+    pub(crate) fn source(&self) -> &Arc<dyn Source<T>> {
+        &self.0
+    }
+
     /// Blocks until it is ready. An error means that it never will be, not that the task failed.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         if self.0.is_done() {
@@ -72,6 +77,7 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
 
     /// Whether the object is there, or its task has failed: whether `get` would return at once.
     pub fn is_ready(&self) -> bool {
+        self.0.wanted();
         self.0.is_done()
     }
 
@@ -233,15 +239,34 @@ impl<T: 'static> fmt::Debug for ObjectRef<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Serialize for ObjectRef<T> {
+impl<T: Object> Serialize for ObjectRef<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serial::put_handle(Arc::new(self.clone()), serializer)
     }
 }
 
-impl<'de, T: Send + Sync + 'static> Deserialize<'de> for ObjectRef<T> {
+impl<'de, T: Object> Deserialize<'de> for ObjectRef<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serial::take_handle::<ObjectRef<T>, D>(deserializer).map(|handle| (*handle).clone())
+        serial::take_handle(deserializer)
+    }
+}
+
+impl<T: Object> serial::Passed for ObjectRef<T> {
+    #[cfg(feature = "cluster")]
+    fn export(
+        &self,
+        client: &Arc<crate::cluster::client::Client>,
+    ) -> Result<(crate::cluster::wire::Handle, Box<dyn std::any::Any + Send + Sync>)> {
+        client.export(self)
+    }
+
+    #[cfg(feature = "cluster")]
+    fn import(
+        client: &Arc<crate::cluster::client::Client>,
+        handle: &crate::cluster::wire::Handle,
+        value: Option<&bytes::Bytes>,
+    ) -> Result<Self> {
+        client.import(handle.object(), value)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     local::{
         Core,
         node::{Node, Promise},
-        task::{Body, BoxFuture, Step},
+        task::{Body, BoxFuture, Step, Travel},
         wait,
     },
     object::{Object, ObjectRef},
@@ -28,10 +28,33 @@ const MOST_IN_CHUNK: usize = 1024;
 const CHUNKS_AHEAD: usize = 4;
 
 /// One task for several items.
-struct MapBody<F, A, M> {
+pub(crate) struct MapBody<F, A, M> {
     f: F,
     items: Vec<A>,
     _types: PhantomData<fn() -> M>,
+}
+
+impl<F, A, M> MapBody<F, A, M> {
+    pub(crate) fn new(f: F, items: Vec<A>) -> Self {
+        MapBody { f, items, _types: PhantomData }
+    }
+}
+
+impl<F, A, M> Travel for MapBody<F, A, M>
+where
+    F: RemoteFn<(A,), M>,
+    A: Object,
+    M: 'static,
+{
+    #[cfg(feature = "cluster")]
+    fn site(&self) -> Result<crate::cluster::wire::Site> {
+        Ok(crate::cluster::wire::Site::of::<crate::cluster::travel::MapEntry<F, A, M>>()?)
+    }
+
+    #[cfg(feature = "cluster")]
+    fn pack(&self) -> Result<serial::Packed> {
+        serial::pack(&self.items, "the items of a map")
+    }
 }
 
 impl<F, A, M> Body for MapBody<F, A, M>
@@ -115,7 +138,7 @@ impl Plan {
         A: Object,
         M: 'static,
     {
-        let body = MapBody { f, items, _types: PhantomData };
+        let body = MapBody::new(f, items);
         or_failed(self.core, self.location, submit_body(self.core, self.location, body, None))
     }
 }

@@ -297,6 +297,25 @@ impl<T: Object> Serialize for Queue<T> {
 
 impl<'de, T: Object> Deserialize<'de> for Queue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serial::take_handle::<Queue<T>, D>(deserializer).map(|queue| (*queue).clone())
+        serial::take_handle(deserializer)
+    }
+}
+
+impl<T: Object> serial::Passed for Queue<T> {
+    #[cfg(feature = "cluster")]
+    fn export(
+        &self,
+        _: &Arc<crate::cluster::client::Client>,
+    ) -> Result<(crate::cluster::wire::Handle, Box<dyn std::any::Any + Send + Sync>)> {
+        Err(Error::Unsupported { reason: "not yet".into() })
+    }
+
+    #[cfg(feature = "cluster")]
+    fn import(
+        _: &Arc<crate::cluster::client::Client>,
+        _: &crate::cluster::wire::Handle,
+        _: Option<&bytes::Bytes>,
+    ) -> Result<Self> {
+        Err(Error::Unsupported { reason: "not yet".into() })
     }
 }

@@ -2,7 +2,10 @@
 
 use crate::{
     error::{Error, Result},
-    local::resources::{Demand, Group, WHOLE},
+    local::{
+        Core,
+        resources::{Demand, Group, WHOLE},
+    },
 };
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use std::sync::Arc;
 pub(crate) struct Request {
     cpu: Option<u32>,
     rest: Demand,
+    pub(crate) strategy: Strategy,
     problem: Option<Error>,
 }
 
@@ -45,7 +49,12 @@ impl Request {
     }
 
     pub(crate) fn strategy(&mut self, strategy: &Strategy) {
-        let unmet = match strategy {
+        self.strategy = strategy.clone();
+    }
+
+    /// What of the wishes for a place a single node cannot fulfil.
+    fn unmet(&self) -> Option<String> {
+        match &self.strategy {
             Strategy::Default | Strategy::Spread => None,
             Strategy::Node { name, soft } => {
                 (!soft && name != LOCAL_NODE).then(|| format!("there is no node {name:?}, only {LOCAL_NODE:?}"))
@@ -54,9 +63,6 @@ impl Request {
                 let first = required.first();
                 first.map(|(key, value)| format!("no node has the label {key}={value}: {LOCAL_NODE:?} has none"))
             }
-        };
-        if let Some(unmet) = unmet {
-            self.reject(unmet);
         }
     }
 
@@ -77,10 +83,11 @@ impl Request {
         Some(rounded as u64)
     }
 
-    /// The demand, with so many CPUs where none were named. `None`: just one CPU.
-    pub(crate) fn demand(&self, default_cpu: u32) -> Result<Demand> {
-        match &self.problem {
-            Some(problem) => Err(problem.clone()),
+    /// The demand, with so many CPUs where none were named.
+    pub(crate) fn demand(&self, default_cpu: u32, core: &Core) -> Result<Demand> {
+        let unmet = if core.is_on_cluster() { None } else { self.unmet() };
+        match self.problem.clone().or_else(|| unmet.map(Error::invalid)) {
+            Some(problem) => Err(problem),
             None => Ok(Demand { cpu: self.cpu.unwrap_or(default_cpu), ..self.rest.clone() }),
         }
     }
@@ -113,6 +120,26 @@ pub enum Strategy {
         /// Pairs of key and value.
         required: Vec<(String, String)>,
     },
+}
+
+#[cfg(feature = "cluster")]
+impl Strategy {
+    /// The same as the cluster knows it. Nodes are named by their numbers, or by a label `node`.
+    pub(crate) fn to_cluster(&self) -> crate::cluster::protocol::Strategy {
+        use crate::cluster::protocol::{ProcessId, Strategy as There};
+        match self {
+            Strategy::Default => There::Default,
+            Strategy::Spread => There::Spread,
+            Strategy::Node { name, soft } => match (ProcessId::named(name), soft) {
+                (Some(node), soft) => There::Node { node, soft: *soft },
+                (None, true) => There::Default,
+                (None, false) => There::Labels(vec![("node".into(), name.as_str().into())]),
+            },
+            Strategy::Labels { required } => There::Labels(
+                required.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
+            ),
+        }
+    }
 }
 
 /// How the bundles of a placement group are laid out over nodes.

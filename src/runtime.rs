@@ -126,20 +126,23 @@ impl Runtime {
         Runtime::builder().from_env()
     }
 
-    /// A runtime on the cluster at `address`.
+    /// A runtime on the cluster whose head is at `address` (`host:port`). Its tasks and actors run there; the
+    /// program is the same. The key is read from the file that `OUTRAY_KEY_FILE` names, or from `~/.outray/key`.
+    ///
+    /// Blocks until the head has answered and a node is there.
     ///
     /// # Errors
-    /// This version has no cluster support: always [`Error::Unsupported`].
+    /// [`Error::Unsupported`] if that takes longer than ten seconds, if the key does not fit, or always if this
+    /// build is without the feature `cluster`.
     pub fn connect(address: &str) -> Result<Runtime> {
-        Err(Error::Unsupported {
-            reason: format!(
-                "connecting to {address:?}: this version of outray runs in one process only; use `Runtime::local()` or unset OUTRAY_ADDRESS"
-            ),
-        })
+        Runtime::builder().connect(address)
     }
 
     fn open(config: Config) -> Runtime {
-        let core = Core::open(config);
+        Runtime::of(Core::open(config))
+    }
+
+    pub(crate) fn of(core: &'static Core) -> Runtime {
         Runtime { core, _guard: Some(Arc::new(Guard(core))) }
     }
 
@@ -380,7 +383,7 @@ impl Runtime {
                 bundles.len()
             )));
         }
-        let demands: Vec<_> = bundles.iter().map(|bundle| bundle.request.demand(0)).collect::<Result<_>>()?;
+        let demands: Vec<_> = bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
         self.core.reserve_group(demands).map(PlacementGroup)
     }
 
@@ -507,7 +510,7 @@ impl Builder {
         self
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let available = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cpus = self.cpus.unwrap_or_else(available);
         let amount = |amount: f64| (amount * f64::from(WHOLE)).round() as u64;
@@ -542,6 +545,28 @@ impl Builder {
         Ok(Runtime::open(self.config()))
     }
 
+    /// Makes a runtime on a cluster: see [`Runtime::connect`]. Of the options only `observe` says anything there.
+    ///
+    /// # Errors
+    /// As [`Runtime::connect`].
+    #[cfg(feature = "cluster")]
+    pub fn connect(self, address: &str) -> Result<Runtime> {
+        Runtime::on_cluster(address, crate::cluster::key_from_env()?, self)
+    }
+
+    /// Makes a runtime on a cluster: see [`Runtime::connect`].
+    ///
+    /// # Errors
+    /// Always: this build is without the feature `cluster`.
+    #[cfg(not(feature = "cluster"))]
+    pub fn connect(self, address: &str) -> Result<Runtime> {
+        Err(Error::Unsupported {
+            reason: format!(
+                "connecting to {address:?}: this program was built without outray's feature `cluster`; build it with that, or use `Runtime::local()` and unset OUTRAY_ADDRESS"
+            ),
+        })
+    }
+
     /// Makes the runtime that the environment asks for: see [`Runtime::from_env`].
     ///
     /// # Errors
@@ -549,14 +574,14 @@ impl Builder {
     pub fn from_env(mut self) -> Result<Runtime> {
         self.observe |= std::env::var_os("OUTRAY_OBSERVE").is_some_and(|value| value != "0" && !value.is_empty());
         match std::env::var("OUTRAY_ADDRESS") {
-            Ok(address) if !address.is_empty() => Runtime::connect(&address),
+            Ok(address) if !address.is_empty() => self.connect(&address),
             _ => self.build(),
         }
     }
 }
 
 /// All of this machine's memory, in bytes, or so much that nothing is refused where it is not known.
-fn machine_memory() -> u64 {
+pub(crate) fn machine_memory() -> u64 {
     let known = std::fs::read_to_string("/proc/meminfo").ok().and_then(|info| {
         let line = info.lines().find(|line| line.starts_with("MemTotal:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()

@@ -8,7 +8,7 @@ use crate::{
         Core,
         node::{Node, Options, Promise},
         slot::Waiter,
-        task::{Body, BoxFuture, Step, TaskCell},
+        task::{Body, BoxFuture, Step, TaskCell, Travel},
         thread,
     },
     object::{Object, ObjectRef},
@@ -38,6 +38,30 @@ pub(crate) struct FnBody<F, D, Args, M> {
     f: F,
     args: D,
     _types: PhantomData<fn(Args) -> M>,
+}
+
+impl<F, D, Args, M> FnBody<F, D, Args, M> {
+    pub(crate) fn new(f: F, args: D) -> Self {
+        FnBody { f, args, _types: PhantomData }
+    }
+}
+
+impl<F, D, Args, M> Travel for FnBody<F, D, Args, M>
+where
+    F: RemoteFn<Args, M>,
+    D: Deferred<Args>,
+    Args: 'static,
+    M: 'static,
+{
+    #[cfg(feature = "cluster")]
+    fn site(&self) -> Result<crate::cluster::wire::Site> {
+        Ok(crate::cluster::wire::Site::of::<crate::cluster::travel::TaskEntry<F, D, Args, M>>()?)
+    }
+
+    #[cfg(feature = "cluster")]
+    fn pack(&self) -> Result<serial::Packed> {
+        serial::pack(&self.args, "the arguments")
+    }
 }
 
 impl<F, D, Args, M> Body for FnBody<F, D, Args, M>
@@ -100,15 +124,19 @@ where
     Args: 'static,
     M: 'static,
 {
-    submit_body(core, location, FnBody { f, args, _types: PhantomData }, options)
+    submit_body(core, location, FnBody::new(f, args), options)
 }
 
-pub(crate) fn submit_body<B: Body>(
+pub(crate) fn submit_body<B: Travel>(
     core: &'static Core,
     location: &'static Location<'static>,
     body: B,
     options: Option<Box<Options>>,
 ) -> Result<ObjectRef<B::Out>> {
+    #[cfg(feature = "cluster")]
+    if let Some(client) = core.client_for(options.as_deref()) {
+        return client.submit(location, body, options);
+    }
     let cell = TaskCell::submit(core, location, body, options)?;
     core.yield_if_deterministic();
     Ok(ObjectRef::first(cell))
@@ -138,6 +166,8 @@ pub struct Task<F, Args, M, R> {
     retries: u32,
     retry_errors: u32,
     is_err: Option<fn(&dyn Any) -> bool>,
+    #[cfg(feature = "cluster")]
+    is_err_site: Option<fn() -> Result<crate::cluster::wire::Site>>,
     backoff: Duration,
     deadline: Option<Duration>,
     _types: PhantomData<fn(Args, M) -> R>,
@@ -160,6 +190,8 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
             retries: 0,
             retry_errors: 0,
             is_err: None,
+            #[cfg(feature = "cluster")]
+            is_err_site: None,
             backoff: Duration::ZERO,
             deadline: None,
             _types: PhantomData,
@@ -188,6 +220,10 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
     {
         self.retry_errors = retries;
         self.is_err = Some(R::is_err);
+        #[cfg(feature = "cluster")]
+        {
+            self.is_err_site = Some(|| Ok(crate::cluster::wire::Site::of::<crate::cluster::travel::IsErrEntry<R>>()?));
+        }
         self
     }
 
@@ -217,10 +253,14 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
     }
 
     fn options(&self) -> Result<Option<Box<Options>>> {
-        let demand = self.request.demand(crate::local::resources::WHOLE)?;
+        let demand = self.request.demand(crate::local::resources::WHOLE, self.core)?;
         let demand = (!demand.is_plain()).then_some(demand);
         Ok(Some(Box::new(Options {
             name: self.name.clone(),
+            #[cfg(feature = "cluster")]
+            strategy: self.request.strategy.clone(),
+            #[cfg(feature = "cluster")]
+            is_err_site: self.is_err_site,
             demand: demand.into(),
             retries: self.retries,
             retry_errors: self.retry_errors,
@@ -296,7 +336,17 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
         let location = Location::caller();
         let source = Arc::new(SplitSource::default());
         let promises = R::promises(self.core, location, &source);
-        let body = FnBody { f: self.f.clone(), args: args.into_args(), _types: PhantomData };
+        let body = FnBody::new(self.f.clone(), args.into_args());
+        #[cfg(feature = "cluster")]
+        if let Ok(options) = self.options()
+            && let Some(client) = self.core.client_for(options.as_deref())
+        {
+            match client.submit(location, body, options) {
+                Ok(whole) => Parts::<R>::follow(whole, &source, promises.clone()),
+                Err(error) => fail_all::<R>(&promises, error),
+            }
+            return R::refs(promises);
+        }
         let body = SplitBody { body, promises: promises.clone() };
         let submitted = self.options().and_then(|options| TaskCell::submit(self.core, location, body, options));
         match submitted {
@@ -312,14 +362,49 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
                 drop(ObjectRef::first(cell));
                 self.core.yield_if_deterministic();
             }
-            Err(error) => {
-                let error = Arc::new(error);
-                R::nodes(&promises).iter().for_each(|node| {
-                    node.fail(error.clone());
-                });
-            }
+            Err(error) => fail_all::<R>(&promises, error),
         }
         R::refs(promises)
+    }
+}
+
+fn fail_all<R: Split>(promises: &R::Promises, error: Error) {
+    let error = Arc::new(error);
+    for node in R::nodes(promises) {
+        node.fail(error.clone());
+    }
+}
+
+/// Takes a result from elsewhere apart when it is here.
+#[cfg(feature = "cluster")]
+struct Parts<R: Split> {
+    waits: parking_lot::Mutex<Option<(ObjectRef<R>, R::Promises)>>,
+}
+
+#[cfg(feature = "cluster")]
+impl<R: Split> Parts<R> {
+    fn follow(whole: ObjectRef<R>, source: &SplitSource, promises: R::Promises) {
+        let node = whole.node();
+        let _ = source.set(node.clone()); // set once, here
+        let parts = Arc::new(Parts { waits: parking_lot::Mutex::new(Some((whole, promises))) });
+        let waiter: Arc<dyn Waiter> = parts;
+        if !node.add_waiter(&waiter) {
+            waiter.notify();
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl<R: Split> Waiter for Parts<R> {
+    fn notify(self: Arc<Self>) {
+        let Some((whole, promises)) = self.waits.lock().take() else { return };
+        match whole.source().take() {
+            Ok(Ok(whole)) => whole.keep(&promises),
+            Ok(Err(_)) => unreachable!("there is one handle, and nobody has shared the value"),
+            Err(error) => R::nodes(&promises).iter().for_each(|node| {
+                node.fail(error.clone());
+            }),
+        }
     }
 }
 
@@ -365,7 +450,7 @@ pub trait Split: Object {
     /// A handle for each part.
     type Refs;
     #[doc(hidden)]
-    type Promises: Clone + Send + 'static;
+    type Promises: Clone + Send + Sync + 'static;
     #[doc(hidden)]
     fn promises(core: &'static Core, location: &'static Location<'static>, source: &Arc<SplitSource>)
     -> Self::Promises;
@@ -456,12 +541,7 @@ impl<B: Body<Out: Split>> Body for SplitBody<B> {
                 let parts: BoxFuture<()> = Box::pin(async move {
                     match checked(future.await) {
                         Ok(out) => out.keep(&promises),
-                        Err(error) => {
-                            let error = Arc::new(error);
-                            <B::Out as Split>::nodes(&promises).iter().for_each(|node| {
-                                node.fail(error.clone());
-                            });
-                        }
+                        Err(error) => fail_all::<B::Out>(&promises, error),
                     }
                 });
                 Ok(Step::Future(parts))
@@ -509,7 +589,7 @@ pub fn try_context() -> Option<Context> {
 impl Context {
     /// The number of the task, which is that of its result too.
     pub fn id(&self) -> u64 {
-        self.node.meta().id
+        self.node.meta().number()
     }
 
     /// Its name, or else the path of its function.
@@ -522,9 +602,9 @@ impl Context {
         self.node.meta().attempt()
     }
 
-    /// The node that it runs on: `local`.
+    /// The node that it runs on; `local` in a local runtime.
     pub fn node(&self) -> &str {
-        crate::resources::LOCAL_NODE
+        self.node.meta().node().unwrap_or(crate::resources::LOCAL_NODE)
     }
 
     /// The GPUs leased to the task or its actor: the number of each device, and the share of it.

@@ -1,10 +1,11 @@
 //! What nodes have and tasks ask for, counted in whole thousandths, so that shares add up exactly.
 
 use crate::local::resources::{WHOLE, place_gpus};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// What a task asks for. Plain tasks ask for one CPU.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Demand {
     /// Thousandths of CPUs.
     pub(crate) cpu: u32,
@@ -23,7 +24,7 @@ impl Demand {
 }
 
 /// What a node has, or what of it is free.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Capacity {
     pub(crate) cpu: u32,
     /// Of each device.

@@ -30,7 +30,12 @@
 //! early, is the last: what follows cannot be told apart. Everything else that is wrong is
 //! an error reply, and the worker lives on.
 
-use super::function::{FunctionError, FunctionId, Program, Worker, resolve};
+use super::{
+    function::{FunctionError, FunctionId, Program, resolve},
+    roles,
+    travel::{Arrival, Worker},
+    worker,
+};
 use crate::{
     error::{Error, Origin, Result},
     function::RemoteFn,
@@ -55,10 +60,14 @@ use std::{
     thread::Thread,
 };
 
-/// Makes a worker of a process that finds [`OVER_PIPES`] in it.
+/// What a process is that finds one of the following in it.
 pub const VARIABLE: &str = "OUTRAY_WORKER";
-/// The only kind of worker there is so far.
+/// A worker that runs one function after the other: for tests of functions.
 pub const OVER_PIPES: &str = "pipes-1";
+/// A worker of a node.
+pub const OF_A_NODE: &str = "node-1";
+/// A head or a node; its first letter says which.
+pub const ROLE: &str = "role-1";
 
 /// The longest header and the longest payload, in bytes.
 pub const LONGEST: [u32; 2] = [64 << 10, 64 << 20];
@@ -97,10 +106,10 @@ fn enter(place: *const Constructor, call: impl Fn(Constructor)) {
     if !Program::this().contains(place) {
         return;
     }
-    if kind != OsStr::new(OVER_PIPES) {
+    let Some(serve) = kinds().iter().find(|(name, _)| kind == OsStr::new(name)).map(|(_, serve)| *serve) else {
         eprintln!("outray: {VARIABLE}={kind:?} asks for a kind of worker that this program cannot be; unset it");
         exit(2);
-    }
+    };
     // SAFETY: nobody reads the environment meanwhile: this is before `main`, on the only thread there
     // is. (An earlier constructor that starts threads which read the environment would be as wrong about
     // each `setenv` in a later one.)
@@ -123,7 +132,7 @@ fn enter(place: *const Constructor, call: impl Fn(Constructor)) {
     let worker = std::thread::Builder::new()
         .name("outray-worker".into())
         .stack_size(8 << 20)
-        .spawn(move || serve(BufReader::new(input), output));
+        .spawn(move || serve(input, output));
     match worker.map(|worker| worker.join()) {
         // If nobody reads the replies any more, nobody waits for them.
         Ok(Ok(Ok(()) | Err(_))) => exit(0),
@@ -133,6 +142,17 @@ fn enter(place: *const Constructor, call: impl Fn(Constructor)) {
             exit(2);
         }
     }
+}
+
+/// What serves a pipe until it ends.
+type Serve = fn(File, File) -> io::Result<()>;
+
+fn kinds() -> [(&'static str, Serve); 3] {
+    [
+        (OVER_PIPES, |input, output| serve(BufReader::new(input), output)),
+        (OF_A_NODE, worker::serve),
+        (ROLE, roles::serve),
+    ]
 }
 
 /// The constructors that the C library would call after the one at `place`.
@@ -221,8 +241,10 @@ fn answer(header: &[u8], payload: &[u8]) -> (Reply, Vec<u8>) {
         Ok(function) => function,
         Err(error) => return told(Reply::Refused, &error),
     };
-    match catch_unwind(AssertUnwindSafe(|| function.run(&mut ThisThread, payload))) {
-        Ok(Ok(result)) => match too_long("a result", &result) {
+    let mut result = Vec::new();
+    let run = || function.run(Arrival::bare(&mut ThisThread, payload, &mut result));
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => match too_long("a result", &result) {
             None => (Reply::Value, result),
             Some(error) => told(Reply::Failed, &error),
         },

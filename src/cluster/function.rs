@@ -42,24 +42,26 @@
 //! made from nothing in the worker. This is the one thing here that no check can cover; see
 //! [`Remote::Function`].
 
-use super::image::{ContentHash, Image, ImageError};
+use super::{
+    image::{ContentHash, Image, ImageError},
+    travel::{Arrival, TaskEntry},
+    wire::Site,
+};
 use crate::{
+    args::Value,
     error::{Error, Result},
     function::RemoteFn,
-    local::task::Step,
     object::Object,
-    serial,
     task::assert_captures_nothing,
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     ffi::{c_int, c_void},
     fmt,
-    future::Future,
-    marker::PhantomData,
     mem::MaybeUninit,
     ops::Range,
-    pin::{Pin, pin},
     sync::OnceLock,
 };
 
@@ -69,8 +71,8 @@ const MAGIC: [u64; 2] = [0x6f75_7472_6179_0066, 0xb1a5_3c0d_92e7_4f18];
 struct Mark(#[allow(dead_code)] u64);
 static MARK: Mark = Mark(0);
 
-/// What runs a function: decodes its arguments, calls it, and encodes its result.
-type Entry = fn(&mut dyn Worker, &[u8]) -> Result<Vec<u8>>;
+/// What runs a function with what has arrived.
+type Entry = fn(Arrival<'_>) -> Result<()>;
 
 /// A function as it lies in the executable: five words, constant from the loader's last relocation
 /// to the end of the process.
@@ -92,15 +94,15 @@ impl Descriptor {
         (self.name)()
     }
 
-    /// Runs the function.
+    /// Hands the function what has arrived for it.
     ///
     /// # Errors
-    /// Its arguments or its result cannot be serialized. The caller catches panics.
-    pub fn run(&self, worker: &mut dyn Worker, payload: &[u8]) -> Result<Vec<u8>> {
-        (self.entry)(worker, payload)
+    /// Something of it cannot be serialized. The caller catches panics.
+    pub fn run(&self, arrival: Arrival<'_>) -> Result<()> {
+        (self.entry)(arrival)
     }
 
-    fn of<R: Remote>() -> &'static Descriptor {
+    pub(crate) fn of<R: Remote>() -> &'static Descriptor {
         const {
             assert_captures_nothing::<R::Function>();
             let function = MaybeUninit::<R::Function>::uninit();
@@ -116,15 +118,6 @@ impl fmt::Debug for Descriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Descriptor").field("name", &self.name()).finish_non_exhaustive()
     }
-}
-
-/// What a function has around it in the process that runs it.
-pub trait Worker {
-    /// Polls a future to its end, or gives up on it.
-    ///
-    /// # Errors
-    /// Why it gave up.
-    fn drive(&mut self, future: Pin<&mut (dyn Future<Output = ()> + Send)>) -> Result<()>;
 }
 
 /// What can run in another process: a kind of body, with the types of its function, arguments and result.
@@ -152,52 +145,21 @@ pub trait Remote: 'static {
     /// The path of the function.
     fn name() -> &'static str;
 
-    /// Decodes the arguments, calls the function, and encodes its result.
+    /// Decodes what has arrived, and runs the function with it.
     ///
     /// # Errors
-    /// The arguments or the result cannot be serialized, or the worker gave up.
-    fn run(function: Self::Function, worker: &mut dyn Worker, payload: &[u8]) -> Result<Vec<u8>>;
+    /// Something of it cannot be serialized, or the worker gave up.
+    fn run(function: Self::Function, arrival: Arrival<'_>) -> Result<()>;
 }
 
-fn enter<R: Remote>(worker: &mut dyn Worker, payload: &[u8]) -> Result<Vec<u8>> {
+fn enter<R: Remote>(arrival: Arrival<'_>) -> Result<()> {
     let function = MaybeUninit::<R::Function>::uninit();
     // SAFETY: a value of size 0 has no bytes that could be uninitialized (`Descriptor::of` does not
     // compile for others, nor for types without values), and `function` is aligned for it. That such a
     // value may be here at all is the contract of `Remote::Function`. It is only borrowed, so it is
     // not dropped.
     let function = unsafe { function.assume_init_ref() };
-    R::run(function.clone(), worker, payload)
-}
-
-/// The body of a task whose arguments are values.
-#[derive(Debug)]
-pub struct TaskBody<F, Args, M>(PhantomData<fn(F, Args) -> M>);
-
-impl<F, Args, M> Remote for TaskBody<F, Args, M>
-where
-    F: RemoteFn<Args, M>,
-    Args: Object,
-    M: 'static,
-{
-    type Function = F;
-
-    fn name() -> &'static str {
-        std::any::type_name::<F>()
-    }
-
-    fn run(function: F, worker: &mut dyn Worker, payload: &[u8]) -> Result<Vec<u8>> {
-        let out = match function.invoke(serial::from_bytes(payload, "the arguments")?) {
-            Step::Value(out) => out,
-            Step::Future(future) => {
-                let mut out = None;
-                worker.drive(pin!(async { out = Some(future.await) }))?;
-                out.ok_or_else(|| Error::Unsupported {
-                    reason: format!("the worker did not finish the future of `{}`", Self::name()),
-                })?
-            }
-        };
-        serial::to_bytes(&out, "the result")
-    }
+    R::run(function.clone(), arrival)
 }
 
 /// A function, as the processes of one executable name it to each other.
@@ -260,10 +222,33 @@ impl FunctionId {
         Args: Object,
         M: 'static,
     {
-        FunctionId::at(Descriptor::of::<TaskBody<F, Args, M>>())
+        let site = Site::of::<TaskEntry<F, Value<Args>, Args, M>>()?;
+        let image = Image::current().map_err(FunctionError::Image)?.hash;
+        Ok(FunctionId { image, offset: site.offset, name_hash: site.name_hash })
+    }
+}
+
+impl Site {
+    /// Where the function is.
+    ///
+    /// # Errors
+    /// As [`FunctionId::of_task`].
+    pub(crate) fn of<R: Remote>() -> Result<Site, FunctionError> {
+        thread_local! {
+            /// By the descriptor's address: to hash a name takes longer than to submit a task.
+            static KNOWN: RefCell<HashMap<usize, Site>> = RefCell::default();
+        }
+        let descriptor = Descriptor::of::<R>();
+        let address = std::ptr::from_ref(descriptor).addr();
+        if let Some(site) = KNOWN.with(|known| known.borrow().get(&address).copied()) {
+            return Ok(site);
+        }
+        let site = Site::at(descriptor)?;
+        KNOWN.with(|known| known.borrow_mut().insert(address, site));
+        Ok(site)
     }
 
-    fn at(descriptor: &'static Descriptor) -> Result<FunctionId, FunctionError> {
+    fn at(descriptor: &'static Descriptor) -> Result<Site, FunctionError> {
         // Exposed, because `resolve` makes references from addresses.
         let address = std::ptr::from_ref(descriptor).expose_provenance();
         let program = Program::this();
@@ -274,11 +259,8 @@ impl FunctionId {
                 false => FunctionError::NotInExecutable { name },
             });
         }
-        Ok(FunctionId {
-            image: Image::current().map_err(FunctionError::Image)?.hash,
-            offset: address.wrapping_sub(program.base) as i64,
-            name_hash: name_hash(descriptor.name()),
-        })
+        let offset = address.wrapping_sub(program.base) as i64;
+        Ok(Site { offset, name_hash: name_hash(descriptor.name()) })
     }
 }
 
@@ -291,8 +273,16 @@ pub fn resolve(id: &FunctionId) -> Result<&'static Descriptor, FunctionError> {
     if id.image != ours {
         return Err(FunctionError::OtherExecutable { its: id.image, ours });
     }
+    resolve_here(Site { offset: id.offset, name_hash: id.name_hash })
+}
+
+/// The same, where it is known already that it is about this executable.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn resolve_here(site: Site) -> Result<&'static Descriptor, FunctionError> {
     let program = Program::this();
-    let offset = id.offset;
+    let offset = site.offset;
     let address = isize::try_from(offset).ok().and_then(|offset| program.base.checked_add_signed(offset));
     let found = address.and_then(|address| {
         program.constant.iter().find(|range| range.contains(&address)).map(|range| (address, range.end - address))
@@ -324,7 +314,7 @@ pub fn resolve(id: &FunctionId) -> Result<&'static Descriptor, FunctionError> {
     let descriptor: &'static Descriptor = unsafe { &*place.cast() };
 
     let name = descriptor.name();
-    match name_hash(name) == id.name_hash {
+    match name_hash(name) == site.name_hash {
         true => Ok(descriptor),
         false => Err(FunctionError::OtherName { offset, found: name.to_owned() }),
     }
@@ -533,12 +523,20 @@ impl From<FunctionError> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cluster::travel::Worker, serial};
+    use std::{future::Future, pin::Pin};
 
     struct Nothing;
     impl Worker for Nothing {
         fn drive(&mut self, _: Pin<&mut (dyn Future<Output = ()> + Send)>) -> Result<()> {
             Err(Error::Unsupported { reason: "there is no executor".into() })
         }
+    }
+
+    fn run(function: &Descriptor, payload: &[u8]) -> Result<Vec<u8>> {
+        let mut result = Vec::new();
+        function.run(Arrival::bare(&mut Nothing, payload, &mut result))?;
+        Ok(result)
     }
 
     fn here() -> FunctionId {
@@ -548,11 +546,11 @@ mod tests {
     #[test]
     fn a_function_is_found_by_its_id_and_runs() {
         let function = resolve(&FunctionId::of_task(&u8::checked_add).unwrap()).unwrap();
-        assert_eq!(function.run(&mut Nothing, b"\x92\x01\x02").unwrap(), b"\x03");
+        assert_eq!(run(function, b"\x92\x01\x02").unwrap(), b"\x03");
         let function = resolve(&here()).unwrap();
         assert!(function.name().ends_with("::here"), "{function:?}");
         assert_eq!(
-            serial::from_bytes::<FunctionId>(&function.run(&mut Nothing, b"\xc0").unwrap(), "it").unwrap(),
+            serial::from_bytes::<FunctionId>(&run(function, b"\xc0").unwrap(), "it").unwrap(),
             here()
         );
     }
@@ -560,7 +558,7 @@ mod tests {
     #[test]
     fn a_worker_may_give_up_on_a_future() {
         let function = resolve(&FunctionId::of_task(&async || 7u8).unwrap()).unwrap();
-        let error = function.run(&mut Nothing, b"\xc0").unwrap_err();
+        let error = run(function, b"\xc0").unwrap_err();
         assert!(error.to_string().contains("no executor"), "{error}");
     }
 
@@ -588,13 +586,13 @@ mod tests {
     #[test]
     fn what_only_looks_like_a_descriptor_is_none() {
         static NEARLY: [Descriptor; 3] = [
-            Descriptor { magic: [MAGIC[0], 0], mark: &MARK, name: || "nearly", entry: |_, _| panic!("a jump") },
-            Descriptor { magic: MAGIC, mark: &OTHER, name: || "nearly", entry: |_, _| panic!("a jump") },
-            Descriptor { magic: [0; 2], mark: &MARK, name: || "nearly", entry: |_, _| panic!("a jump") },
+            Descriptor { magic: [MAGIC[0], 0], mark: &MARK, name: || "nearly", entry: |_| panic!("a jump") },
+            Descriptor { magic: MAGIC, mark: &OTHER, name: || "nearly", entry: |_| panic!("a jump") },
+            Descriptor { magic: [0; 2], mark: &MARK, name: || "nearly", entry: |_| panic!("a jump") },
         ];
         static OTHER: Mark = Mark(1);
         for nearly in &NEARLY {
-            let id = FunctionId { name_hash: name_hash("nearly"), ..FunctionId::at(nearly).unwrap() };
+            let id = FunctionId { name_hash: name_hash("nearly"), offset: Site::at(nearly).unwrap().offset, ..here() };
             assert_eq!(resolve(&id).unwrap_err(), FunctionError::NotAFunction { offset: id.offset });
         }
         // A table of such words, as a file format's or a debugger's might be: code is where no code is.

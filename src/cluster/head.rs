@@ -64,6 +64,8 @@ struct OwnerView {
     heard: Nanos,
     /// The node that it sends its tasks to.
     home: Option<ProcessId>,
+    /// The node that it is on, which knows when it has died.
+    on: Option<ProcessId>,
 }
 
 pub(crate) struct Head {
@@ -127,10 +129,13 @@ impl Head {
                     self.place(spec, out);
                 }
             }
-            Message::JoinOwner { wish } => {
+            Message::JoinOwner { wish, on } => {
                 self.welcome(now, from, out);
-                self.owners.insert(from, OwnerView { heard: now, home: None });
+                self.owners.insert(from, OwnerView { heard: now, home: None, on });
                 self.find_home(from, wish, out);
+            }
+            Message::Died { process } if self.owners.get(&process).is_some_and(|owner| owner.on == Some(from)) => {
+                self.bury(now, process, out);
             }
             Message::Place(spec) => self.place(spec, out),
             Message::Load(load) => {
@@ -380,13 +385,13 @@ mod tests {
             let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; index], ..Capacity::default() };
             head.handle(0, node(index as u64 + 1), Message::JoinNode { capacity, labels }, &mut out);
         }
-        head.handle(0, OWNER, Message::JoinOwner { wish: None }, &mut out);
+        head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None }, &mut out);
         head
     }
 
     fn task(demand: Demand, strategy: Strategy, args: Vec<Arg>) -> TaskSpec {
         let id = ObjectId { owner: OWNER, number: 1 };
-        TaskSpec { id, attempt: 1, hop: 0, demand: Arc::new(demand), strategy, args, body: Arc::from([]) }
+        TaskSpec { id, attempt: 1, hop: 0, demand: Arc::new(demand), strategy, args, stays: false, body: Arc::from([]) }
     }
 
     /// Where the head sends a task, or why nowhere.
@@ -470,6 +475,19 @@ mod tests {
         head.handle(0, node(2), Message::Load(Load::default()), &mut out);
         let [(to, Message::Steal { thief, most, .. })] = &out.sends[..] else { panic!("{:?}", out.sends) };
         assert_eq!((*to, *thief, *most), (node(1), node(2), 20));
+    }
+
+    #[test]
+    fn only_its_own_node_says_that_an_owner_has_died() {
+        let mut head = head(&[1, 1]);
+        let worker = ProcessId(101);
+        let mut out = Effects::default();
+        head.handle(0, worker, Message::JoinOwner { wish: Some(node(1)), on: Some(node(1)) }, &mut out);
+        head.handle(0, node(2), Message::Died { process: worker }, &mut out);
+        head.handle(0, node(1), Message::Died { process: OWNER }, &mut out);
+        assert!(!head.has_buried(worker) && !head.has_buried(OWNER));
+        head.handle(0, node(1), Message::Died { process: worker }, &mut out);
+        assert!(head.has_buried(worker));
     }
 
     #[test]

@@ -34,14 +34,36 @@ pub mod function;
 #[doc(hidden)]
 pub mod image;
 
+#[doc(hidden)]
+pub mod travel;
+
 mod capacity;
 mod head;
 mod node;
 mod owner;
-mod protocol;
+pub(crate) mod protocol;
 pub mod simulation;
 
 mod endpoint;
 mod link;
 mod secure;
 mod transport;
+
+pub(crate) mod client;
+mod driver;
+mod head_process;
+mod local_cluster;
+mod node_process;
+mod pipe;
+mod remote;
+mod roles;
+mod station;
+pub(crate) mod wire;
+mod worker;
+
+pub use local_cluster::{LocalCluster, LocalClusterBuilder};
+
+/// The key that the environment names, if it names one.
+pub(crate) fn key_from_env() -> crate::Result<Option<secure::Key>> {
+    driver::key()
+}

@@ -9,18 +9,23 @@
 //! - What runs holds its demand, and all demands together fit the capacity.
 //! - A ready task lets at most [`PASSES`] younger ones pass that need less; then it is waited for.
 //! - Every task that came is told of to its owner once, as finished or as moved, unless the owner
-//!   cancelled it, or died.
+//!   cancelled it, or died. One that stays is told of once more if it ends without being told to.
+//! - What stays holds its demand until it has ended.
 //! - A copy of an object is announced to its owner, who frees it.
 
 use super::{
     capacity::{Capacity, Devices},
     head::{BEAT, PACE},
     protocol::{
-        Arg, Effects, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, ms,
-        transfer_time, waiting_time,
+        Arg, Effects, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec,
+        lost, ms, transfer_time, waiting_time,
     },
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 /// A task that would wait longer here is passed on to the head.
 const TOO_LONG: Nanos = ms(2);
@@ -28,6 +33,7 @@ const TOO_LONG: Nanos = ms(2);
 const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
 const WINDOW: usize = 256;
+const OWNER_DIED: &str = "its owner died";
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
 type Key = (ObjectId, u32);
 
@@ -41,14 +47,18 @@ struct Task {
     running: Option<(Nanos, Devices)>,
     /// It was told to stop; nobody wants to hear of it.
     stopped: bool,
+    /// It has finished well, and goes on.
+    stays: bool,
 }
 
 /// An object here: its size, and the attempt of its task that made it.
 type Stored = (u64, u32);
 
-/// An object on its way here.
+/// An object on its way here. Somebody wants it.
 struct Fetch {
     wanted_by: BTreeSet<Key>,
+    /// Processes that want it.
+    askers: BTreeSet<ProcessId>,
     /// Who was asked for it: another node, or the owner for who has it.
     from: ProcessId,
     /// Others who are said to have it.
@@ -61,11 +71,17 @@ pub(crate) struct Node {
     id: ProcessId,
     capacity: Capacity,
     free: Capacity,
+    /// CPUs of running tasks that wait for others, and how much of that is in use meanwhile.
+    lent: u32,
+    overdraft: u32,
+    labels: Vec<Label>,
     tasks: BTreeMap<Key, Task>,
     ready: VecDeque<Key>,
     /// How many of them need no CPU.
     cpuless: usize,
     running: u32,
+    /// How many of these have finished, and stay.
+    staying: u32,
     store: BTreeMap<ObjectId, Stored>,
     fetches: BTreeMap<ObjectId, Fetch>,
     dead: BTreeSet<ProcessId>,
@@ -79,15 +95,19 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(id: ProcessId, capacity: Capacity, labels: Vec<Label>, out: &mut Effects) -> Self {
-        out.send(HEAD, Message::JoinNode { capacity: capacity.clone(), labels });
+        out.send(HEAD, Message::JoinNode { capacity: capacity.clone(), labels: labels.clone() });
         Node {
             id,
             free: capacity.clone(),
+            lent: 0,
+            overdraft: 0,
             capacity,
+            labels,
             tasks: BTreeMap::new(),
             ready: VecDeque::new(),
             cpuless: 0,
             running: 0,
+            staying: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -110,7 +130,8 @@ impl Node {
                 self.confirm(&spec, out);
                 self.keep(spec, out);
             }
-            Message::Cancel { task } => self.cancel(task, out),
+            Message::Cancel { task } => self.cancel(task, 0..=u32::MAX, out),
+            Message::Retire { task, attempt } => self.cancel(task, attempt..=attempt, out),
             Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
             Message::Pull { object } => match self.store.get(&object) {
                 Some((size, attempt)) => {
@@ -124,9 +145,10 @@ impl Node {
                 {
                     self.store.insert(object, (size, attempt));
                     out.send(object.owner, Message::Holds { object, attempt });
-                    self.arrived(object, fetch);
+                    self.arrived(object, fetch, out);
                 }
             }
+            Message::Want { object, holders } => self.wanted(from, object, holders, out),
             Message::Gone { object } => self.ask_next(object, from, out),
             Message::Located { object, holders } => {
                 if let Some(fetch) = self.fetches.get_mut(&object) {
@@ -156,7 +178,7 @@ impl Node {
             self.changed = false;
             let load = Load {
                 waiting: (self.tasks.len() as u32).saturating_sub(self.running),
-                running: self.running,
+                running: self.running - self.staying,
                 mean: self.mean,
                 assigned: self.assigned,
             };
@@ -187,7 +209,7 @@ impl Node {
             Strategy::Node { node, .. } => *node == self.id,
             Strategy::Spread | Strategy::Labels(_) => false,
         };
-        let wait = waiting_time(self.tasks.len() as u64, self.capacity.cpu, self.mean)
+        let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.capacity.cpu, self.mean)
             .saturating_add(transfer_time(spec.missing_bytes(self.id)));
         here && self.capacity.fits(&spec.demand) && (wait <= TOO_LONG || matches!(spec.strategy, Strategy::Node { .. }))
     }
@@ -199,6 +221,7 @@ impl Node {
             return;
         }
         let mut fetching = BTreeSet::new();
+        let mut new = Vec::new();
         for arg in &spec.args {
             let Arg::Object { id: object, holders, .. } = arg else { continue };
             if self.store.contains_key(object) || !fetching.insert(*object) {
@@ -210,23 +233,42 @@ impl Node {
             }
             let fetch = Fetch {
                 wanted_by: BTreeSet::from([key]),
+                askers: BTreeSet::new(),
                 from: object.owner,
                 others: holders.clone(),
                 not: Vec::new(),
             };
             self.fetches.insert(*object, fetch);
+            new.push(*object);
         }
-        let waits = fetching.clone();
-        self.tasks.insert(key, Task { spec, fetching: waits, passed: 0, running: None, stopped: false });
-        if fetching.is_empty() {
+        let is_ready = fetching.is_empty();
+        self.tasks.insert(key, Task { spec, fetching, passed: 0, running: None, stopped: false, stays: false });
+        if is_ready {
             self.is_ready(key);
         }
-        for object in fetching {
-            // One that was being fetched already has been asked for.
-            if self.fetches.get(&object).is_some_and(|fetch| fetch.wanted_by.len() == 1) {
-                self.ask_next(object, object.owner, out);
-            }
+        for object in new {
+            self.ask_next(object, object.owner, out);
         }
+    }
+
+    /// A process here wants to have a value.
+    fn wanted(&mut self, by: ProcessId, object: ObjectId, holders: Vec<ProcessId>, out: &mut Effects) {
+        if self.dead.contains(&by) {
+            return;
+        }
+        if self.store.contains_key(&object) {
+            return out.send(by, Message::Here { object });
+        }
+        if self.dead.contains(&object.owner) {
+            return out.send(by, Message::Lost { object, why: lost(object, OWNER_DIED) });
+        }
+        if let Some(fetch) = self.fetches.get_mut(&object) {
+            fetch.askers.insert(by);
+            return;
+        }
+        let (wanted_by, askers, not) = (BTreeSet::new(), BTreeSet::from([by]), Vec::new());
+        self.fetches.insert(object, Fetch { wanted_by, askers, from: object.owner, others: holders, not });
+        self.ask_next(object, object.owner, out);
     }
 
     /// `from` did not have it, or says who has: asks the next.
@@ -257,7 +299,10 @@ impl Node {
         }
     }
 
-    fn arrived(&mut self, object: ObjectId, fetch: Fetch) {
+    fn arrived(&mut self, object: ObjectId, fetch: Fetch, out: &mut Effects) {
+        for asker in fetch.askers {
+            out.send(asker, Message::Here { object });
+        }
         for key in fetch.wanted_by {
             let Some(task) = self.tasks.get_mut(&key) else { continue };
             if task.fetching.remove(&object) && task.fetching.is_empty() {
@@ -276,9 +321,24 @@ impl Node {
     /// Starts what can start.
     fn start(&mut self, now: Nanos, out: &mut Effects) {
         let mut at = 0;
-        while at < self.ready.len().min(WINDOW) && (self.free.cpu > 0 || self.cpuless > 0) {
+        while at < self.ready.len().min(WINDOW) && (self.free.cpu + self.spare() > 0 || self.cpuless > 0) {
+            let spare = self.spare();
             let Some(task) = self.tasks.get_mut(&self.ready[at]) else { return }; // what is ready is there
-            match self.free.take(&task.spec.demand) {
+            let demand = &task.spec.demand;
+            // The CPUs of those that wait are taken only if the rest does not do.
+            let borrowed = demand.cpu.saturating_sub(self.free.cpu);
+            let taken = if borrowed <= spare {
+                self.free.cpu += borrowed;
+                self.free.take(demand)
+            } else {
+                None
+            };
+            match &taken {
+                Some(_) => self.overdraft += borrowed,
+                None if borrowed <= spare => self.free.cpu -= borrowed,
+                None => {}
+            }
+            match taken {
                 Some(devices) => {
                     task.running = Some((now, devices));
                     self.running += 1;
@@ -295,6 +355,31 @@ impl Node {
                 None => at += 1,
             }
         }
+    }
+
+    /// What could be taken of the CPUs of tasks that wait for others.
+    fn spare(&self) -> u32 {
+        let used = self.capacity.cpu - self.free.cpu + self.overdraft;
+        self.lent.min(used).saturating_sub(self.overdraft)
+    }
+
+    /// So much of the CPUs of running tasks is not used while they wait for others.
+    pub(crate) fn lend(&mut self, now: Nanos, cpu: u32, out: &mut Effects) {
+        self.lent += cpu;
+        self.start(now, out);
+    }
+
+    /// They go on. What was started meanwhile runs on, too; but nothing more is started until it has ended.
+    pub(crate) fn reclaim(&mut self, cpu: u32) {
+        self.lent = self.lent.saturating_sub(cpu);
+    }
+
+    /// What was taken is given back.
+    fn give(&mut self, demand: &super::capacity::Demand, devices: &Devices) {
+        self.free.give(demand, devices);
+        let paid = self.overdraft.min(self.free.cpu);
+        self.overdraft -= paid;
+        self.free.cpu -= paid;
     }
 
     /// Drops an object, unless it was made again since.
@@ -316,30 +401,62 @@ impl Node {
 
     /// The attempt that ran has ended. Said by whoever runs it, also after a stop.
     pub(crate) fn finished(&mut self, now: Nanos, task: ObjectId, attempt: u32, outcome: Outcome, out: &mut Effects) {
-        let Some(task) = self.end((task, attempt)) else { return };
-        if let Some((since, _)) = task.running {
+        let key = (task, attempt);
+        let Some(task) = self.tasks.get_mut(&key) else { return };
+        let (id, stopped) = (task.spec.id, task.stopped);
+        let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
+        if task.spec.stays && is_well && !stopped {
+            if !std::mem::replace(&mut task.stays, true) {
+                self.staying += 1;
+                self.changed = true;
+            }
+        } else if let Some(task) = self.end(key)
+            && let Some((since, _)) = task.running
+            && !task.spec.stays
+            && !matches!(outcome, Outcome::Crashed { .. })
+        {
             let took = (now - since).max(1);
             self.mean = if self.mean == 0 { took } else { (self.mean * 7 + took) / 8 };
         }
-        if !task.stopped {
+        if !stopped {
             if let Outcome::Stored { size } = outcome {
-                self.store.insert(task.spec.id, (size, attempt));
+                self.store.insert(id, (size, attempt));
                 // It may have been made again where it is wanted.
-                if let Some(fetch) = self.fetches.remove(&task.spec.id) {
-                    self.arrived(task.spec.id, fetch);
+                if let Some(fetch) = self.fetches.remove(&id) {
+                    self.arrived(id, fetch, out);
                 }
             }
-            self.tell(&task.spec, outcome, out);
+            tell(key, outcome, out);
         }
         self.start(now, out);
+    }
+
+    /// One that stayed has ended after it was told to stop.
+    pub(crate) fn ended(&mut self, now: Nanos, task: ObjectId, attempt: u32, out: &mut Effects) {
+        self.end((task, attempt));
+        self.start(now, out);
+    }
+
+    /// The process that runs this attempt has died, whether it had finished, and stayed, or not.
+    pub(crate) fn crashed(&mut self, now: Nanos, task: ObjectId, attempt: u32, why: Arc<str>, out: &mut Effects) {
+        match self.tasks.get(&(task, attempt)) {
+            Some(Task { stays: true, stopped, .. }) => {
+                if !stopped {
+                    out.send(task.owner, Message::Ended { task, attempt, why });
+                }
+                self.ended(now, task, attempt, out);
+            }
+            _ => self.finished(now, task, attempt, Outcome::Crashed { why }, out),
+        }
     }
 
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
         if let Some((_, devices)) = &task.running {
-            self.free.give(&task.spec.demand, devices);
+            self.give(&task.spec.demand, devices);
             self.running -= 1;
+            self.staying -= u32::from(task.stays);
         } else if task.fetching.is_empty() {
             self.ready.retain(|ready| *ready != key);
             self.cpuless -= usize::from(task.spec.demand.cpu == 0);
@@ -347,7 +464,7 @@ impl Node {
         for object in &task.fetching {
             if let Some(fetch) = self.fetches.get_mut(object) {
                 fetch.wanted_by.remove(&key);
-                if fetch.wanted_by.is_empty() {
+                if fetch.wanted_by.is_empty() && fetch.askers.is_empty() {
                     self.fetches.remove(object);
                 }
             }
@@ -356,13 +473,10 @@ impl Node {
         Some(task)
     }
 
-    fn tell(&self, spec: &TaskSpec, outcome: Outcome, out: &mut Effects) {
-        out.send(spec.id.owner, Message::Finished { task: spec.id, attempt: spec.attempt, outcome });
-    }
-
-    /// Drops all attempts of a task. One that runs is told to stop, and holds its resources until it has.
-    fn cancel(&mut self, id: ObjectId, out: &mut Effects) {
-        let keys: Vec<Key> = self.tasks.range((id, 0)..=(id, u32::MAX)).map(|(key, _)| *key).collect();
+    /// Drops these attempts of a task. One that runs is told to stop, and holds its resources until it has.
+    fn cancel(&mut self, id: ObjectId, attempts: RangeInclusive<u32>, out: &mut Effects) {
+        let range = (id, *attempts.start())..=(id, *attempts.end());
+        let keys: Vec<Key> = self.tasks.range(range).map(|(key, _)| *key).collect();
         for key in keys {
             match self.tasks.get_mut(&key) {
                 Some(task) if task.running.is_some() => {
@@ -404,26 +518,33 @@ impl Node {
         // It may have been an owner: its tasks and objects go.
         let orphans: Vec<_> = self.tasks.keys().map(|key| key.0).filter(|id| id.owner == process).collect();
         for id in orphans {
-            self.cancel(id, out);
+            self.cancel(id, 0..=u32::MAX, out);
         }
+        // And wanted something.
+        self.fetches.retain(|_, fetch| {
+            fetch.askers.remove(&process);
+            !fetch.wanted_by.is_empty() || !fetch.askers.is_empty()
+        });
         self.store.retain(|object, _| object.owner != process);
         // Or a node: what it was asked for is asked of another.
         let asked: Vec<_> = self.fetches.iter().filter(|(_, f)| f.from == process).map(|(object, _)| *object).collect();
         for object in asked {
             match object.owner == process {
-                true => self.lost(object, "its owner died", out),
+                true => self.lost(object, &lost(object, OWNER_DIED), out),
                 false => self.ask_next(object, process, out),
             }
         }
     }
 
-    /// An argument will never come: the tasks that wait for it fail.
-    fn lost(&mut self, object: ObjectId, why: &str, out: &mut Effects) {
-        let fetch = self.fetches.remove(&object);
-        for task in fetch.map(|fetch| fetch.wanted_by).unwrap_or_default() {
-            if let Some(task) = self.end(task) {
-                let why = format!("its argument {object:?} is lost: {why}");
-                self.tell(&task.spec, Outcome::Failed(why.into()), out);
+    /// An object will never come: the tasks that wait for it fail.
+    fn lost(&mut self, object: ObjectId, why: &Failure, out: &mut Effects) {
+        let Some(fetch) = self.fetches.remove(&object) else { return };
+        for asker in fetch.askers {
+            out.send(asker, Message::Lost { object, why: why.clone() });
+        }
+        for key in fetch.wanted_by {
+            if self.end(key).is_some() {
+                tell(key, Outcome::Lacking(why.clone()), out);
             }
         }
     }
@@ -433,6 +554,25 @@ impl Node {
         (self.tasks.len(), self.store.len(), self.fetches.len())
     }
 
+    pub(crate) fn capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    pub(crate) fn labels(&self) -> &[Label] {
+        &self.labels
+    }
+
+    /// The tasks here, with their attempts, and whether they run.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = (ObjectId, u32, bool)> + '_ {
+        self.tasks.iter().map(|(key, task)| (key.0, key.1, task.running.is_some()))
+    }
+
+    /// The devices that a running task has, and the share of each.
+    pub(crate) fn devices(&self, task: ObjectId, attempt: u32) -> Devices {
+        let task = self.tasks.get(&(task, attempt));
+        task.and_then(|task| task.running.as_ref()).map(|(_, devices)| devices.clone()).unwrap_or_default()
+    }
+
     /// What is not taken.
     pub(crate) fn free(&self) -> &Capacity {
         &self.free
@@ -440,5 +580,122 @@ impl Node {
 
     pub(crate) fn stores(&self, object: ObjectId) -> bool {
         self.store.contains_key(&object)
+    }
+}
+
+fn tell((task, attempt): Key, outcome: Outcome, out: &mut Effects) {
+    out.send(task.owner, Message::Finished { task, attempt, outcome });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::capacity::Demand;
+
+    const US: ProcessId = ProcessId(1);
+    const OTHER: ProcessId = ProcessId(2);
+    const OWNER: ProcessId = ProcessId(100);
+    const ASKER: ProcessId = ProcessId(200);
+    const OBJECT: ObjectId = ObjectId { owner: OWNER, number: 9 };
+
+    fn node() -> Node {
+        let capacity = Capacity { cpu: 2_000, ..Capacity::default() };
+        Node::new(US, capacity, Vec::new(), &mut Effects::default())
+    }
+
+    fn say(node: &mut Node, from: ProcessId, message: Message) -> Effects {
+        let mut out = Effects::default();
+        node.handle(0, from, message, &mut out);
+        out
+    }
+
+    fn task(number: u64, stays: bool) -> TaskSpec {
+        let (id, demand) = (ObjectId { owner: OWNER, number }, Arc::new(Demand::cpus(2_000)));
+        let (strategy, args, body) = (Strategy::Default, Vec::new(), Arc::from([]));
+        TaskSpec { id, attempt: 1, hop: 1, demand, strategy, args, stays, body }
+    }
+
+    fn end(node: &mut Node, task: ObjectId) -> Effects {
+        let mut out = Effects::default();
+        node.finished(ms(90), task, 1, Outcome::Inline(Arc::from([])), &mut out);
+        out
+    }
+
+    #[test]
+    fn a_want_is_answered_when_the_object_is_here() {
+        let mut node = node();
+        let want = || Message::Want { object: OBJECT, holders: vec![OTHER] };
+        assert!(matches!(say(&mut node, ASKER, want()).sends[..], [(OTHER, Message::Pull { .. })]));
+        assert!(say(&mut node, OWNER, want()).sends.is_empty());
+        let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: 5, attempt: 1 });
+        let told: Vec<_> = out.sends.iter().filter(|(_, m)| matches!(m, Message::Here { .. })).map(|s| s.0).collect();
+        assert_eq!(told, [OWNER, ASKER]);
+        assert!(matches!(say(&mut node, ASKER, want()).sends[..], [(ASKER, Message::Here { .. })]));
+        assert_eq!(node.holds(), (0, 1, 0));
+    }
+
+    #[test]
+    fn a_want_is_dropped_with_its_asker_and_fails_with_the_owner() {
+        let mut node = node();
+        let want = || Message::Want { object: OBJECT, holders: Vec::new() };
+        assert!(matches!(say(&mut node, ASKER, want()).sends[..], [(OWNER, Message::Locate { .. })]));
+        say(&mut node, HEAD, Message::Dead { process: ASKER });
+        assert_eq!(node.holds(), (0, 0, 0));
+        say(&mut node, OTHER, want());
+        let out = say(&mut node, HEAD, Message::Dead { process: OWNER });
+        assert!(
+            matches!(&out.sends[..], [(OTHER, Message::Lost { why, .. })] if why.to_string().contains("owner died"))
+        );
+        assert!(matches!(&say(&mut node, OTHER, want()).sends[..], [(OTHER, Message::Lost { .. })]));
+        assert_eq!(node.holds(), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_stays_keeps_its_resources_until_it_has_ended() {
+        let mut node = node();
+        let (actor, next) = (task(1, true), task(2, false));
+        assert_eq!(say(&mut node, HEAD, Message::Assign(actor.clone())).starts.len(), 1);
+        let out = end(&mut node, actor.id);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Finished { .. })]));
+        assert_eq!((node.free().cpu, node.mean), (0, 0));
+        assert!(say(&mut node, HEAD, Message::Assign(next.clone())).starts.is_empty());
+        assert_eq!(say(&mut node, OWNER, Message::Cancel { task: actor.id }).stops, [(actor.id, 1)]);
+        assert_eq!(node.free().cpu, 0);
+        let mut out = Effects::default();
+        node.ended(ms(60), actor.id, 1, &mut out);
+        assert!(out.sends.is_empty() && out.starts.len() == 1);
+        end(&mut node, next.id);
+        assert_eq!((node.free().cpu, node.staying, node.holds().0), (2_000, 0, 0));
+    }
+
+    #[test]
+    fn a_crash_is_told_as_the_end_of_what_stayed_and_as_a_crash_before() {
+        let mut node = node();
+        let actor = task(1, true);
+        for stayed in [false, true] {
+            say(&mut node, HEAD, Message::Assign(actor.clone()));
+            if stayed {
+                end(&mut node, actor.id);
+            }
+            let mut out = Effects::default();
+            node.crashed(0, actor.id, 1, "signal 9".into(), &mut out);
+            match &out.sends[..] {
+                [(OWNER, Message::Ended { .. })] if stayed => {}
+                [(OWNER, Message::Finished { outcome: Outcome::Crashed { .. }, .. })] if !stayed => {}
+                other => panic!("{other:?}"),
+            }
+            assert_eq!((node.free().cpu, node.staying, node.holds().0), (2_000, 0, 0));
+        }
+    }
+
+    #[test]
+    fn one_attempt_can_be_stopped_without_the_other() {
+        let mut node = node();
+        let first = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(1, true) };
+        let second = TaskSpec { attempt: 2, ..first.clone() };
+        say(&mut node, HEAD, Message::Assign(first.clone()));
+        say(&mut node, HEAD, Message::Assign(second));
+        let out = say(&mut node, OWNER, Message::Retire { task: first.id, attempt: 1 });
+        assert_eq!(out.stops, [(first.id, 1)]);
     }
 }

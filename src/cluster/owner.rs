@@ -13,48 +13,82 @@
 //! again: its task runs once more, and before it those whose results it needs and that are gone too.
 //!
 //! # Counts
-//! An object is needed while there are handles to it, or tasks under way that have it as an
-//! argument (*pins*). When neither is left its value is freed on all nodes. Its *record* stays while
-//! a record that stays might need it to be made again (*lineage*).
+//! An object is needed while there are handles to it here, tasks under way that have it as an
+//! argument (*pins*), or other processes that have handles to it (*claims*). When none is left its
+//! value is freed on all nodes. Its *record* stays while a record that stays might need it to be made
+//! again (*lineage*).
+//!
+//! Claims are counted by the process that made them. Those of a dead one go after a grace time:
+//! whom it has passed a handle on to may be about to claim it.
+//!
+//! # What stays
+//! A task that *stays* (an actor) is where its result is. It is told to stop when nobody needs the
+//! result any more; when it ends by itself it has *ended*, and is started again only if that is asked for.
 //!
 //! # Invariants
 //! - A task ends once. Results of late attempts are dropped, and their copies freed.
-//! - A task whose node is dead is under way again, or has used up its attempts and failed.
-//! - A record goes when it has no handles, no pins and no lineage; so all counts go to zero.
+//! - A task whose node is dead, or its worker, is under way again, or has used up its attempts and failed.
+//! - Of a task that stays only the newest attempt may finish.
+//! - A record goes when it has no handles, pins, claims or lineage; so all counts go to zero.
 
 use super::{
     capacity::Demand,
     head::BEAT,
-    protocol::{Arg, Effects, HEAD, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
+    protocol::{
+        Arg, Effects, Failure, HEAD, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, lost, ms,
+    },
 };
+use crate::error::{Error, Origin};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+/// How long the claims of a dead process count: longer than it takes others, to whom it has passed
+/// handles on, to claim them.
+pub(crate) const GRACE: Nanos = ms(10_000);
+const NODE_DIED: &str = "the node that ran it died";
+const MAKER_DIED: &str = "the process that was to make it died";
+const PUT_AND_LOST: &str = "it was put on a node that died";
+const NO_HANDLE: &str = "nobody has a handle to it";
+/// A chain of causes is not longer; then comes the first.
+const CAUSES: usize = 32;
 
 /// What a task is made of, before its arguments are known.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
-    /// Objects of this owner, or values.
     pub(crate) args: Vec<WorkArg>,
     pub(crate) body: Arc<[u8]>,
-    /// How often it may be started, after the death of nodes.
+    /// How often it may be started, after the death of nodes and workers.
     pub(crate) attempts: u32,
+    /// It goes on after it has finished well: an actor.
+    pub(crate) stays: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum WorkArg {
     Value(Arc<[u8]>),
     Object(ObjectId),
+    /// Of another owner, to which this process keeps a handle until the task has ended.
+    Foreign(ObjectId),
+}
+
+/// What has become of an object.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    Inline(Arc<[u8]>),
+    Stored { size: u64, holders: Vec<ProcessId> },
+    Failed(Failure),
 }
 
 impl Work {
+    /// Those of this owner.
     fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
         self.args.iter().filter_map(|arg| match arg {
             WorkArg::Object(id) => Some(*id),
-            WorkArg::Value(_) => None,
+            WorkArg::Value(_) | WorkArg::Foreign(_) => None,
         })
     }
 }
@@ -71,9 +105,11 @@ enum State {
         size: u64,
         holders: BTreeSet<ProcessId>,
     },
-    Failed(Arc<str>),
+    Failed(Failure),
     /// Was stored; nobody has it now.
     Lost,
+    /// It stayed, and is no more.
+    Ended,
     /// Nobody needs the value; the record stays for lineage.
     Freed,
 }
@@ -91,8 +127,8 @@ enum Step {
     Launch(u64),
     /// Make it again, if it is not there.
     Revive(u64),
-    /// Its node died: another attempt.
-    Again(u64),
+    /// Its node or worker died, as is said: another attempt.
+    Again(u64, String),
     /// This attempt of its task has ended so.
     End(u64, u32, State),
     /// Free it, if nobody needs it.
@@ -103,9 +139,11 @@ struct Record {
     state: State,
     handles: u32,
     pins: u32,
+    /// Processes that have handles, and how often they have said so.
+    claims: BTreeMap<ProcessId, u32>,
     /// Records that stay, and need this one to be made again.
     lineage: u32,
-    /// How it is made; `None`: it was put.
+    /// How it is made; `None`: it was put, or somebody was asked for it.
     work: Option<Work>,
     /// Of the attempt that is under way or ended.
     attempt: u32,
@@ -128,6 +166,16 @@ impl Record {
     fn is_under_way(&self) -> bool {
         matches!(self.state, State::Pending)
     }
+
+    fn is_needed(&self) -> bool {
+        self.handles > 0 || self.pins > 0 || !self.claims.is_empty()
+    }
+
+    /// Where it runs on, after it has finished.
+    fn stays_at(&self) -> Option<ProcessId> {
+        let stays = self.work.as_ref().is_some_and(|work| work.stays);
+        self.at.filter(|_| stays && matches!(self.state, State::Inline { .. } | State::Stored { .. }))
+    }
 }
 
 pub(crate) struct Owner {
@@ -137,14 +185,34 @@ pub(crate) struct Owner {
     records: BTreeMap<u64, Record>,
     next: u64,
     dead: BTreeSet<ProcessId>,
+    /// Those of them whose claims count still, and until when, once that is known.
+    late: BTreeMap<ProcessId, Option<Nanos>>,
     beat: Nanos,
     steps: Vec<Step>,
+    /// What errors say about an object.
+    origins: Box<dyn Fn(ObjectId) -> Box<Origin> + Send>,
 }
 
 impl Owner {
-    pub(crate) fn new(id: ProcessId, wish: Option<ProcessId>, out: &mut Effects) -> Self {
-        out.send(HEAD, Message::JoinOwner { wish });
-        Owner { id, node: None, records: BTreeMap::new(), next: 1, dead: BTreeSet::new(), beat: 0, steps: Vec::new() }
+    /// `wish`: the node that it is on, if there is one.
+    pub(crate) fn new(
+        id: ProcessId,
+        wish: Option<ProcessId>,
+        origins: Box<dyn Fn(ObjectId) -> Box<Origin> + Send>,
+        out: &mut Effects,
+    ) -> Self {
+        out.send(HEAD, Message::JoinOwner { wish, on: wish });
+        Owner {
+            id,
+            node: None,
+            records: BTreeMap::new(),
+            next: 1,
+            dead: BTreeSet::new(),
+            late: BTreeMap::new(),
+            beat: 0,
+            steps: Vec::new(),
+            origins,
+        }
     }
 
     fn name(&self, number: u64) -> ObjectId {
@@ -160,6 +228,7 @@ impl Owner {
                 state,
                 handles: 1,
                 pins: 0,
+                claims: BTreeMap::new(),
                 lineage: 0,
                 work,
                 attempt: 0,
@@ -196,6 +265,40 @@ impl Owner {
         (self.name(self.next), self.node)
     }
 
+    /// An object that somebody else makes, with one handle: the process `at`, as far as is known. It
+    /// ends with [`Owner::fulfil`], with a [`Message::Finished`], or as lost when `at` dies.
+    pub(crate) fn expect(&mut self, at: Option<ProcessId>) -> ObjectId {
+        let number = self.enter(State::Pending, None);
+        let object = self.name(number);
+        if let Some(at) = at {
+            self.moved(object, at);
+        }
+        object
+    }
+
+    /// An expected object is made by this process.
+    pub(crate) fn moved(&mut self, object: ObjectId, at: ProcessId) {
+        let Some(record) = self.records.get_mut(&object.number) else { return };
+        if record.work.is_none() && record.is_under_way() {
+            record.at = Some(at);
+            if self.dead.contains(&at) {
+                self.steps.push(Step::Again(object.number, MAKER_DIED.into())); // said with the next message or tick
+            }
+        }
+    }
+
+    /// Here is what was expected. A large value is in the store of this owner's node.
+    pub(crate) fn fulfil(&mut self, object: ObjectId, outcome: Outcome, out: &mut Effects) {
+        match self.node {
+            None if matches!(outcome, Outcome::Stored { .. }) => {
+                let failure = self.lost(object.number, PUT_AND_LOST.into());
+                self.steps.push(Step::End(object.number, 0, State::Failed(failure)));
+            }
+            node => self.finished(node.unwrap_or(self.id), object.number, 0, outcome, out),
+        }
+        self.run(out);
+    }
+
     /// Submits a task; its result has one handle. The arguments are objects to which there are handles.
     pub(crate) fn submit(&mut self, work: Work, out: &mut Effects) -> ObjectId {
         for object in work.objects() {
@@ -225,14 +328,60 @@ impl Owner {
         self.run(out);
     }
 
-    /// Ends a task that has not ended, wherever it is; what depends on it fails.
+    /// Ends a task that has not ended or that stays, wherever it is; what depends on it fails.
     pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
-        let Some(record) = self.records.get(&object.number).filter(|record| record.is_under_way()) else { return };
-        if let Some(node) = record.at {
+        let failure = || Arc::new(Error::Cancelled { origin: self.origin(object.number) });
+        let Some(record) = self.records.get(&object.number) else { return };
+        let (attempt, at) = (record.attempt, record.at);
+        if record.is_under_way() {
+            self.steps.push(Step::End(object.number, attempt, State::Failed(failure())));
+        } else if record.stays_at().is_some() || matches!(record.state, State::Ended) {
+            let state = State::Failed(failure());
+            self.replace(object.number, state, out);
+            self.there(object.number, out);
+        } else {
+            return;
+        }
+        if let Some(node) = at {
             out.send(node, Message::Cancel { task: object });
         }
-        self.steps.push(Step::End(object.number, record.attempt, State::Failed("it was cancelled".into())));
         self.run(out);
+    }
+
+    /// Starts what has stayed and ended once more. `false`: it has no attempt left, and has failed.
+    pub(crate) fn restart(&mut self, object: ObjectId, out: &mut Effects) -> bool {
+        let Some(record) = self.records.get_mut(&object.number) else { return false };
+        if !matches!(record.state, State::Ended) {
+            return false;
+        }
+        let (attempt, attempts) = (record.attempt, record.work.as_ref().map_or(0, |work| work.attempts));
+        if attempt < attempts {
+            record.told = false;
+            self.steps.push(Step::Launch(object.number));
+        } else {
+            let failure = self.lost(object.number, format!("it ended, in attempt {attempt} of {attempts}"));
+            self.replace(object.number, State::Failed(failure), out);
+            self.there(object.number, out);
+        }
+        self.run(out);
+        attempt < attempts
+    }
+
+    /// The node where a task is that has finished and stays.
+    pub(crate) fn place(&self, object: ObjectId) -> Option<ProcessId> {
+        self.records.get(&object.number).and_then(Record::stays_at)
+    }
+
+    /// What has become of it; `None`: nothing yet, or it is lost and may be made again, or gone.
+    pub(crate) fn value(&self, object: ObjectId) -> Option<Value> {
+        match &self.records.get(&object.number)?.state {
+            State::Inline { value, .. } => Some(Value::Inline(value.clone())),
+            State::Stored { size, holders } => {
+                Some(Value::Stored { size: *size, holders: holders.iter().copied().collect() })
+            }
+            State::Failed(why) => Some(Value::Failed(why.clone())),
+            State::Pending | State::Lost | State::Ended | State::Freed => None,
+        }
     }
 
     /// Makes what was lost again: somebody asks for its value. `true`: it is there, or has failed.
@@ -240,11 +389,17 @@ impl Owner {
         self.steps.push(Step::Revive(object.number));
         self.run(out);
         let state = self.records.get(&object.number).map(|record| &record.state);
-        !matches!(state, Some(State::Pending | State::Lost))
+        !matches!(state, Some(State::Pending | State::Lost | State::Ended))
+    }
+
+    /// The arguments that a task waits for.
+    pub(crate) fn missing(&self, object: ObjectId) -> Vec<ObjectId> {
+        let record = self.records.get(&object.number);
+        record.into_iter().flat_map(|record| &record.missing).map(|number| self.name(*number)).collect()
     }
 
     /// Whether it has failed, and why.
-    pub(crate) fn failure(&self, object: ObjectId) -> Option<Arc<str>> {
+    pub(crate) fn failure(&self, object: ObjectId) -> Option<Failure> {
         match self.records.get(&object.number).map(|record| &record.state) {
             Some(State::Failed(why)) => Some(why.clone()),
             _ => None,
@@ -268,7 +423,8 @@ impl Owner {
                 self.placed(task.number, attempt, hop, (node, via), out);
             }
             Message::Unplaceable { task, attempt, why } => {
-                self.steps.push(Step::End(task.number, attempt, State::Failed(why)));
+                let failure = Error::Infeasible { origin: self.origin(task.number), reason: why.to_string() };
+                self.steps.push(Step::End(task.number, attempt, State::Failed(Arc::new(failure))));
             }
             Message::Finished { task, attempt, outcome } => self.finished(from, task.number, attempt, outcome, out),
             Message::Locate { object, not } => self.locate(from, object.number, &not, out),
@@ -280,8 +436,16 @@ impl Owner {
                     _ => out.send(from, Message::Free { object, attempt }),
                 }
             }
+            Message::Claim { object } => self.claim(from, object, out),
+            Message::Unclaim { object } => self.unclaim(from, object.number),
+            Message::Ended { task, attempt, .. } => {
+                let record = self.records.get(&task.number);
+                if record.is_some_and(|record| record.attempt == attempt && record.stays_at() == Some(from)) {
+                    self.stays_no_more(task.number, out);
+                }
+            }
             Message::Home { node } => self.node = Some(node),
-            Message::Dead { process } => self.buried(process),
+            Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
             _ => {}
         }
@@ -293,7 +457,7 @@ impl Owner {
             match step {
                 Step::Launch(number) => self.launch(number, out),
                 Step::Revive(number) => self.revive(number, out),
-                Step::Again(number) => self.again(number),
+                Step::Again(number, why) => self.again(number, &why),
                 Step::End(number, attempt, state) => self.end(number, attempt, state, out),
                 Step::Settle(number) => self.settle(number, out),
             }
@@ -306,6 +470,87 @@ impl Owner {
             self.beat = now;
             out.send(HEAD, Message::Beat);
         }
+        for until in self.late.values_mut() {
+            until.get_or_insert(now + GRACE);
+        }
+        let over: Vec<_> = self.late.iter().filter(|(_, until)| **until <= Some(now)).map(|(id, _)| *id).collect();
+        for process in over {
+            self.late.remove(&process);
+            for (number, record) in &mut self.records {
+                if record.claims.remove(&process).is_some() {
+                    self.steps.push(Step::Settle(*number));
+                }
+            }
+        }
+        self.run(out);
+    }
+
+    /// What errors say about it.
+    fn origin(&self, number: u64) -> Box<Origin> {
+        let mut origin = (self.origins)(self.name(number));
+        if let Some(record) = self.records.get(&number) {
+            origin.attempt = record.attempt.max(1);
+        }
+        origin
+    }
+
+    fn lost(&self, number: u64, reason: String) -> Failure {
+        Arc::new(Error::Lost { origin: self.origin(number), reason })
+    }
+
+    /// Why a task did not run whose argument failed so.
+    fn lacking(&self, number: u64, cause: &Error) -> State {
+        let mut depth = 0;
+        let mut error = cause;
+        while let Error::DependencyFailed { cause, .. } = error {
+            (depth, error) = (depth + 1, cause);
+        }
+        let cause = if depth < CAUSES { cause } else { error };
+        let cause = Box::new(cause.clone());
+        State::Failed(Arc::new(Error::DependencyFailed { origin: self.origin(number), cause }))
+    }
+
+    /// `process` has handles to it.
+    fn claim(&mut self, process: ProcessId, object: ObjectId, out: &mut Effects) {
+        match self.records.get_mut(&object.number) {
+            Some(record) if !matches!(record.state, State::Freed) => {
+                *record.claims.entry(process).or_default() += 1;
+                out.send(process, Message::Claimed { object });
+            }
+            _ => out.send(process, Message::Lost { object, why: lost(object, NO_HANDLE) }),
+        }
+    }
+
+    fn unclaim(&mut self, process: ProcessId, number: u64) {
+        let Some(record) = self.records.get_mut(&number) else { return };
+        if let Some(count) = record.claims.get_mut(&process) {
+            *count -= 1;
+            if *count == 0 {
+                record.claims.remove(&process);
+            }
+        }
+        self.steps.push(Step::Settle(number));
+    }
+
+    /// What stayed has ended by itself; whoever asked for it decides what is next.
+    fn stays_no_more(&mut self, number: u64, out: &mut Effects) {
+        self.replace(number, State::Ended, out);
+        if let Some(record) = self.records.get(&number) {
+            out.ended.push((self.name(number), record.attempt));
+        }
+    }
+
+    /// Drops its value wherever it is.
+    fn replace(&mut self, number: u64, state: State, out: &mut Effects) {
+        let object = self.name(number);
+        let Some(record) = self.records.get_mut(&number) else { return };
+        if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {
+            for node in nodes {
+                out.send(*node, Message::Free { object, attempt: record.attempt });
+            }
+        }
+        record.state = state;
+        record.at = None;
     }
 
     /// Brings a task on its way, as soon as its arguments are there.
@@ -317,11 +562,11 @@ impl Owner {
             let Some(arg) = self.records.get_mut(&object.number) else { continue };
             arg.pins += 1;
             match &arg.state {
-                State::Pending | State::Lost | State::Freed => {
+                State::Pending | State::Lost | State::Ended | State::Freed => {
                     arg.dependents.insert(number);
                     missing.insert(object.number);
                 }
-                State::Failed(why) => failed = Some(format!("its argument {object:?} failed: {why}")),
+                State::Failed(why) => failed = Some(why.clone()),
                 State::Inline { .. } | State::Stored { .. } => {}
             }
         }
@@ -331,7 +576,10 @@ impl Owner {
         (record.at, record.via, record.hop) = (None, None, 0);
         record.missing = missing.clone();
         match failed {
-            Some(why) => self.steps.push(Step::End(number, record.attempt, State::Failed(why.into()))),
+            Some(why) => {
+                let attempt = record.attempt;
+                self.steps.push(Step::End(number, attempt, self.lacking(number, &why)));
+            }
             None if missing.is_empty() => self.send(number, out),
             None => self.steps.extend(missing.into_iter().map(Step::Revive)),
         }
@@ -343,6 +591,7 @@ impl Owner {
         let (attempt, Some(work)) = (record.attempt, &record.work) else { return };
         let args = work.args.iter().map(|arg| match arg {
             WorkArg::Value(value) => Arg::Inline(value.clone()),
+            WorkArg::Foreign(object) => Arg::Object { id: *object, size: 0, holders: Vec::new() },
             WorkArg::Object(object) => match self.records.get(&object.number).map(|record| &record.state) {
                 Some(State::Inline { value, .. }) => Arg::Inline(value.clone()),
                 Some(State::Stored { size, holders }) => {
@@ -359,6 +608,7 @@ impl Owner {
             demand: work.demand.clone(),
             strategy: work.strategy.clone(),
             args: args.collect(),
+            stays: work.stays,
             body: work.body.clone(),
         };
         let node = self.node;
@@ -387,27 +637,31 @@ impl Owner {
                 }
                 (record.at, record.via, record.hop) = (Some(node), via, hop);
                 if [Some(node), via].into_iter().flatten().any(|process| self.dead.contains(&process)) {
-                    self.steps.push(Step::Again(number));
+                    self.steps.push(Step::Again(number, NODE_DIED.into()));
                 }
             }
             Some(record) if record.is_under_way() => {} // an attempt that was thought lost: who is first wins
+            // It is known to be there, and to stay.
+            Some(record) if record.attempt == attempt && record.stays_at() == Some(node) => {}
             // It was cancelled, or another attempt was first, before this place was known.
-            _ => out.send(node, Message::Cancel { task: self.name(number) }),
+            _ => out.send(node, Message::Retire { task: self.name(number), attempt }),
         }
     }
 
-    fn again(&mut self, number: u64) {
+    fn again(&mut self, number: u64, why: &str) {
         let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else { return };
-        let (attempt, attempts) = (record.attempt, record.work.as_ref().map_or(0, |work| work.attempts));
-        if attempt >= attempts {
-            let why = format!("the node that ran it died, in attempt {attempt} of {attempts}");
-            return self.steps.push(Step::End(number, attempt, State::Failed(why.into())));
-        }
-        // Its own pins are taken before these go.
-        self.unpin(number);
-        self.steps.push(Step::Launch(number));
+        let attempt = record.attempt;
+        let why = match &record.work {
+            None => why.to_owned(),
+            Some(work) if attempt >= work.attempts => format!("{why}, in attempt {attempt} of {}", work.attempts),
+            Some(_) => {
+                // Its own pins are taken before these go.
+                self.unpin(number);
+                return self.steps.push(Step::Launch(number));
+            }
+        };
+        self.steps.push(Step::End(number, attempt, State::Failed(self.lost(number, why))));
     }
-
     /// Gives up the pins of an attempt.
     fn unpin(&mut self, number: u64) {
         let work = self.records.get(&number).and_then(|record| record.work.clone());
@@ -421,21 +675,44 @@ impl Owner {
 
     fn finished(&mut self, from: ProcessId, number: u64, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let object = self.name(number);
-        let under_way = self.records.get(&number).filter(|record| record.is_under_way()).map(|record| record.attempt);
-        let state = match (under_way, outcome) {
-            // What an earlier attempt lacks, a later one may have.
-            (Some(current), Outcome::Failed(_)) if attempt < current => return,
-            (Some(_), Outcome::Inline(value)) => State::inline(value),
-            (Some(_), Outcome::Stored { size }) => State::Stored { size, holders: BTreeSet::from([from]) },
-            (Some(_), Outcome::Failed(why)) => State::Failed(why),
-            // Another attempt was first.
-            (None, Outcome::Stored { .. }) => {
-                if !self.holders(object).is_some_and(|holders| holders.contains(&from)) {
-                    out.send(from, Message::Free { object, attempt });
-                }
+        let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
+        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else {
+            // Nobody wants it, or another attempt was first. It may be one that stays.
+            if is_well {
+                out.send(from, Message::Retire { task: object, attempt });
+            }
+            if matches!(outcome, Outcome::Stored { .. })
+                && !self.holders(object).is_some_and(|holders| holders.contains(&from))
+            {
+                out.send(from, Message::Free { object, attempt });
+            }
+            return;
+        };
+        let (attempt, stays) = match &record.work {
+            Some(work) => (attempt, work.stays),
+            None => (0, false),
+        };
+        if attempt < record.attempt {
+            // What an earlier attempt lacks, a later one may have. And what stays must not be there twice.
+            if stays && is_well {
+                out.send(from, Message::Retire { task: object, attempt });
+                out.send(from, Message::Free { object, attempt });
+            }
+            if stays || !is_well {
                 return;
             }
-            (None, _) => return,
+        }
+        if stays {
+            (record.at, record.via) = (Some(from), None);
+        }
+        let state = match outcome {
+            Outcome::Inline(value) => State::inline(value),
+            Outcome::Stored { size } => State::Stored { size, holders: BTreeSet::from([from]) },
+            Outcome::Failed(why) => State::Failed(why),
+            Outcome::Lacking(why) => self.lacking(number, &why),
+            Outcome::Crashed { why } => {
+                return self.steps.push(Step::Again(number, format!("the process that ran it died ({why})")));
+            }
         };
         self.steps.push(Step::End(number, attempt, state));
     }
@@ -470,7 +747,6 @@ impl Owner {
 
     /// It is there, or has failed: tells those that wait for it.
     fn there(&mut self, number: u64, out: &mut Effects) {
-        let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else { return };
         let dependents = std::mem::take(&mut record.dependents);
         let askers = std::mem::take(&mut record.asked_by);
@@ -488,8 +764,8 @@ impl Owner {
             }
             match &failure {
                 Some(why) => {
-                    let why = format!("its argument {object:?} failed: {why}");
-                    self.steps.push(Step::End(dependent, record.attempt, State::Failed(why.into())));
+                    let attempt = record.attempt;
+                    self.steps.push(Step::End(dependent, attempt, self.lacking(dependent, why)));
                 }
                 None if record.missing.is_empty() => self.send(dependent, out),
                 None => {}
@@ -507,9 +783,12 @@ impl Owner {
             Some(work) => {
                 format!("the nodes that had it died, and its task has used its {} attempts", work.attempts)
             }
-            None => "it was put on a node that died".to_owned(),
+            None => PUT_AND_LOST.to_owned(),
         };
-        record.state = State::Failed(why.into());
+        let failure = self.lost(number, why);
+        if let Some(record) = self.records.get_mut(&number) {
+            record.state = State::Failed(failure);
+        }
         self.there(number, out);
     }
 
@@ -517,7 +796,7 @@ impl Owner {
     fn locate(&mut self, from: ProcessId, number: u64, not: &[ProcessId], out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else {
-            return out.send(from, Message::Lost { object, why: "nobody has a handle to it".into() });
+            return out.send(from, Message::Lost { object, why: lost(object, NO_HANDLE) });
         };
         if let State::Stored { holders, .. } = &mut record.state {
             holders.retain(|holder| !not.contains(holder));
@@ -533,7 +812,7 @@ impl Owner {
                 out.send(from, Message::Pushed { object, size: value.len() as u64, attempt: record.attempt })
             }
             State::Failed(why) => out.send(from, Message::Lost { object, why: why.clone() }),
-            State::Pending => {
+            State::Pending | State::Ended => {
                 record.asked_by.insert(from);
             }
             State::Lost | State::Freed => {
@@ -543,11 +822,14 @@ impl Owner {
         }
     }
 
-    fn buried(&mut self, process: ProcessId) {
+    fn buried(&mut self, process: ProcessId, out: &mut Effects) {
         self.dead.insert(process);
+        self.late.insert(process, None);
         if self.node == Some(process) {
             self.node = None; // until the head names another
         }
+        let stayed = self.records.iter().filter(|(_, record)| record.stays_at() == Some(process));
+        let stayed: Vec<u64> = stayed.map(|(number, _)| *number).collect();
         for (number, record) in &mut self.records {
             record.asked_by.remove(&process);
             match &mut record.state {
@@ -559,8 +841,12 @@ impl Owner {
                 _ => {}
             }
             if record.is_under_way() && [record.at, record.via].contains(&Some(process)) {
-                self.steps.push(Step::Again(*number));
+                let why = if record.work.is_some() { NODE_DIED } else { MAKER_DIED };
+                self.steps.push(Step::Again(*number, why.into()));
             }
+        }
+        for number in stayed {
+            self.stays_no_more(number, out);
         }
     }
 
@@ -568,16 +854,18 @@ impl Owner {
     fn settle(&mut self, number: u64, out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(&number) else { return };
-        if record.handles > 0 || record.pins > 0 || record.is_under_way() {
+        if record.is_needed() || record.is_under_way() {
             return;
         }
-        if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {
-            for node in nodes {
-                out.send(*node, Message::Free { object, attempt: record.attempt });
+        let lineage = record.lineage;
+        if !matches!(record.state, State::Freed) {
+            out.freed.push(object);
+            if let Some(node) = record.stays_at() {
+                out.send(node, Message::Cancel { task: object });
             }
+            self.replace(number, State::Freed, out);
         }
-        record.state = State::Freed;
-        if record.lineage == 0 {
+        if lineage == 0 {
             let work = self.records.remove(&number).and_then(|record| record.work);
             for arg in work.iter().flat_map(Work::objects) {
                 if let Some(arg) = self.records.get_mut(&arg.number) {
@@ -591,5 +879,196 @@ impl Owner {
     /// What it keeps: records.
     pub(crate) fn records(&self) -> usize {
         self.records.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: ProcessId = ProcessId(100);
+    const NODE: ProcessId = ProcessId(1);
+    const OTHER: ProcessId = ProcessId(2);
+    const BORROWER: ProcessId = ProcessId(200);
+
+    fn origin(object: ObjectId) -> Box<Origin> {
+        let text = String::new;
+        let (kind, name, location, node) = ("task".into(), format!("{object:?}"), text(), "local".into());
+        Box::new(Origin { kind, name, id: object.number, attempt: 0, location, node })
+    }
+
+    /// An owner whose home is `NODE`.
+    fn owner() -> Owner {
+        let mut out = Effects::default();
+        let mut owner = Owner::new(US, Some(NODE), Box::new(origin), &mut out);
+        assert!(matches!(out.sends[..], [(HEAD, Message::JoinOwner { wish: Some(NODE), on: Some(NODE) })]));
+        say(&mut owner, HEAD, Message::Home { node: NODE });
+        owner
+    }
+
+    fn say(owner: &mut Owner, from: ProcessId, message: Message) -> Effects {
+        let mut out = Effects::default();
+        owner.handle(from, message, &mut out);
+        out
+    }
+
+    fn submit(owner: &mut Owner, args: Vec<WorkArg>, attempts: u32, stays: bool) -> (ObjectId, Effects) {
+        let mut out = Effects::default();
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let work = Work { demand, strategy: Strategy::Default, args, body, attempts, stays };
+        (owner.submit(work, &mut out), out)
+    }
+
+    fn finish(owner: &mut Owner, task: ObjectId, attempt: u32) -> Effects {
+        let outcome = Outcome::Inline(Arc::from([1]));
+        say(owner, NODE, Message::Finished { task, attempt, outcome })
+    }
+
+    fn release(owner: &mut Owner, object: ObjectId) -> Effects {
+        let mut out = Effects::default();
+        owner.release(object, &mut out);
+        out
+    }
+
+    fn attempt_of(out: &Effects) -> Option<u32> {
+        out.sends.iter().find_map(|(_, message)| match message {
+            Message::Submit(spec) | Message::Place(spec) => Some(spec.attempt),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_claim_keeps_the_value_until_it_is_given_back() {
+        let mut owner = owner();
+        let object = owner.put(Arc::from([1]));
+        let out = say(&mut owner, BORROWER, Message::Claim { object });
+        assert!(matches!(out.sends[..], [(BORROWER, Message::Claimed { .. })]));
+        assert!(release(&mut owner, object).freed.is_empty());
+        say(&mut owner, BORROWER, Message::Claim { object });
+        assert!(say(&mut owner, BORROWER, Message::Unclaim { object }).freed.is_empty());
+        assert_eq!(say(&mut owner, BORROWER, Message::Unclaim { object }).freed, [object]);
+        assert_eq!(owner.records(), 0);
+        let out = say(&mut owner, BORROWER, Message::Claim { object });
+        assert!(matches!(&out.sends[..], [(BORROWER, Message::Lost { .. })]));
+    }
+
+    #[test]
+    fn the_claims_of_a_dead_borrower_count_for_a_while() {
+        let mut owner = owner();
+        let object = owner.put(Arc::from([1]));
+        say(&mut owner, BORROWER, Message::Claim { object });
+        release(&mut owner, object);
+        say(&mut owner, HEAD, Message::Dead { process: BORROWER });
+        let freed_at = |owner: &mut Owner, now| {
+            let mut out = Effects::default();
+            owner.tick(now, &mut out);
+            out.freed
+        };
+        assert!(freed_at(&mut owner, ms(5)).is_empty());
+        assert!(freed_at(&mut owner, ms(4) + GRACE).is_empty());
+        assert_eq!(freed_at(&mut owner, ms(5) + GRACE), [object]);
+    }
+
+    #[test]
+    fn what_is_expected_ends_by_hand_by_message_or_with_its_maker() {
+        let mut owner = owner();
+        let mut out = Effects::default();
+        let local = owner.expect(None);
+        owner.fulfil(local, Outcome::Stored { size: 9 }, &mut out);
+        assert!(matches!(owner.value(local), Some(Value::Stored { size: 9, holders }) if holders == [NODE]));
+        let called = owner.expect(Some(OTHER));
+        assert_eq!(finish(&mut owner, called, 0).done, [(called, true)]);
+        assert!(matches!(owner.value(called), Some(Value::Inline(value)) if value[..] == [1]));
+        let moved = owner.expect(Some(OTHER));
+        owner.moved(moved, BORROWER);
+        assert!(say(&mut owner, HEAD, Message::Dead { process: OTHER }).done.is_empty());
+        assert_eq!(say(&mut owner, HEAD, Message::Dead { process: BORROWER }).done, [(moved, false)]);
+        assert!(matches!(owner.value(moved), Some(Value::Failed(why)) if matches!(*why, Error::Lost { .. })));
+        // Who was dead already is noticed, too.
+        let late = owner.expect(Some(OTHER));
+        out = Effects::default();
+        owner.tick(0, &mut out);
+        assert_eq!(out.done, [(late, false)]);
+    }
+
+    #[test]
+    fn a_crash_of_the_worker_takes_an_attempt_and_a_failure_names_its_cause() {
+        let mut owner = owner();
+        let crash =
+            |task, attempt| Message::Finished { task, attempt, outcome: Outcome::Crashed { why: "signal 9".into() } };
+        let (task, _) = submit(&mut owner, Vec::new(), 2, false);
+        let (dependent, _) = submit(&mut owner, vec![WorkArg::Object(task)], 1, false);
+        let out = say(&mut owner, NODE, crash(task, 1));
+        assert_eq!((attempt_of(&out), out.done.len()), (Some(2), 0));
+        let out = say(&mut owner, NODE, crash(task, 2));
+        assert_eq!(out.done, [(task, false), (dependent, false)]);
+        let failure = owner.failure(dependent).unwrap();
+        let Error::DependencyFailed { origin, cause } = &*failure else { panic!("{failure}") };
+        assert_eq!(origin.id, dependent.number);
+        assert!(matches!(&**cause, Error::Lost { reason, .. } if reason.contains("signal 9")), "{cause}");
+    }
+
+    #[test]
+    fn the_chain_of_causes_has_an_end() {
+        let mut owner = owner();
+        let mut out = Effects::default();
+        let first = submit(&mut owner, Vec::new(), 1, false).0;
+        let mut last = first;
+        for _ in 0..10_000 {
+            last = submit(&mut owner, vec![WorkArg::Object(last)], 1, false).0;
+        }
+        owner.cancel(first, &mut out);
+        assert_eq!(out.done.len(), 10_001);
+        let failure = owner.failure(last).unwrap();
+        assert!(failure.is_cancelled() && failure.to_string().len() < 10_000, "{failure}");
+    }
+
+    #[test]
+    fn a_foreign_argument_is_sent_by_name_and_is_not_pinned() {
+        let mut owner = owner();
+        let foreign = ObjectId { owner: OTHER, number: 5 };
+        let (_, out) = submit(&mut owner, vec![WorkArg::Foreign(foreign)], 1, false);
+        let [(NODE, Message::Submit(spec))] = &out.sends[..] else { panic!("{:?}", out.sends) };
+        assert!(
+            matches!(&spec.args[..], [Arg::Object { id, size: 0, holders }] if *id == foreign && holders.is_empty())
+        );
+        assert_eq!(owner.records(), 1);
+    }
+
+    #[test]
+    fn what_stays_is_stopped_when_nobody_needs_it() {
+        let mut owner = owner();
+        let (actor, _) = submit(&mut owner, Vec::new(), 2, true);
+        assert_eq!(owner.place(actor), None);
+        assert_eq!(finish(&mut owner, actor, 1).done, [(actor, true)]);
+        assert_eq!(owner.place(actor), Some(NODE));
+        // The head's news of its place may come after that of its end.
+        let placed = Message::Placed { task: actor, attempt: 1, hop: 1, node: NODE, via: None };
+        assert!(say(&mut owner, HEAD, placed).sends.is_empty());
+        let out = release(&mut owner, actor);
+        assert!(matches!(out.sends[..], [(NODE, Message::Cancel { .. })]), "{:?}", out.sends);
+        assert_eq!((out.freed, owner.records()), (vec![actor], 0));
+    }
+
+    #[test]
+    fn what_stayed_and_ended_is_restarted_while_it_has_attempts() {
+        let mut owner = owner();
+        let (actor, _) = submit(&mut owner, Vec::new(), 2, true);
+        finish(&mut owner, actor, 1);
+        let ended = |attempt| Message::Ended { task: actor, attempt, why: "signal 9".into() };
+        assert!(say(&mut owner, OTHER, ended(1)).ended.is_empty());
+        assert_eq!(say(&mut owner, NODE, ended(1)).ended, [(actor, 1)]);
+        assert!(owner.place(actor).is_none() && owner.value(actor).is_none());
+        let mut out = Effects::default();
+        assert!(owner.restart(actor, &mut out));
+        assert_eq!(attempt_of(&out), Some(2));
+        // The first attempt had been on another node as well: only that one is told to go.
+        let (attempt, outcome) = (1, Outcome::Inline(Arc::from([1])));
+        let out = say(&mut owner, OTHER, Message::Finished { task: actor, attempt, outcome });
+        assert!(matches!(out.sends[0], (OTHER, Message::Retire { attempt: 1, .. })) && out.done.is_empty());
+        assert_eq!(finish(&mut owner, actor, 2).done, [(actor, true)]);
+        assert_eq!(say(&mut owner, HEAD, Message::Dead { process: NODE }).ended, [(actor, 2)]);
+        assert!(!owner.restart(actor, &mut Effects::default()));
+        assert!(matches!(owner.failure(actor).as_deref(), Some(Error::Lost { .. })));
     }
 }

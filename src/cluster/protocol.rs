@@ -7,6 +7,8 @@
 //! it lives after all, it is told so ([`Message::Fenced`]), gives up everything, and joins as a new one.
 
 use super::capacity::{Capacity, Demand};
+use crate::error::{Error, Origin};
+use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
 
 /// Nanoseconds since the start of the clock that drives a state machine.
@@ -42,8 +44,8 @@ pub(crate) fn waiting_time(tasks: u64, cpu: u32, mean: Nanos) -> Nanos {
     (tasks + 1).saturating_sub(slots).saturating_mul(mean) / slots
 }
 
-/// One life of one process, unique in the cluster.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// One life of one process: a random number that it gives itself, unique in the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct ProcessId(pub(crate) u64);
 
 /// The head's.
@@ -56,7 +58,7 @@ impl fmt::Debug for ProcessId {
 }
 
 /// A task, and the object that is its result. Objects that were put have numbers of the same kind.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct ObjectId {
     /// The process that submitted or put it, and knows its fate.
     pub(crate) owner: ProcessId,
@@ -69,11 +71,53 @@ impl fmt::Debug for ObjectId {
     }
 }
 
+/// Why there is no value.
+pub(crate) type Failure = Arc<Error>;
+
+/// For one who knows of a lost object no more than its number.
+pub(crate) fn lost(object: ObjectId, reason: &str) -> Failure {
+    let origin = Origin {
+        kind: "object".into(),
+        name: format!("{object:?}"),
+        id: object.number,
+        attempt: 1,
+        location: "a place known to its owner".into(),
+        node: "local".into(),
+    };
+    Arc::new(Error::Lost { origin: Box::new(origin), reason: reason.into() })
+}
+
+/// Bytes as one block, not as a list of numbers.
+mod bytes {
+    use serde::{Deserializer, Serializer, de};
+    use std::{fmt, sync::Arc};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Arc<[u8]>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<[u8]>, D::Error> {
+        struct Block;
+        impl de::Visitor<'_> for Block {
+            type Value = Arc<[u8]>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(bytes.into())
+            }
+        }
+        from.deserialize_bytes(Block)
+    }
+}
+
 /// A name and a value.
 pub(crate) type Label = (Arc<str>, Arc<str>);
 
 /// Where a task wants to run.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Strategy {
     /// Where it is done soonest.
     #[default]
@@ -87,27 +131,29 @@ pub(crate) enum Strategy {
 }
 
 /// An argument.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Arg {
     /// A value, or a small object that its owner has at hand.
-    #[allow(dead_code)] // for the one who runs the task
-    Inline(Arc<[u8]>),
-    /// An object in the stores of these nodes.
+    Inline(#[serde(with = "bytes")] Arc<[u8]>),
+    /// An object in the stores of these nodes; if there are none, its owner knows more.
     Object { id: ObjectId, size: u64, holders: Vec<ProcessId> },
 }
 
 /// A task on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TaskSpec {
     pub(crate) id: ObjectId,
-    /// From 1. An owner starts a new attempt when the node that had the last one died.
+    /// From 1. An owner starts a new attempt when the node that had the last one died, or its worker.
     pub(crate) attempt: u32,
     /// How often this attempt has been handed on.
     pub(crate) hop: u32,
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
     pub(crate) args: Vec<Arg>,
+    /// It goes on after it has finished well, and keeps its resources: an actor.
+    pub(crate) stays: bool,
     /// What to run; the state machines do not look inside.
+    #[serde(with = "bytes")]
     pub(crate) body: Arc<[u8]>,
 }
 
@@ -132,18 +178,22 @@ impl TaskSpec {
 }
 
 /// How an attempt ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome {
     /// A small result, on its way with the message.
-    Inline(Arc<[u8]>),
+    Inline(#[serde(with = "bytes")] Arc<[u8]>),
     /// A large one, in the store of the node that ran the task.
     Stored { size: u64 },
     /// No result, and none if it ran again.
-    Failed(Arc<str>),
+    Failed(Failure),
+    /// It did not run, because there is no value for an argument.
+    Lacking(Failure),
+    /// The process that ran it died.
+    Crashed { why: Arc<str> },
 }
 
 /// What a node tells the head about itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Load {
     /// Tasks that wait on it, and that run.
     pub(crate) waiting: u32,
@@ -154,7 +204,7 @@ pub(crate) struct Load {
     pub(crate) assigned: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
     /// Owner to its node: keep it, or pass it on.
     Submit(TaskSpec),
@@ -173,6 +223,10 @@ pub(crate) enum Message {
     Finished { task: ObjectId, attempt: u32, outcome: Outcome },
     /// Owner to a node: nobody wants it any more.
     Cancel { task: ObjectId },
+    /// Owner to a node: the same for one attempt.
+    Retire { task: ObjectId, attempt: u32 },
+    /// Node to the owner: one that had finished, and stayed, has ended without being told to.
+    Ended { task: ObjectId, attempt: u32, why: Arc<str> },
 
     /// Node to node: send me this object.
     Pull { object: ObjectId },
@@ -185,17 +239,35 @@ pub(crate) enum Message {
     /// Owner to a node.
     Located { object: ObjectId, holders: Vec<ProcessId> },
     /// Owner to a node: there is no such object, and there will not be.
-    Lost { object: ObjectId, why: Arc<str> },
+    Lost { object: ObjectId, why: Failure },
     /// Node to the owner: I have it, too.
     Holds { object: ObjectId, attempt: u32 },
     /// Owner to a node: drop it, if it is of this attempt or an earlier one. It may have been made again
     /// there meanwhile.
     Free { object: ObjectId, attempt: u32 },
+    /// A process to its node: get me this object; these nodes are said to have it.
+    Want { object: ObjectId, holders: Vec<ProcessId> },
+    /// Node to a process that wanted it: it is in the store here. If it never will be: `Lost`.
+    Here { object: ObjectId },
+
+    /// To the owner: I have handles to it.
+    Claim { object: ObjectId },
+    /// Owner to that process: it is kept for you. If it is gone already: `Lost`.
+    Claimed { object: ObjectId },
+    /// To the owner, once for each `Claim`: I have no handles any more.
+    Unclaim { object: ObjectId },
+    /// Worker to the owner of a task that it has run: there are handles to these in the result.
+    Inside { task: ObjectId, attempt: u32, objects: Vec<ObjectId> },
+    /// Owner of a task to the worker that said `Inside`: I have claimed them.
+    Took { task: ObjectId },
 
     /// Node to the head, once.
     JoinNode { capacity: Capacity, labels: Vec<Label> },
-    /// Owner to the head, once; a worker asks for the node that it is on.
-    JoinOwner { wish: Option<ProcessId> },
+    /// Owner to the head, once: the node that it would like to send its tasks to, and the one that it is
+    /// on, which may say that it has died.
+    JoinOwner { wish: Option<ProcessId>, on: Option<ProcessId> },
+    /// Node to the head: this process here has ended.
+    Died { process: ProcessId },
     /// Head to an owner: send your tasks to this node first. Comes again when that node has died.
     Home { node: ProcessId },
     /// Node to the head: regularly, and when it has nothing to do.
@@ -220,8 +292,14 @@ pub(crate) struct Effects {
     pub(crate) starts: Vec<TaskSpec>,
     /// Of a node: stop these attempts if they run; nobody wants them.
     pub(crate) stops: Vec<(ObjectId, u32)>,
-    /// Of an owner: these tasks have ended, and whether well.
+    /// Of an owner: these tasks have ended, and whether well. Each is named once, and once more after
+    /// `Owner::restart`.
     pub(crate) done: Vec<(ObjectId, bool)>,
+    /// Of an owner: nobody needs these any more. Their values, if there were any, are dropped now, and
+    /// whatever they held.
+    pub(crate) freed: Vec<ObjectId>,
+    /// Of an owner: these attempts, which had finished well and stayed, are no more.
+    pub(crate) ended: Vec<(ObjectId, u32)>,
     /// Start anew, under a new number.
     pub(crate) fenced: bool,
 }
@@ -229,5 +307,46 @@ pub(crate) struct Effects {
 impl Effects {
     pub(crate) fn send(&mut self, to: ProcessId, message: Message) {
         self.sends.push((to, message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(bytes: Arc<[u8]>) -> TaskSpec {
+        let id = ObjectId { owner: ProcessId(u64::MAX), number: 7 };
+        let args = vec![Arg::Inline(bytes.clone()), Arg::Object { id, size: 1 << 40, holders: vec![HEAD] }];
+        let demand = Arc::new(Demand { gpu: 250, ..Demand::cpus(1_000) });
+        let strategy = Strategy::Labels(vec![("zone".into(), "a".into())]);
+        TaskSpec { id, attempt: 1, hop: 2, demand, strategy, args, stays: true, body: bytes }
+    }
+
+    #[test]
+    fn bytes_travel_as_one_block() {
+        // As a list of numbers those above 127 would take two bytes each.
+        let bytes: Arc<[u8]> = vec![200; 10_000].into();
+        let encoded = rmp_serde::to_vec(&Message::Submit(spec(bytes.clone()))).unwrap();
+        assert!(encoded.len() < 2 * bytes.len() + 200, "{} bytes", encoded.len());
+        let decoded: Message = rmp_serde::from_slice(&encoded).unwrap();
+        let Message::Submit(decoded) = decoded else { panic!("{decoded:?}") };
+        assert_eq!(format!("{decoded:?}"), format!("{:?}", spec(bytes)));
+    }
+
+    #[test]
+    fn outcomes_and_failures_travel() {
+        let object = ObjectId { owner: HEAD, number: 1 };
+        let outcomes = [
+            Outcome::Inline(Arc::from([0, 255])),
+            Outcome::Stored { size: u64::MAX },
+            Outcome::Failed(lost(object, "a reason")),
+            Outcome::Lacking(lost(object, "another")),
+            Outcome::Crashed { why: "signal 9".into() },
+        ];
+        for outcome in outcomes {
+            let message = Message::Finished { task: object, attempt: 3, outcome };
+            let decoded: Message = rmp_serde::from_slice(&rmp_serde::to_vec(&message).unwrap()).unwrap();
+            assert_eq!(format!("{decoded:?}"), format!("{message:?}"));
+        }
     }
 }

@@ -112,6 +112,9 @@ pub(crate) struct Core {
     pub(crate) recorder: RwLock<Option<Arc<Recorder>>>,
     pub(crate) deterministic: Deterministic,
     config: RwLock<Option<Config>>,
+    /// Its part in a cluster.
+    #[cfg(feature = "cluster")]
+    pub(crate) client: std::sync::OnceLock<Arc<crate::cluster::client::Client>>,
     /// Of each worker, in bytes.
     pub(crate) stack_size: usize,
     max_searchers: u32,
@@ -149,6 +152,8 @@ impl Core {
             recorder: RwLock::new(config.observe.then(|| Arc::new(Recorder::new()))),
             deterministic: Deterministic::default(),
             config: RwLock::new(None),
+            #[cfg(feature = "cluster")]
+            client: std::sync::OnceLock::new(),
         }));
         CORES.lock().push(core);
         core.idle.reset(config.total.cpu);
@@ -176,6 +181,28 @@ impl Core {
     #[inline]
     pub(crate) fn is_stopping(&self) -> bool {
         self.has(flag::STOPPING)
+    }
+
+    /// How many CPUs there are, in thousandths, once that is known.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_cpus(&self, thousandths: u32) {
+        self.ledger.lock().set_cpus(thousandths);
+    }
+
+    /// Whether there may be other nodes.
+    pub(crate) fn is_on_cluster(&self) -> bool {
+        #[cfg(feature = "cluster")]
+        return self.client.get().is_some();
+        #[cfg(not(feature = "cluster"))]
+        false
+    }
+
+    /// The way to the cluster, if a task with these options is to go there.
+    #[cfg(feature = "cluster")]
+    #[inline]
+    pub(crate) fn client_for(&self, options: Option<&super::node::Options>) -> Option<&Arc<crate::cluster::client::Client>> {
+        let client = self.client.get()?;
+        client.takes(options).then_some(client)
     }
 
     pub(crate) fn config<R>(&self, read: impl FnOnce(&Config) -> R) -> Option<R> {
@@ -643,6 +670,10 @@ impl Core {
     pub(crate) fn close(&'static self, limit: Option<Duration>) -> bool {
         let until = limit.map(|limit| Instant::now() + limit);
         self.flags.fetch_or(flag::STOPPING, Ordering::SeqCst);
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.client.get() {
+            client.shut_down();
+        }
         // On one of our own threads we cannot wait for all of them.
         let inside = thread::frames().iter().any(|node| std::ptr::eq(node.meta().core, self))
             || thread::with_worker(self, |worker| worker.is_some());
@@ -669,6 +700,10 @@ impl Core {
         }
         self.flags.fetch_or(flag::CLOSED, Ordering::SeqCst);
         self.drain();
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.client.get() {
+            client.leave();
+        }
         *self.stealers.write() = Arc::new([]);
         *self.recorder.write() = None;
         true

@@ -38,6 +38,26 @@ pub(crate) struct Options {
     pub(crate) attempt: AtomicU32,
     /// The actor's concurrency group (calls only).
     pub(crate) group: Option<Arc<str>>,
+    /// Where it wants to be.
+    #[cfg(feature = "cluster")]
+    pub(crate) strategy: crate::resources::Strategy,
+    #[cfg(feature = "cluster")]
+    pub(crate) is_err_site: Option<fn() -> Result<crate::cluster::wire::Site, Error>>,
+    /// It was submitted in another process.
+    pub(crate) submitted: Option<Box<Submitted>>,
+}
+
+/// Of what was submitted in another process: what it is called there.
+pub(crate) struct Submitted {
+    pub(crate) number: u64,
+    pub(crate) location: Arc<str>,
+    /// The node that this process is on.
+    pub(crate) node: Arc<str>,
+    /// Of a call: who calls.
+    pub(crate) caller: u32,
+    /// Of a task with a demand, which the node has met: the CPUs, in thousandths, and the devices.
+    pub(crate) cpu: Option<u32>,
+    pub(crate) devices: Vec<(usize, u32)>,
 }
 
 impl Default for Options {
@@ -54,6 +74,11 @@ impl Default for Options {
             deadline: None,
             attempt: AtomicU32::new(1),
             group: None,
+            #[cfg(feature = "cluster")]
+            strategy: crate::resources::Strategy::Default,
+            #[cfg(feature = "cluster")]
+            is_err_site: None,
+            submitted: None,
         }
     }
 }
@@ -94,6 +119,20 @@ impl Meta {
 
     pub(crate) fn attempt(&self) -> u32 {
         self.options.as_ref().map_or(1, |o| o.attempt.load(Ordering::Relaxed))
+    }
+
+    fn submitted(&self) -> Option<&Submitted> {
+        self.options.as_ref()?.submitted.as_deref()
+    }
+
+    /// Its number in the process that submitted it.
+    pub(crate) fn number(&self) -> u64 {
+        self.submitted().map_or(self.id, |submitted| submitted.number)
+    }
+
+    /// The node that it is on, if that is not the caller's own process.
+    pub(crate) fn node(&self) -> Option<&str> {
+        self.submitted().map(|submitted| &*submitted.node)
     }
 }
 
@@ -147,6 +186,8 @@ pub(crate) trait Node: Any + Send + Sync {
     /// Drops the value: the last handle is gone.
     fn discard(&self);
     fn phase(&self) -> Phase;
+    /// Somebody asks whether the value is here: one that is elsewhere is fetched.
+    fn wanted(&self) {}
     /// Runs it on this thread if it is ready and not started.
     fn help(self: Arc<Self>) -> Help {
         Help::Busy
@@ -169,6 +210,11 @@ pub(crate) trait Node: Any + Send + Sync {
     fn gpus(&self) -> Vec<(usize, u32)> {
         Vec::new()
     }
+    /// What it is called on the cluster, if it is an object there.
+    #[cfg(feature = "cluster")]
+    fn remote_id(&self) -> Option<crate::cluster::protocol::ObjectId> {
+        None
+    }
     /// The actor it runs in, and whether side by side with others.
     fn actor(&self) -> Option<(u64, bool)> {
         None
@@ -186,16 +232,19 @@ impl dyn Node {
         Box::new(Origin {
             kind: self.kind().into(),
             name: self.name().into(),
-            id: meta.id,
+            id: meta.number(),
             attempt: meta.attempt(),
-            location: meta.location.to_string(),
-            node: "local".into(),
+            location: match meta.submitted() {
+                Some(submitted) => submitted.location.to_string(),
+                None => meta.location.to_string(),
+            },
+            node: meta.node().unwrap_or(crate::resources::LOCAL_NODE).into(),
         })
     }
 
     /// A short description for messages: `task `load` (#12)`.
     pub(crate) fn label(&self) -> String {
-        format!("{} `{}` (#{})", self.kind(), self.name(), self.meta().id)
+        format!("{} `{}` (#{})", self.kind(), self.name(), self.meta().number())
     }
 
     pub(crate) fn cancel(&self) {

@@ -200,6 +200,12 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// Nothing runs in this process: the number is for those who divide work by it.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_cpus(&mut self, thousandths: u32) {
+        self.total.cpu = thousandths;
+    }
+
     pub(crate) fn new(total: Amounts) -> Self {
         Ledger { free: total.clone(), total, held: 0, waiting: VecDeque::new() }
     }

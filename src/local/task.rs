@@ -57,6 +57,16 @@ pub(crate) trait Body: Sized + Send + 'static {
     fn run(self) -> Result<Step<Self::Out>>;
 }
 
+/// A body that can run in another process.
+pub(crate) trait Travel: Body<Out: crate::object::Object> {
+    /// The function, as a place in this executable.
+    #[cfg(feature = "cluster")]
+    fn site(&self) -> Result<crate::cluster::wire::Site>;
+    /// All but the function.
+    #[cfg(feature = "cluster")]
+    fn pack(&self) -> Result<crate::serial::Packed>;
+}
+
 pub(crate) struct TaskCell<B: Body> {
     meta: Meta,
     /// The body, until somebody runs it, and then the result.

@@ -165,6 +165,10 @@ fn park(
     // A task may block on a handle of another runtime: its seat is in its own.
     let core = thread::current_core();
     let seat = core.map(|core| core.lend_seat());
+    #[cfg(feature = "cluster")]
+    if let (Some(client), Some(seat)) = (core.and_then(|core| core.client.get()), seat) {
+        client.lend(seat);
+    }
     let until = Instant::now().checked_add(timeout.unwrap_or(PATIENCE));
     park_until(parker, until, &done);
     let mut result = Ok(());
@@ -178,6 +182,10 @@ fn park(
         }
     }
     if let (Some(core), Some(seat)) = (core, seat) {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = core.client.get() {
+            client.reclaim(seat);
+        }
         core.reclaim_seat(seat);
     }
     result

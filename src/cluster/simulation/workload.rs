@@ -7,6 +7,7 @@ use crate::cluster::{
     owner::{Work, WorkArg},
     protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
 };
+use crate::error::{Error, Origin};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The body of a simulated task.
@@ -37,7 +38,7 @@ impl Body {
 
     pub(super) fn outcome(self) -> Outcome {
         match self {
-            Body { fails: true, .. } => Outcome::Failed("it was made to fail".into()),
+            Body { fails: true, .. } => Outcome::Failed(Arc::new(made_to_fail())),
             Body { size, .. } if size <= SMALL => Outcome::Inline(Arc::from([0; 8])),
             Body { size, .. } => Outcome::Stored { size },
         }
@@ -55,7 +56,7 @@ pub(super) fn work(options: &Options, random: &mut Random, handles: &[ObjectId],
     if !options.mixed {
         let body = Body { time, size: 8, fails: false };
         let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
-        return Work { demand, strategy, args: Vec::new(), body: body.to_bytes(), attempts: 10 };
+        return Work { demand, strategy, args: Vec::new(), body: body.to_bytes(), attempts: 10, stays: false };
     }
     let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
     let body = Body { time, size, fails: random.one_in(60) };
@@ -86,5 +87,22 @@ pub(super) fn work(options: &Options, random: &mut Random, handles: &[ObjectId],
     if random.one_in(3) {
         args.push(WorkArg::Value(Arc::from([1, 2, 3])));
     }
-    Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10 }
+    Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10, stays: false }
+}
+
+fn made_to_fail() -> Error {
+    let object = ObjectId { owner: ProcessId(0), number: 0 };
+    Error::Panicked { origin: origin(object), message: "it was made to fail".into() }
+}
+
+/// What errors say of an object.
+pub(super) fn origin(object: ObjectId) -> Box<Origin> {
+    Box::new(Origin {
+        kind: "task".into(),
+        name: format!("{object:?}"),
+        id: object.number,
+        attempt: 1,
+        location: "the simulation".into(),
+        node: "local".into(),
+    })
 }

@@ -139,7 +139,8 @@ impl<'a> World<'a> {
         for index in 0..options.drivers {
             let id = world.process();
             let mut out = Effects::default();
-            let owner = Owner::new(id, homes.get(index % homes.len().max(1)).copied(), &mut out);
+            let wish = homes.get(index % homes.len().max(1)).copied();
+            let owner = Owner::new(id, wish, Box::new(workload::origin), &mut out);
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
             let (handles, pending, succeeded) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
             world.drivers.insert(id, Driver { owner, left, handles, pending, succeeded, finished: false });
@@ -487,7 +488,7 @@ impl<'a> World<'a> {
                 for object in &driver.handles {
                     if let Some(why) = driver.owner.failure(*object)
                         && driver.succeeded.contains(object)
-                        && !why.contains("it was put on a node that died")
+                        && !why.to_string().contains("it was put on a node that died")
                     // that may be lost, and what needs it
                     {
                         self.broken = Some(format!("{object:?} was there, and is lost: {why}"));

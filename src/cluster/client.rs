@@ -1,0 +1,910 @@
+//! A process's part in the cluster: what it has submitted, made known, and got from others.
+//!
+//! Drivers and workers have one each, beside the local runtime. What they submit to the cluster is represented
+//! in the local runtime by a [`RemoteCell`]; what is here and is passed on becomes an object of this process's
+//! [`Owner`], with the local node behind it.
+//!
+//! # Handles and claims
+//! A handle that leaves its process is a number. Who gets it becomes a *borrower*, and *claims* the object at its
+//! owner before whoever passed it on lets go:
+//!
+//! - a submitter keeps the handles among the arguments until the task has ended;
+//! - a worker that still holds one of them at the end of the task claims it before it says that the task has ended;
+//! - a worker keeps the handles in a result until the submitter has claimed them (`Took`), and the submitter holds
+//!   them as long as it has the result's value;
+//! - who reads a value with handles inside holds on to the value until it has claimed them.
+//!
+//! # Locks
+//! One lock for the owner and all tables. Under it nothing of the user's runs or is dropped: what goes is put
+//! into [`Out`], and dropped after.
+
+use super::{
+    capacity::Demand,
+    owner::{Owner, Value, Work, WorkArg},
+    protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
+    remote::{Remote, RemoteCell},
+    travel::{Incoming, Reply},
+    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Parcel, Question},
+};
+use crate::{
+    error::{Error, Origin, Result},
+    local::{
+        Core,
+        node::{Blocker, Node, Options, Phase, Source, contain},
+        slot::Waiter,
+        task::Travel,
+        timer,
+    },
+    object::{Object, ObjectRef},
+    serial::{self, Imports, Packed},
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet},
+    panic::Location,
+    sync::{Arc, Weak, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+/// Larger values go to the node's store.
+pub(crate) const INLINE: usize = 64 << 10;
+/// How often a task is started, when processes die.
+const ATTEMPTS: u32 = 4;
+/// A worker that has so many tasks waiting for each of its CPUs gives further ones to the cluster.
+const OVERLOADED: usize = 64;
+/// How long the head may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends a letter; never waits.
+pub(crate) type Post = Box<dyn Fn(Envelope) + Send + Sync>;
+
+pub(crate) struct Client {
+    pub(crate) me: ProcessId,
+    pub(crate) core: &'static Core,
+    pub(crate) job: Job,
+    node: Mutex<Arc<str>>,
+    post: Post,
+    started: Instant,
+    state: Mutex<State>,
+    /// What runs here on behalf of others, to be told to stop.
+    running: Mutex<HashMap<(ObjectId, u32), Weak<dyn Node>>>,
+    /// What is under way, to say what it is called.
+    under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
+    /// Questions that wait for an answer.
+    asked: Mutex<(u64, HashMap<u64, mpsc::Sender<String>>)>,
+    leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+struct State {
+    owner: Owner,
+    home: Option<ProcessId>,
+    /// Objects that this process has cells of.
+    cells: HashMap<ObjectId, Weak<dyn Remote>>,
+    /// Own objects that are local nodes; each a `Weak<dyn Source<T>>`, with the local number.
+    locals: HashMap<u64, (u64, Box<dyn Any + Send + Sync>)>,
+    /// The same by the local node's number.
+    exported: HashMap<u64, ObjectId>,
+    /// The handles among the arguments of what is under way.
+    held: HashMap<u64, Guards>,
+    /// The objects inside the values of own objects.
+    inside: HashMap<u64, Vec<ObjectId>>,
+    /// The handles inside results that are on their way to their owner.
+    offered: HashMap<(ObjectId, u32), Guards>,
+    /// The same, announced by the worker that has made it.
+    announced: HashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
+    wants: HashSet<ObjectId>,
+    /// Objects of others.
+    foreign: HashMap<ObjectId, Foreign>,
+}
+
+/// What keeps objects that are known by their numbers.
+type Guards = Vec<Box<dyn Any + Send + Sync>>;
+
+/// A handle of the owner's to an object that is a local node.
+struct Exportation {
+    client: Arc<Client>,
+    id: ObjectId,
+}
+
+impl Drop for Exportation {
+    fn drop(&mut self) {
+        self.client.release(self.id);
+    }
+}
+
+#[derive(Default)]
+struct Foreign {
+    /// Cells and values that need it.
+    refs: u32,
+    claim: Claim,
+    /// Told when the claim is confirmed.
+    waiting: Vec<Arc<Then>>,
+}
+
+#[derive(Default, PartialEq)]
+enum Claim {
+    #[default]
+    None,
+    Asked,
+    Confirmed,
+}
+
+/// Something to do when the last of those who hold this has let go.
+struct Then(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Then {
+    fn new(then: impl FnOnce() + Send + 'static) -> Arc<Then> {
+        Arc::new(Then(Mutex::new(Some(Box::new(then)))))
+    }
+}
+
+impl Drop for Then {
+    fn drop(&mut self) {
+        if let Some(then) = self.0.get_mut().take() {
+            then();
+        }
+    }
+}
+
+/// What is done after the lock is released.
+#[derive(Default)]
+struct Out {
+    effects: Effects,
+    trash: Vec<Box<dyn Any + Send>>,
+    arrivals: Vec<(Arc<dyn Remote>, Result<Bytes, Arc<Error>>)>,
+    letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
+}
+
+impl Client {
+    pub(crate) fn new(core: &'static Core, me: ProcessId, job: Job, wish: Option<ProcessId>, post: Post) -> Arc<Client> {
+        let under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>> = Arc::default();
+        let names = under_way.clone();
+        let origins = Box::new(move |object: ObjectId| match names.lock().get(&object) {
+            Some(cell) => {
+                let node: Arc<dyn Node> = cell.clone();
+                node.origin()
+            }
+            None => Box::new(Origin {
+                kind: "object".into(),
+                name: format!("{object:?}"),
+                id: object.number,
+                attempt: 1,
+                location: "an unknown place".into(),
+                node: me.to_string(),
+            }),
+        });
+        let mut effects = Effects::default();
+        let owner = Owner::new(me, wish, origins, &mut effects);
+        let client = Arc::new(Client {
+            me,
+            core,
+            job,
+            node: Mutex::new("local".into()),
+            post,
+            started: Instant::now(),
+            state: Mutex::new(State {
+                owner,
+                home: None,
+                cells: HashMap::new(),
+                locals: HashMap::new(),
+                exported: HashMap::new(),
+                held: HashMap::new(),
+                inside: HashMap::new(),
+                offered: HashMap::new(),
+                announced: HashMap::new(),
+                wants: HashSet::new(),
+                foreign: HashMap::new(),
+            }),
+            running: Mutex::default(),
+            under_way,
+            asked: Mutex::default(),
+            leave: Mutex::new(None),
+        });
+        client.with(|_, out| out.effects = effects);
+        client
+    }
+
+    pub(crate) fn node_name(&self) -> Arc<str> {
+        self.node.lock().clone()
+    }
+
+    pub(crate) fn set_node_name(&self, name: &str) {
+        *self.node.lock() = name.into();
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    fn post(&self, to: ProcessId, letter: Letter, payload: Vec<Bytes>) {
+        (self.post)(Envelope { from: self.me, to, letter, payload });
+    }
+
+    /// Works under the lock, and then does what came of it.
+    fn with<R>(self: &Arc<Self>, work: impl FnOnce(&mut State, &mut Out) -> R) -> R {
+        let mut out = Out::default();
+        let result = {
+            let state = &mut *self.state.lock();
+            let result = work(state, &mut out);
+            self.settle(state, &mut out);
+            // Under the lock, so that letters leave in the order of what they tell.
+            for (to, letter, payload) in out.letters.drain(..) {
+                self.post(to, letter, payload);
+            }
+            for (to, message) in out.effects.sends.drain(..) {
+                let payload = match &message {
+                    Message::Pushed { object, .. } => match state.owner.value(*object) {
+                        Some(Value::Inline(value)) => vec![Bytes::from_owner(value)],
+                        _ => Vec::new(),
+                    },
+                    _ => Vec::new(),
+                };
+                self.post(to, Letter::Control(message), payload);
+            }
+            result
+        };
+        let Out { trash, arrivals, .. } = out;
+        contain(|| drop(trash));
+        for (cell, outcome) in arrivals {
+            cell.arrive(outcome);
+        }
+        result
+    }
+
+    /// What the owner's effects mean for the tables.
+    fn settle(self: &Arc<Self>, state: &mut State, out: &mut Out) {
+        while !out.effects.done.is_empty() || !out.effects.freed.is_empty() {
+            for (object, _) in std::mem::take(&mut out.effects.done) {
+                self.is_done(state, object, out);
+            }
+            for object in std::mem::take(&mut out.effects.freed) {
+                for inner in state.inside.remove(&object.number).unwrap_or_default() {
+                    self.let_go(state, inner, out);
+                }
+                if let Some((number, local)) = state.locals.remove(&object.number) {
+                    state.exported.remove(&number);
+                    out.trash.push(local);
+                }
+            }
+        }
+    }
+
+    /// A task has ended, or a value is there.
+    fn is_done(self: &Arc<Self>, state: &mut State, object: ObjectId, out: &mut Out) {
+        if let Some(held) = state.held.remove(&object.number) {
+            out.trash.push(Box::new(held));
+        }
+        let cell = self.under_way.lock().remove(&object);
+        self.take_over(state, object, out);
+        let Some(cell) = cell.or_else(|| state.cells.get(&object).and_then(Weak::upgrade)) else { return };
+        match state.owner.value(object) {
+            Some(Value::Inline(value)) => out.arrivals.push((cell, Ok(Bytes::from_owner(value)))),
+            Some(Value::Failed(error)) => out.arrivals.push((cell, Err(error))),
+            Some(Value::Stored { .. }) => {
+                if cell.is_wanted() {
+                    self.fetch(state, object, out);
+                }
+                out.trash.push(Box::new(cell));
+            }
+            None => out.trash.push(Box::new(cell)),
+        }
+    }
+
+    /// Claims what is inside a result, so that the worker that made it may let go.
+    fn take_over(self: &Arc<Self>, state: &mut State, object: ObjectId, out: &mut Out) {
+        let Some((worker, attempt, inside)) = state.announced.remove(&object.number) else { return };
+        let client = self.clone();
+        let took = Then::new(move || client.post(worker, Letter::Took { task: object, attempt }, Vec::new()));
+        for inner in &inside {
+            self.hold(state, *inner);
+            self.claim(state, *inner, &took, out);
+        }
+        state.inside.insert(object.number, inside);
+        out.trash.push(Box::new(took));
+    }
+
+    /// One more that needs an object.
+    fn hold(&self, state: &mut State, object: ObjectId) {
+        match object.owner == self.me {
+            true => state.owner.retain(object),
+            false => state.foreign.entry(object).or_default().refs += 1,
+        }
+    }
+
+    /// One less.
+    fn let_go(&self, state: &mut State, object: ObjectId, out: &mut Out) {
+        if object.owner == self.me {
+            return state.owner.release(object, &mut out.effects);
+        }
+        let Some(foreign) = state.foreign.get_mut(&object) else { return };
+        foreign.refs -= 1;
+        if foreign.refs == 0
+            && let Some(foreign) = state.foreign.remove(&object)
+        {
+            if foreign.claim != Claim::None {
+                out.effects.send(object.owner, Message::Unclaim { object });
+            }
+            out.trash.push(Box::new(foreign.waiting));
+        }
+    }
+
+    /// Claims an object of another process, unless that has been done; `then` is held until it is confirmed.
+    fn claim(&self, state: &mut State, object: ObjectId, then: &Arc<Then>, out: &mut Out) {
+        let Some(foreign) = state.foreign.get_mut(&object) else { return };
+        match foreign.claim {
+            Claim::Confirmed => return,
+            Claim::Asked => {}
+            Claim::None => {
+                foreign.claim = Claim::Asked;
+                out.effects.send(object.owner, Message::Claim { object });
+            }
+        }
+        foreign.waiting.push(then.clone());
+    }
+
+    /// Claims objects that were inside a value; `parent`, which holds it, is kept until that is confirmed.
+    pub(crate) fn claim_all(self: &Arc<Self>, objects: &[ObjectId], parent: Option<ObjectId>) {
+        let client = self.clone();
+        self.with(|state, out| {
+            if let Some(parent) = parent {
+                client.hold(state, parent);
+            }
+            let weak = Arc::downgrade(&client);
+            let then = Then::new(move || {
+                if let (Some(parent), Some(client)) = (parent, weak.upgrade()) {
+                    client.with(|state, out| client.let_go(state, parent, out));
+                }
+            });
+            for object in objects {
+                client.claim(state, *object, &then, out);
+            }
+            out.trash.push(Box::new(then));
+        });
+    }
+
+    /// The last handle of a cell is gone.
+    pub(crate) fn release(self: &Arc<Self>, object: ObjectId) {
+        self.with(|state, out| {
+            if state.cells.get(&object).is_some_and(|cell| cell.strong_count() == 0) {
+                state.cells.remove(&object);
+            }
+            state.wants.remove(&object);
+            self.let_go(state, object, out);
+        });
+    }
+
+    pub(crate) fn cancel(self: &Arc<Self>, object: ObjectId) {
+        self.with(|state, out| {
+            if object.owner == self.me {
+                state.owner.cancel(object, &mut out.effects);
+            } else {
+                out.effects.send(object.owner, Message::Cancel { task: object });
+            }
+        });
+    }
+
+    /// Somebody here wants the value of an object.
+    pub(crate) fn want(self: &Arc<Self>, object: ObjectId) {
+        self.with(|state, out| {
+            if object.owner != self.me {
+                return self.fetch(state, object, out);
+            }
+            if state.owner.want(object, &mut out.effects) {
+                self.fetch(state, object, out);
+            }
+        });
+    }
+
+    /// Asks for the value of an object, or finds it here.
+    fn fetch(&self, state: &mut State, object: ObjectId, out: &mut Out) {
+        let value = if object.owner == self.me { state.owner.value(object) } else { None };
+        let cell = || state.cells.get(&object).and_then(Weak::upgrade);
+        let holders = match value {
+            Some(Value::Inline(value)) => {
+                out.arrivals.extend(cell().map(|cell| (cell, Ok(Bytes::from_owner(value)))));
+                return;
+            }
+            Some(Value::Failed(error)) => {
+                out.arrivals.extend(cell().map(|cell| (cell, Err(error))));
+                return;
+            }
+            Some(Value::Stored { holders, .. }) => holders,
+            None => Vec::new(),
+        };
+        if state.wants.insert(object)
+            && let Some(home) = state.home
+        {
+            out.effects.send(home, Message::Want { object, holders });
+        }
+    }
+
+    /// A letter for this process.
+    pub(crate) fn receive(self: &Arc<Self>, envelope: Envelope) {
+        let Envelope { from, letter, payload, .. } = envelope;
+        match letter {
+            Letter::Control(message) => self.control(from, message, payload),
+            Letter::Inside { task, attempt, objects } => self.with(|state, _| {
+                state.announced.insert(task.number, (from, attempt, objects));
+            }),
+            Letter::Took { task, attempt } => self.with(|state, out| {
+                if let Some(handles) = state.offered.remove(&(task, attempt)) {
+                    out.trash.push(Box::new(handles));
+                }
+            }),
+            Letter::Run { task, attempt, body, devices } => self.run(task, attempt, body.0, devices, payload),
+            Letter::Stop { task, attempt } => {
+                let node = self.running.lock().get(&(task, attempt)).and_then(Weak::upgrade);
+                if let Some(node) = node {
+                    node.cancel();
+                }
+            }
+            Letter::Answer { number, answer } => {
+                let waiting = self.asked.lock().1.remove(&number);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(answer); // it may have given up
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// So much of the CPUs that the node has granted is not used while a task waits.
+    pub(crate) fn lend(&self, cpu: u32) {
+        if self.me.is_worker() && cpu > 0 {
+            self.post(self.me.station(), Letter::Lend { cpu }, Vec::new());
+        }
+    }
+
+    pub(crate) fn reclaim(&self, cpu: u32) {
+        if self.me.is_worker() && cpu > 0 {
+            self.post(self.me.station(), Letter::Reclaim { cpu }, Vec::new());
+        }
+    }
+
+    /// Asks the head, and waits for the answer.
+    pub(crate) fn ask(&self, question: Question) -> Result<String> {
+        let (answer, answered) = mpsc::channel();
+        let number = {
+            let asked = &mut *self.asked.lock();
+            asked.0 += 1;
+            asked.1.insert(asked.0, answer);
+            asked.0
+        };
+        self.post(HEAD, Letter::Ask { number, question }, Vec::new());
+        answered.recv_timeout(PATIENCE).map_err(|_| Error::Unsupported {
+            reason: format!("the cluster's head did not answer within {PATIENCE:?}; is it still running?"),
+        })
+    }
+
+    /// What to do when the runtime ends.
+    pub(crate) fn on_leave(&self, leave: impl FnOnce() + Send + 'static) {
+        *self.leave.lock() = Some(Box::new(leave));
+    }
+
+    /// The runtime ends.
+    pub(crate) fn leave(&self) {
+        let leave = self.leave.lock().take();
+        if let Some(leave) = leave {
+            leave();
+        }
+    }
+
+    /// Nothing will come any more: what is under way fails.
+    pub(crate) fn lost(&self, why: &str) {
+        let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
+        for cell in cells {
+            let node: Arc<dyn Node> = cell.clone();
+            cell.arrive(Err(Arc::new(Error::Lost { origin: node.origin(), reason: why.into() })));
+        }
+    }
+
+    /// The runtime ends: what is under way fails.
+    pub(crate) fn shut_down(&self) {
+        let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
+        for cell in cells {
+            let node: Arc<dyn Node> = cell.clone();
+            cell.arrive(Err(Arc::new(self.core.shutdown_error(node.label()))));
+        }
+    }
+
+    /// Whether a task with these options is to run on the cluster. A driver runs nothing itself; a worker
+    /// keeps plain tasks as long as it is not overloaded.
+    #[inline]
+    pub(crate) fn takes(&self, options: Option<&Options>) -> bool {
+        if !self.me.is_worker() {
+            return true;
+        }
+        let is_plain = options.is_none_or(|options| {
+            options.demand.lock().is_none() && options.strategy == crate::resources::Strategy::Default
+        });
+        !is_plain || self.core.queued() >= OVERLOADED * self.core.cpus().ceil() as usize
+    }
+
+    fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
+        self.with(|state, out| match message {
+            Message::Home { node } => {
+                state.home = Some(node);
+                state.owner.handle(from, Message::Home { node }, &mut out.effects);
+                for object in std::mem::take(&mut state.wants) {
+                    self.fetch(state, object, out);
+                }
+            }
+            Message::Here { object } => {
+                state.wants.remove(&object);
+                let cell = state.cells.get(&object).and_then(Weak::upgrade);
+                let value = payload.pop().unwrap_or_default();
+                out.arrivals.extend(cell.map(|cell| (cell, Ok(value))));
+            }
+            Message::Lost { object, why } => {
+                state.wants.remove(&object);
+                self.confirmed(state, object, out); // there is nothing to wait for
+                let cell = state.cells.get(&object).and_then(Weak::upgrade);
+                out.arrivals.extend(cell.map(|cell| (cell, Err(why))));
+            }
+            Message::Claimed { object } => self.confirmed(state, object, out),
+            Message::Cancel { task } => state.owner.cancel(task, &mut out.effects), // a borrower's wish
+            Message::Dead { process } => {
+                state.owner.handle(from, Message::Dead { process }, &mut out.effects);
+                if state.home == Some(process) {
+                    state.home = None;
+                }
+                let lost: Vec<_> = state.foreign.keys().filter(|object| object.owner == process).copied().collect();
+                for object in lost {
+                    self.confirmed(state, object, out);
+                    state.wants.remove(&object);
+                    if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
+                        let reason = format!("its owner {process} has ended");
+                        let origin = { let node: Arc<dyn Node> = cell.clone(); node.origin() };
+                        out.arrivals.push((cell, Err(Arc::new(Error::Lost { origin, reason }))));
+                    }
+                }
+                let offered: Vec<_> = state.offered.keys().filter(|key| key.0.owner == process).copied().collect();
+                for key in offered {
+                    out.trash.extend(state.offered.remove(&key).map(|handles| Box::new(handles) as Box<dyn Any + Send>));
+                }
+            }
+            message => state.owner.handle(from, message, &mut out.effects),
+        });
+    }
+
+    /// A claim is confirmed, or will never be.
+    fn confirmed(&self, state: &mut State, object: ObjectId, out: &mut Out) {
+        if let Some(foreign) = state.foreign.get_mut(&object) {
+            foreign.claim = Claim::Confirmed;
+            out.trash.push(Box::new(std::mem::take(&mut foreign.waiting)));
+        }
+    }
+
+    /// To be called often: several times in the time between two beats.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        let now = self.now();
+        self.with(|state, out| state.owner.tick(now, &mut out.effects));
+    }
+
+    /// Makes an object of this process known to others, as long as the guard is there.
+    pub(crate) fn export<T: Object>(self: &Arc<Self>, object: &ObjectRef<T>) -> Result<(Handle, Box<dyn Any + Send + Sync>)> {
+        let source = object.source();
+        let any: &dyn Any = &**source;
+        if let Some(cell) = any.downcast_ref::<RemoteCell<T>>() {
+            return Ok((Handle::Object(cell.id()), Box::new(object.clone())));
+        }
+        let number = source.meta().id;
+        let (id, is_new) = self.with(|state, _| {
+            // As long as others have claims to it, it is the same object.
+            if let Some(id) = state.exported.get(&number) {
+                state.owner.retain(*id);
+                return (*id, false);
+            }
+            let id = state.owner.expect(None);
+            state.exported.insert(number, id);
+            state.locals.insert(id.number, (number, Box::new(Arc::downgrade(source))));
+            (id, true)
+        });
+        if is_new {
+            let node = object.node();
+            let ready = Arc::new(Exported { client: self.clone(), id, object: Mutex::new(Some(object.clone())) });
+            let waiter: Arc<dyn Waiter> = ready;
+            if !node.add_waiter(&waiter) {
+                waiter.notify();
+            }
+        }
+        Ok((Handle::Object(id), Box::new(Exportation { client: self.clone(), id })))
+    }
+
+    /// The handle in this process to an object that is known by its number.
+    pub(crate) fn import<T: Object>(self: &Arc<Self>, id: ObjectId, value: Option<&Bytes>) -> Result<ObjectRef<T>> {
+        let found = self.with(|state, out| {
+            if let Some((_, local)) = state.locals.get(&id.number).filter(|_| id.owner == self.me) {
+                let source = local.downcast_ref::<Weak<dyn Source<T>>>().and_then(Weak::upgrade);
+                if let Some(handle) = source.and_then(retain_source) {
+                    return Some(handle);
+                }
+            }
+            let cell = state.cells.get(&id).and_then(Weak::upgrade)?;
+            let any: Arc<dyn Any + Send + Sync> = cell;
+            match any.downcast::<RemoteCell<T>>() {
+                Ok(cell) => cell.retain(),
+                Err(other) => {
+                    out.trash.push(Box::new(other));
+                    None
+                }
+            }
+        });
+        if let Some(handle) = found {
+            if let (Some(value), false) = (value, handle.source().is_done()) {
+                let any: &dyn Any = &**handle.source();
+                if let Some(cell) = any.downcast_ref::<RemoteCell<T>>() {
+                    cell.arrive(Ok(value.clone()));
+                }
+            }
+            return Ok(handle);
+        }
+        let kind = ("object", std::any::type_name::<T>());
+        let cell = RemoteCell::<T>::new(self, id, kind, Location::caller(), None);
+        let remote: Arc<dyn Remote> = cell.clone();
+        self.with(|state, out| {
+            self.hold(state, id);
+            state.cells.insert(id, Arc::downgrade(&remote));
+            match value {
+                Some(value) => out.arrivals.push((remote.clone(), Ok(value.clone()))),
+                None if id.owner == self.me => match state.owner.value(id) {
+                    Some(Value::Inline(value)) => out.arrivals.push((remote.clone(), Ok(Bytes::from_owner(value)))),
+                    Some(Value::Failed(error)) => out.arrivals.push((remote.clone(), Err(error))),
+                    _ => {}
+                },
+                None => {}
+            }
+        });
+        drop(remote);
+        Ok(ObjectRef::first(cell))
+    }
+
+    /// A value of this process's is there, or has failed.
+    fn fulfil(self: &Arc<Self>, object: ObjectId, result: Result<Packed, Arc<Error>>) {
+        let (outcome, payload, inside) = match result.and_then(|packed| self.parcel(packed).map_err(Arc::new)) {
+            Err(error) => (Outcome::Failed(error), None, Vec::new()),
+            Ok((parcel, handles)) => {
+                let bytes = parcel.encode();
+                let objects: Vec<_> = parcel.handles.iter().map(Handle::object).collect();
+                // The handles keep the objects until the record does.
+                self.with(|state, out| {
+                    objects.iter().for_each(|object| self.hold(state, *object));
+                    out.trash.push(Box::new(handles));
+                });
+                match bytes.len() > INLINE {
+                    true => (Outcome::Stored { size: bytes.len() as u64 }, Some(Bytes::from(bytes)), objects),
+                    false => (Outcome::Inline(bytes.into()), None, objects),
+                }
+            }
+        };
+        self.with(|state, out| {
+            if !inside.is_empty() {
+                state.inside.insert(object.number, inside);
+            }
+            let outcome = match (payload, state.home) {
+                (Some(value), Some(home)) => {
+                    out.letters.push((home, Letter::Store { object }, vec![value]));
+                    outcome
+                }
+                (Some(value), None) => Outcome::Inline(Arc::from(&value[..])),
+                (None, _) => outcome,
+            };
+            state.owner.fulfil(object, outcome, &mut out.effects);
+        });
+    }
+
+    /// A value, with its handles as others know them.
+    fn parcel(self: &Arc<Self>, packed: Packed) -> Result<(Parcel, Guards)> {
+        let (bytes, handles) = packed.into_parts();
+        let known = handles.iter().map(|handle| handle.export(self)).collect::<Result<Vec<_>>>()?;
+        let (handles, guards) = known.into_iter().unzip();
+        Ok((Parcel { handles, bytes: Blob(bytes.into()) }, guards))
+    }
+
+    /// Submits a task to the cluster.
+    pub(crate) fn submit<B: Travel>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        body: B,
+        options: Option<Box<Options>>,
+    ) -> Result<ObjectRef<B::Out>> {
+        let mut dependencies = Vec::new();
+        body.dependencies(&mut |node| dependencies.push(node.clone()));
+        let function = body.site()?;
+        let packed = body.pack()?;
+        drop(body);
+        let (parcel, handles) = self.parcel(packed)?;
+        let extras = options.as_deref().map(extras).transpose()?.flatten();
+        self.core.count(|c| &c.submitted);
+        self.with(|state, out| {
+            let (id, order_dependencies) = (state.owner.next().0, self.dependencies(state, &dependencies, &parcel));
+            let cell = RemoteCell::<B::Out>::new(self, id, ("task", B::type_name()), location, options);
+            let node: &dyn Node = &*cell;
+            let options = node.meta().options.as_deref();
+            let (demand, strategy) = demand(options);
+            let args = order_dependencies
+                .iter()
+                .map(|place| match parcel.handles[*place as usize].object() {
+                    object if object.owner == self.me => WorkArg::Object(object),
+                    object => WorkArg::Foreign(object),
+                })
+                .collect();
+            let order = Order {
+                function,
+                parcel,
+                dependencies: order_dependencies,
+                name: options.and_then(|o| o.name.clone()),
+                location: location.to_string().into(),
+                number: node.meta().id,
+                extras,
+            };
+            let body = order.encode(self.job.driver);
+            let remote: Arc<dyn Remote> = cell.clone();
+            state.cells.insert(id, Arc::downgrade(&remote));
+            if !handles.is_empty() {
+                state.held.insert(id.number, handles);
+            }
+            self.under_way.lock().insert(id, remote);
+            let work = Work { demand: Arc::new(demand), strategy, args, body, attempts: ATTEMPTS, stays: false };
+            let submitted = state.owner.submit(work, &mut out.effects);
+            debug_assert_eq!(submitted, id);
+            if let Some(after) = options.and_then(|o| o.deadline) {
+                let node: Arc<dyn Node> = cell.clone();
+                timer::deadline(self.core, &node, after);
+            }
+            Ok(ObjectRef::first(cell))
+        })
+    }
+
+    /// Which of a parcel's handles are to be there before a task starts.
+    fn dependencies(&self, state: &State, nodes: &[Arc<dyn Node>], parcel: &Parcel) -> Vec<u32> {
+        if nodes.is_empty() {
+            return Vec::new();
+        }
+        let objects: HashSet<ObjectId> = nodes
+            .iter()
+            .filter_map(|node| match node.remote_id() {
+                Some(id) => Some(id),
+                None => state.exported.get(&node.meta().id).copied(),
+            })
+            .collect();
+        let places = parcel.handles.iter().enumerate().filter(|(_, handle)| objects.contains(&handle.object()));
+        places.map(|(place, _)| place as u32).collect()
+    }
+
+    /// A task of another process's is to run here.
+    fn run(self: &Arc<Self>, id: ObjectId, attempt: u32, body: Bytes, devices: Vec<(usize, u32)>, values: Vec<Bytes>) {
+        let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, inside };
+        let Some(order) = Order::decode(&body) else {
+            return reply(Vec::new()).fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
+        };
+        let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
+        for (place, value) in order.dependencies.iter().zip(values) {
+            if let Some(handle) = handles.get_mut(*place as usize) {
+                handle.1 = Some(value);
+            }
+        }
+        let inside = order.parcel.handles.iter().map(Handle::object).collect();
+        let function = super::function::resolve_here(order.function);
+        let incoming = Incoming {
+            client: self.clone(),
+            imports: Imports { client: self.clone(), handles },
+            order,
+            reply: reply(inside),
+            devices,
+            caller: 0,
+        };
+        let result = match function {
+            Ok(function) => incoming.arrive(function),
+            Err(error) => return incoming.reply.fail(error.into()),
+        };
+        if let Err(error) = result {
+            reply(Vec::new()).fail(error);
+        }
+    }
+
+    /// It runs here from now on.
+    pub(crate) fn runs(&self, id: ObjectId, attempt: u32, node: &Arc<dyn Node>) {
+        self.running.lock().insert((id, attempt), Arc::downgrade(node));
+    }
+
+    /// What ran here on behalf of another process has ended.
+    pub(crate) fn ended(self: &Arc<Self>, reply: Reply, result: Result<Packed, Arc<Error>>) {
+        self.running.lock().remove(&(reply.id, reply.attempt));
+        let Reply { id, attempt, is_call, inside, .. } = reply;
+        let (end, payload, handles, objects) = match result.and_then(|packed| self.parcel(packed).map_err(Arc::new)) {
+            Err(error) => (End::Failed(error), Vec::new(), Vec::new(), Vec::new()),
+            Ok((parcel, handles)) => {
+                let objects: Vec<_> = parcel.handles.iter().map(Handle::object).collect();
+                (End::Value, vec![Bytes::from(parcel.encode())], handles, objects)
+            }
+        };
+        let node = self.me.station();
+        let client = self.clone();
+        let tell = move || {
+            client.with(|state, out| {
+                if !objects.is_empty() {
+                    state.offered.insert((id, attempt), handles);
+                    out.letters.push((id.owner, Letter::Inside { task: id, attempt, objects }, Vec::new()));
+                }
+                out.letters.push((node, Letter::Ended { id, attempt, is_call, end }, payload));
+            });
+        };
+        // What is still held of what came with it is claimed first.
+        if inside.is_empty() {
+            return tell();
+        }
+        let then = Then::new(tell);
+        self.with(|state, out| {
+            for object in inside {
+                self.claim(state, object, &then, out);
+            }
+            out.trash.push(Box::new(then));
+        });
+    }
+
+    /// What an object that is elsewhere is doing.
+    pub(crate) fn phase(&self, object: ObjectId) -> Phase {
+        let _ = object;
+        Phase::Queued
+    }
+
+    pub(crate) fn blockers(&self, object: ObjectId) -> Vec<Blocker> {
+        let Some(state) = self.state.try_lock() else { return Vec::new() };
+        let waits_for = state.owner.missing(object);
+        let under_way = self.under_way.lock();
+        waits_for.iter().filter_map(|id| under_way.get(id)).map(|cell| Blocker::Node(cell.clone())).collect()
+    }
+}
+
+/// Waits for a local value that others know.
+struct Exported<T: 'static> {
+    client: Arc<Client>,
+    id: ObjectId,
+    object: Mutex<Option<ObjectRef<T>>>,
+}
+
+impl<T: Object> Waiter for Exported<T> {
+    fn notify(self: Arc<Self>) {
+        let Some(object) = self.object.lock().take() else { return };
+        let result = match object.source().share() {
+            Ok(value) => serial::pack(&*value, "an object").map_err(Arc::new),
+            Err(error) => Err(error),
+        };
+        self.client.fulfil(self.id, result);
+    }
+}
+
+/// One more handle to a local node, unless there is none any more.
+fn retain_source<T: Send + Sync + 'static>(source: Arc<dyn Source<T>>) -> Option<ObjectRef<T>> {
+    let handles = &source.meta().handles;
+    let one_more = |count: u32| (count > 0).then_some(count + 1);
+    handles.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok().then(|| ObjectRef::first(source))
+}
+
+/// What of a task's options its worker has to know.
+fn extras(options: &Options) -> Result<Option<Box<Extras>>> {
+    let demand = options.demand.lock();
+    let extras = Extras {
+        retries: options.retries,
+        retry_errors: options.retry_errors,
+        is_err: options.is_err_site.map(|site| site()).transpose()?,
+        backoff: options.backoff,
+        group: options.group.clone(),
+        cpu: demand.as_ref().map(|demand| demand.cpu),
+        ..Extras::default()
+    };
+    Ok((extras != Extras::default()).then(|| Box::new(extras)))
+}
+
+/// What a task asks for, as the cluster counts it.
+fn demand(options: Option<&Options>) -> (Demand, Strategy) {
+    let Some(options) = options else { return (Demand::cpus(1_000), Strategy::Default) };
+    let demand = match &*options.demand.lock() {
+        None => Demand::cpus(1_000),
+        Some(demand) => Demand { cpu: demand.cpu, gpu: demand.gpu, memory: demand.memory, custom: demand.custom.clone() },
+    };
+    (demand, options.strategy.to_cluster())
+}

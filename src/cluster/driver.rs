@@ -1,0 +1,218 @@
+//! A driver: the program that connects to a cluster.
+
+use super::{
+    client::{Client, Post},
+    image::Image,
+    node_process::PART,
+    protocol::{HEAD, ProcessId},
+    secure::Key,
+    station::{Happening, Station},
+    wire::{Envelope, Job, Letter, Question, Role},
+};
+use crate::{
+    error::{Error, Result},
+    local::{
+        Config, Core,
+        resources::{Amounts, WHOLE},
+    },
+};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use std::{
+    cell::Cell,
+    fs::File,
+    net::{ToSocketAddrs, UdpSocket},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+/// How long the head may take to answer, and a first node to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the client is told the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The cluster's key: the file that `OUTRAY_KEY_FILE` names, or `~/.outray/key` if there is one.
+pub(crate) fn key() -> Result<Option<Key>> {
+    let load = |path: PathBuf| Key::load(&path).map_err(|error| Error::Unsupported { reason: error.to_string() });
+    if let Some(path) = std::env::var_os("OUTRAY_KEY_FILE").filter(|path| !path.is_empty()) {
+        return load(path.into()).map(Some);
+    }
+    let usual = std::env::home_dir().map(|home| home.join(".outray/key")).filter(|path| path.exists());
+    usual.map(load).transpose()
+}
+
+/// Where this machine is seen from `address`, with any port.
+pub(crate) fn bind_for(address: &str) -> Result<String> {
+    let unreachable = |why: String| Error::Unsupported {
+        reason: format!("the address {address:?} cannot be used: {why}; write host:port, as `outray head` prints it"),
+    };
+    let mut addresses = address.to_socket_addrs().map_err(|error| unreachable(error.to_string()))?;
+    let address = addresses.next().ok_or_else(|| unreachable("it has no IP address".into()))?;
+    // Nothing is sent: this asks the routing table.
+    let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" });
+    let local = socket.and_then(|socket| socket.connect(address).and_then(|()| socket.local_addr()));
+    let mut local = local.map_err(|error| unreachable(error.to_string()))?;
+    local.set_port(0);
+    Ok(local.to_string())
+}
+
+/// A number for a new station.
+pub(crate) fn new_station() -> Result<ProcessId> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::Unsupported { reason: format!("the system gives no randomness: {error}") })?;
+    Ok(ProcessId::station_from(u64::from_le_bytes(random)))
+}
+
+#[derive(Default)]
+struct Meeting {
+    met: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Default, PartialEq)]
+enum Progress {
+    #[default]
+    Nobody,
+    Head,
+    Node,
+    Gone(String),
+}
+
+impl Meeting {
+    fn set(&self, progress: Progress) {
+        *self.met.lock() = progress;
+        self.changed.notify_all();
+    }
+
+    /// Waits until what there is satisfies `enough`, or the time is up.
+    fn wait(&self, enough: impl Fn(&Progress) -> bool) -> bool {
+        let until = Instant::now() + PATIENCE;
+        let mut met = self.met.lock();
+        while !enough(&met) {
+            if self.changed.wait_until(&mut met, until).timed_out() {
+                return enough(&met);
+            }
+        }
+        true
+    }
+}
+
+/// Connects to a cluster; the core is a runtime's whose tasks run there.
+pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Result<&'static Core> {
+    let image = Image::current()?.clone();
+    let me = new_station()?;
+    let has_key = key.is_some();
+    let (station, events) = Station::start(me, Role::Driver, &bind_for(address)?, key)
+        .map_err(|error| Error::Unsupported { reason: error.to_string() })?;
+    station.dial(address);
+    let meeting = Arc::new(Meeting::default());
+    let client = Arc::new(OnceLock::<Arc<Client>>::new());
+    let thread = {
+        let (station, meeting, client) = (station.clone(), meeting.clone(), client.clone());
+        let serve = move || serve(&station, events, &meeting, &client);
+        std::thread::Builder::new().name("outray-driver".into()).spawn(serve)
+    };
+    thread.map_err(|error| Error::Unsupported { reason: format!("a thread could not be started: {error}") })?;
+    let failed = |reason: String| {
+        station.close(Duration::ZERO);
+        Error::Unsupported { reason }
+    };
+    if !meeting.wait(|progress| *progress != Progress::Nobody) {
+        let key = match has_key {
+            true => "with this key",
+            false => "(no key is configured: set OUTRAY_KEY_FILE if the cluster has one)",
+        };
+        return Err(failed(format!("no head answered at {address} within {PATIENCE:?} {key}; is `outray head` running there?")));
+    }
+    let name = std::env::args().next().unwrap_or_default();
+    let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+    let job = Job { driver: me, image, name, observe: config.observe, pid: std::process::id() };
+    station.post(&Envelope { from: me, to: HEAD, letter: Letter::Register(job.clone()), payload: Vec::new() });
+    let posting = station.clone();
+    let post: Post = Box::new(move |envelope| posting.post(&envelope));
+    // Until it is known how large the cluster is.
+    config.total = Amounts { cpu: WHOLE, ..config.total };
+    let core = Core::open(config);
+    let ours = Client::new(core, me, job, None, post);
+    let _ = client.set(ours.clone()); // this is the only place
+    if !meeting.wait(|progress| matches!(progress, Progress::Node | Progress::Gone(_))) {
+        return Err(failed(format!(
+            "the cluster at {address} has no node; start one with `outray node --head {address}`"
+        )));
+    }
+    let nodes = ours.ask(Question::Nodes)?;
+    let nodes: Vec<serde_json::Value> = serde_json::from_str(&nodes).unwrap_or_default();
+    let cpus: f64 = nodes.iter().filter_map(|node| node["capacity"]["cpus"].as_f64()).sum();
+    core.set_cpus((cpus * f64::from(WHOLE)) as u32);
+    let leaving = station.clone();
+    ours.on_leave(move || {
+        leaving.post(&Envelope { from: me, to: HEAD, letter: Letter::Leaving, payload: Vec::new() });
+        leaving.close(Duration::from_secs(2));
+    });
+    let _ = core.client.set(ours); // the core is new
+    Ok(core)
+}
+
+fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
+    let next = Cell::new(Instant::now() + TICK);
+    let me = station.me;
+    station.run(events, || next.get(), |happening| match happening {
+        Happening::Letter(Envelope { from, letter: Letter::WantImage { offset }, .. }) => {
+            let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
+            let letter = Letter::ImagePart { offset };
+            station.post(&Envelope { from: me, to: from, letter, payload: vec![part] });
+        }
+        Happening::Letter(Envelope { letter: Letter::Printed { worker, lines }, .. }) => {
+            lines.iter().for_each(|line| eprintln!("({worker}) {line}"));
+        }
+        Happening::Letter(Envelope { letter: Letter::Leaving, .. }) => {
+            meeting.set(Progress::Gone("the cluster was stopped".into()));
+            if let Some(client) = client.get() {
+                client.lost("the cluster was stopped");
+            }
+        }
+        Happening::Letter(envelope) => {
+            let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
+            // It is there before anything is said to it.
+            client.wait().receive(envelope);
+            if is_home {
+                meeting.set(Progress::Node);
+            }
+        }
+        Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
+        Happening::Met { .. } => {}
+        Happening::Lost { station: lost, reason } if lost == HEAD => {
+            meeting.set(Progress::Gone(reason.clone()));
+            if let Some(client) = client.get() {
+                client.lost(&format!("the head is gone: {reason}"));
+            }
+        }
+        Happening::Lost { station: lost, .. } => {
+            station.post(&Envelope { from: me, to: HEAD, letter: Letter::Unreachable { station: lost }, payload: Vec::new() });
+        }
+        Happening::Tick => {
+            next.set(Instant::now() + TICK);
+            if let Some(client) = client.get() {
+                client.tick();
+            }
+        }
+    });
+}
+
+/// A part of this process's executable.
+fn read_image(offset: u64) -> std::io::Result<Bytes> {
+    let file = File::open("/proc/self/exe")?;
+    let mut part = vec![0; PART];
+    let mut have = 0;
+    while have < part.len() {
+        match file.read_at(&mut part[have..], offset + have as u64)? {
+            0 => break,
+            count => have += count,
+        }
+    }
+    part.truncate(have);
+    Ok(part.into())
+}

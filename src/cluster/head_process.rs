@@ -1,0 +1,260 @@
+//! The head as a process: the state machine on a station, and what it knows of the cluster for others: where
+//! stations are, which jobs there are, and who has which name.
+
+use super::{
+    endpoint::Events,
+    head::{BEAT, Head},
+    protocol::{Effects, HEAD, Message, ObjectId, ProcessId},
+    station::{Happening, Station},
+    wire::{Envelope, Job, Letter, Question, Role},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+struct Known {
+    address: String,
+    role: Role,
+}
+
+struct Named {
+    actor: ObjectId,
+    type_name: String,
+    detached: bool,
+}
+
+pub(crate) struct HeadProcess {
+    station: Arc<Station>,
+    head: Head,
+    started: Instant,
+    stations: BTreeMap<ProcessId, Known>,
+    /// Processes that are owners, by their numbers.
+    owners: BTreeSet<ProcessId>,
+    jobs: BTreeMap<ProcessId, Job>,
+    names: BTreeMap<String, Named>,
+    /// Questions that nodes are still to answer.
+    open: BTreeMap<u64, Open>,
+    next_question: u64,
+    is_ending: bool,
+}
+
+/// A question that was passed on to all nodes.
+struct Open {
+    asked_by: ProcessId,
+    number: u64,
+    missing: BTreeSet<ProcessId>,
+    answers: Vec<Value>,
+}
+
+impl HeadProcess {
+    pub(crate) fn new(station: Arc<Station>) -> Self {
+        HeadProcess {
+            station,
+            head: Head::new(),
+            started: Instant::now(),
+            stations: BTreeMap::new(),
+            owners: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            names: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_question: 1,
+            is_ending: false,
+        }
+    }
+
+    /// Serves until it is told to end.
+    pub(crate) fn run(mut self, events: Events) {
+        let station = self.station.clone();
+        let next = Instant::now();
+        let mut tick = next;
+        let next = std::cell::Cell::new(next);
+        station.run(events, || next.get(), |happening| {
+            match happening {
+                Happening::Letter(envelope) => self.letter(envelope),
+                Happening::Met { station, role, address } => {
+                    if !matches!(role, Role::Guest) {
+                        self.stations.insert(station, Known { address, role });
+                    }
+                }
+                Happening::Lost { station, reason } => {
+                    tracing::info!("{station} is gone: {reason}");
+                    self.gone(station);
+                }
+                Happening::Tick => {}
+            }
+            if Instant::now() >= tick {
+                tick = Instant::now() + Duration::from_nanos(BEAT / 2);
+                next.set(tick);
+                let mut out = Effects::default();
+                self.head.tick(self.now(), &mut out);
+                self.carry_out(out);
+            }
+            if self.is_ending {
+                self.station.close(Duration::from_secs(2));
+            }
+        });
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    fn post(&self, to: ProcessId, letter: Letter) {
+        self.station.post(&Envelope { from: HEAD, to, letter, payload: Vec::new() });
+    }
+
+    fn carry_out(&mut self, out: Effects) {
+        for (to, message) in out.sends {
+            if let Message::Dead { process } = &message {
+                // Its workers have no address; what is said to them goes nowhere.
+                if !process.is_worker() {
+                    self.station.forget(*process);
+                }
+            }
+            self.post(to, Letter::Control(message));
+        }
+    }
+
+    /// A station is gone, and with it the workers that hung on it.
+    fn gone(&mut self, station: ProcessId) {
+        if self.stations.remove(&station).is_none() {
+            return;
+        }
+        self.jobs.remove(&station);
+        let mut out = Effects::default();
+        let now = self.now();
+        self.head.bury(now, station, &mut out);
+        let with_it: Vec<_> = self.owners.iter().filter(|owner| owner.station() == station).copied().collect();
+        for owner in with_it {
+            self.owners.remove(&owner);
+            if owner != station {
+                self.head.bury(now, owner, &mut out);
+            }
+        }
+        self.names.retain(|_, named| named.actor.owner.station() != station);
+        self.carry_out(out);
+        let waiting: Vec<_> = self.open.keys().copied().collect();
+        for question in waiting {
+            self.answered(question, station, None);
+        }
+    }
+
+    fn letter(&mut self, envelope: Envelope) {
+        let Envelope { from, letter, .. } = envelope;
+        match letter {
+            Letter::Control(message) => {
+                if let Message::JoinOwner { .. } = &message {
+                    self.owners.insert(from);
+                }
+                let mut out = Effects::default();
+                self.head.handle(self.now(), from, message, &mut out);
+                self.carry_out(out);
+            }
+            Letter::WhereIs { station } => {
+                let address = self.stations.get(&station).map(|known| known.address.clone());
+                self.post(from, Letter::Station { station, address });
+            }
+            Letter::Unreachable { station } | Letter::Died { process: station } => self.gone_or_died(from, station),
+            Letter::Leaving => self.gone(from.station()),
+            Letter::Register(job) => {
+                self.jobs.insert(from, job);
+            }
+            Letter::WhichJob { driver } => {
+                let job = self.jobs.get(&driver).cloned();
+                self.post(from, Letter::JobIs { driver, job });
+            }
+            Letter::Ask { number, question } => self.ask(from, number, question),
+            Letter::Answer { number, answer } => {
+                let answer = serde_json::from_str(&answer).ok();
+                self.answered(number, from, answer);
+            }
+            _ => {}
+        }
+    }
+
+    /// A node says that a worker of its own has died, or that it cannot reach a station.
+    fn gone_or_died(&mut self, from: ProcessId, process: ProcessId) {
+        match process.is_worker() {
+            true if process.station() == from.station() => {
+                if self.owners.remove(&process) {
+                    let mut out = Effects::default();
+                    let now = self.now();
+                    self.head.bury(now, process, &mut out);
+                    self.carry_out(out);
+                }
+            }
+            true => {}
+            false => self.gone(process),
+        }
+    }
+
+    fn ask(&mut self, from: ProcessId, number: u64, question: Question) {
+        let answer = match &question {
+            Question::Named { name } => match self.names.get(name) {
+                Some(named) => json!({
+                    "owner": named.actor.owner.0, "number": named.actor.number,
+                    "type": named.type_name, "detached": named.detached,
+                }),
+                None => json!({ "known": self.names.keys().collect::<Vec<_>>() }),
+            },
+            Question::Name { name, actor, type_name, detached } => {
+                let free = !self.names.contains_key(name);
+                if free {
+                    let named = Named { actor: *actor, type_name: type_name.clone(), detached: *detached };
+                    self.names.insert(name.clone(), named);
+                }
+                json!({ "free": free })
+            }
+            Question::Unname { name, actor } => {
+                if self.names.get(name).is_some_and(|named| named.actor == *actor) {
+                    self.names.remove(name);
+                }
+                json!({})
+            }
+            Question::Stop => {
+                for station in self.stations.keys() {
+                    self.post(*station, Letter::Leaving);
+                }
+                self.is_ending = true;
+                json!({ "nodes": self.stations.values().filter(|known| matches!(known.role, Role::Node)).count() })
+            }
+            Question::Jobs => {
+                let jobs = self.jobs.values().map(|job| {
+                    json!({ "id": job.driver.to_string(), "program": job.name, "pid": job.pid,
+                            "executable": job.image.hash.to_string() })
+                });
+                jobs.collect()
+            }
+            _ => return self.pass_on(from, number, question),
+        };
+        self.post(from, Letter::Answer { number, answer: answer.to_string() });
+    }
+
+    /// What the nodes know, each its own part.
+    fn pass_on(&mut self, asked_by: ProcessId, number: u64, question: Question) {
+        let nodes: BTreeSet<_> =
+            self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id).collect();
+        let ours = self.next_question;
+        self.next_question += 1;
+        for node in &nodes {
+            self.post(*node, Letter::Ask { number: ours, question: question.clone() });
+        }
+        self.open.insert(ours, Open { asked_by, number, missing: nodes, answers: Vec::new() });
+        self.answered(ours, HEAD, None);
+    }
+
+    fn answered(&mut self, question: u64, by: ProcessId, answer: Option<Value>) {
+        let Some(open) = self.open.get_mut(&question) else { return };
+        open.missing.remove(&by);
+        open.answers.extend(answer);
+        if open.missing.is_empty()
+            && let Some(open) = self.open.remove(&question)
+        {
+            let answer = Value::Array(open.answers).to_string();
+            self.post(open.asked_by, Letter::Answer { number: open.number, answer });
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! A cluster on this machine, for tests and for a laptop.
+
+use super::{
+    driver, roles::{HeadSetup, NodeSetup, RoleSetup},
+    entry,
+    secure::Key,
+    wire,
+};
+use crate::{
+    error::{Error, Result},
+    runtime::Runtime,
+};
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder},
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// A head and nodes as processes of their own on this machine, started from the running executable. They end
+/// when this is dropped, and also when this process ends in any other way.
+///
+/// They listen on the loopback interface only, and know each other by a key of their own.
+///
+/// ```no_run
+/// use outray::LocalCluster;
+///
+/// let cluster = LocalCluster::start(2)?;
+/// let rt = cluster.connect()?;
+/// assert_eq!(rt.submit(|a: i32, b: i32| a + b, (1, 2)).get()?, 3); // in a worker of one of the nodes
+/// # Ok::<(), outray::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct LocalCluster {
+    directory: Directory,
+    key: Key,
+    head: Role,
+    nodes: Vec<Role>,
+    builder: LocalClusterBuilder,
+}
+
+/// Options of a [`LocalCluster`].
+#[derive(Clone, Debug)]
+#[must_use = "a cluster starts with `.start()`"]
+pub struct LocalClusterBuilder {
+    nodes: usize,
+    cpus: f64,
+    gpus: u32,
+    resources: BTreeMap<String, f64>,
+    labels: BTreeMap<String, String>,
+}
+
+impl LocalClusterBuilder {
+    /// How many nodes; 2 by default.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// How many CPUs each node has for tasks, whatever the machine has; 1 by default.
+    pub fn cpus(mut self, cpus: f64) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How many GPUs each node has, for admission; by default none.
+    pub fn gpus(mut self, gpus: u32) -> Self {
+        self.gpus = gpus;
+        self
+    }
+
+    /// An amount of a custom resource, on each node.
+    pub fn resource(mut self, name: &str, amount: f64) -> Self {
+        self.resources.insert(name.into(), amount);
+        self
+    }
+
+    /// A label of each node.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Starts the cluster, and returns when all of its processes listen.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] says what could not be started.
+    pub fn start(self) -> Result<LocalCluster> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| Error::Unsupported {
+            reason: format!("a local cluster could not be started: {what}: {error}"),
+        };
+        let directory = Directory::new().map_err(|error| failed("a private directory", &error))?;
+        let key = Key::generate().map_err(|error| failed("its key", &error))?;
+        let key_file = directory.0.join("key");
+        key.save(&key_file).map_err(|error| failed("its key", &error))?;
+        let setup = HeadSetup { bind: "127.0.0.1:0".into(), key_file: Some(key_file) };
+        let head = Role::start(&RoleSetup::Head(setup))?;
+        let mut cluster = LocalCluster { directory, key, head, nodes: Vec::new(), builder: self };
+        for _ in 0..cluster.builder.nodes {
+            cluster.add_node()?;
+        }
+        Ok(cluster)
+    }
+}
+
+impl LocalCluster {
+    /// A head and so many nodes of one CPU each.
+    ///
+    /// # Errors
+    /// As [`LocalClusterBuilder::start`].
+    pub fn start(nodes: usize) -> Result<LocalCluster> {
+        LocalCluster::builder().nodes(nodes).start()
+    }
+
+    /// A cluster with options.
+    pub fn builder() -> LocalClusterBuilder {
+        LocalClusterBuilder {
+            nodes: 2,
+            cpus: 1.0,
+            gpus: 0,
+            resources: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// A runtime on this cluster.
+    ///
+    /// # Errors
+    /// As [`Runtime::connect`].
+    pub fn connect(&self) -> Result<Runtime> {
+        Runtime::on_cluster(self.address(), Some(self.key.clone()), Runtime::builder())
+    }
+
+    /// The head's address, for [`Runtime::connect`] and `OUTRAY_ADDRESS`.
+    pub fn address(&self) -> &str {
+        &self.head.address
+    }
+
+    /// The cluster's key file, for `OUTRAY_KEY_FILE`. It goes when the cluster does.
+    pub fn key_file(&self) -> PathBuf {
+        self.directory.0.join("key")
+    }
+
+    /// The names of the nodes, in the order in which they were started.
+    pub fn nodes(&self) -> Vec<&str> {
+        self.nodes.iter().map(|node| node.name.as_str()).collect()
+    }
+
+    /// Starts one more node like the others, and returns its name.
+    ///
+    /// # Errors
+    /// As [`LocalClusterBuilder::start`].
+    pub fn add_node(&mut self) -> Result<&str> {
+        let setup = NodeSetup {
+            head: self.head.address.clone(),
+            bind: None,
+            key_file: Some(self.key_file()),
+            cache: self.directory.0.join("executables"),
+            cpus: Some(self.builder.cpus),
+            gpus: self.builder.gpus,
+            memory: None,
+            resources: self.builder.resources.clone(),
+            labels: self.builder.labels.clone(),
+        };
+        let node = Role::start(&RoleSetup::Node(setup))?;
+        self.nodes.push(node);
+        Ok(self.nodes.last().map_or("", |node| &node.name))
+    }
+
+    /// Kills a node, as a power failure would; its workers end with it.
+    ///
+    /// # Panics
+    /// If there is no node of this number.
+    pub fn kill_node(&mut self, number: usize) {
+        drop(self.nodes.remove(number));
+    }
+
+    /// The processes of the head and of the nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        [&self.head].into_iter().chain(&self.nodes).map(|role| role.child.id()).collect()
+    }
+}
+
+/// A directory of this process's own, which is gone after it.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> std::io::Result<Directory> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(std::io::Error::other)?;
+        let path = std::env::temp_dir().join(format!("outray-{:016x}", u64::from_le_bytes(random)));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Directory(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0); // there is nobody to tell
+    }
+}
+
+/// A process of the cluster. It is killed when this is dropped.
+#[derive(Debug)]
+struct Role {
+    child: Child,
+    name: String,
+    address: String,
+}
+
+impl Role {
+    fn start(setup: &RoleSetup) -> Result<Role> {
+        let failed = |why: String| Error::Unsupported { reason: format!("a local cluster could not be started: {why}") };
+        let program = Path::new("/proc/self/exe");
+        let child = Command::new(program)
+            .env(entry::VARIABLE, entry::ROLE)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        // From here on it is killed if anything fails.
+        let mut role = Role { child, name: String::new(), address: String::new() };
+        let (Some(input), Some(output)) = (role.child.stdin.as_mut(), role.child.stdout.take()) else {
+            unreachable!("both pipes were asked for")
+        };
+        let setup = wire::encode(setup);
+        let sent = input.write_all(&(setup.len() as u32).to_le_bytes()).and_then(|()| input.write_all(&setup));
+        sent.map_err(|error| failed(error.to_string()))?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).map_err(|error| failed(error.to_string()))?;
+        let words: Vec<_> = line.trim_end().splitn(2, ' ').collect();
+        match words[..] {
+            ["ok", rest] => {
+                let (name, address) = rest.split_once(' ').unwrap_or(("head", rest));
+                (role.name, role.address) = (name.into(), address.into());
+                Ok(role)
+            }
+            ["error", why] => Err(failed(why.into())),
+            _ => Err(failed("a process ended before it was ready".into())),
+        }
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+impl Runtime {
+    pub(crate) fn on_cluster(address: &str, key: Option<Key>, builder: crate::runtime::Builder) -> Result<Runtime> {
+        driver::connect(address, key, builder.config()).map(Runtime::of)
+    }
+}

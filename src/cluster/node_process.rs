@@ -1,0 +1,691 @@
+//! A node as a process: the state machine on a station, the objects' bytes, and the workers.
+//!
+//! Each job has one worker here, started at its first task from the job's executable. Workers speak with the node
+//! over pipes, and with everybody else through it: what is not for the node is passed on.
+//!
+//! # Threads
+//! One for the station, and for each worker one that reads and one that writes. All go through one lock, under
+//! which nothing blocks. Whatever takes long (to read or write an executable, to start a process) has a thread.
+
+use super::{
+    capacity::Capacity,
+    client::INLINE,
+    endpoint::Events,
+    entry,
+    image::{Cache, Image},
+    node::Node,
+    pipe,
+    protocol::{Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, TaskSpec},
+    station::{Happening, Station},
+    wire::{Blob, End, Envelope, Job, Letter, Order, Question},
+};
+use crate::error::{Error, Origin};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use serde_json::json;
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    io::{self, BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+/// A part of an executable, in bytes.
+pub(crate) const PART: usize = 1 << 20;
+
+pub(crate) struct Setup {
+    pub(crate) capacity: Capacity,
+    pub(crate) labels: Vec<Label>,
+    /// Where executables are kept.
+    pub(crate) cache: PathBuf,
+}
+
+pub(crate) struct NodeProcess {
+    me: ProcessId,
+    name: String,
+    cpus: u32,
+    station: Arc<Station>,
+    cache: Cache,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    node: Node,
+    store: HashMap<ObjectId, Bytes>,
+    jobs: BTreeMap<ProcessId, JobState>,
+    workers: BTreeMap<ProcessId, Worker>,
+    /// Which worker runs what.
+    runs: BTreeMap<(ObjectId, u32), ProcessId>,
+    /// Which worker an actor is in.
+    actors: HashMap<ObjectId, (ProcessId, u32)>,
+    next_worker: u16,
+    is_ending: bool,
+}
+
+#[derive(Default)]
+struct JobState {
+    job: Option<Job>,
+    /// The part of the executable that has arrived.
+    image: BytesMut,
+    worker: Option<ProcessId>,
+    /// Until there is a worker.
+    waiting: Vec<(TaskSpec, Vec<Bytes>)>,
+    /// Why there will be none.
+    refused: Option<Arc<Error>>,
+}
+
+struct Worker {
+    driver: ProcessId,
+    letters: mpsc::Sender<Envelope>,
+    child: Arc<Mutex<Child>>,
+    pid: u32,
+    is_ready: bool,
+    /// CPUs of its tasks that wait, in thousandths.
+    lent: u32,
+    /// Calls that have not ended.
+    calls: BTreeSet<ObjectId>,
+    /// Until it is ready.
+    waiting: Vec<Envelope>,
+}
+
+impl NodeProcess {
+    pub(crate) fn new(station: Arc<Station>, setup: Setup) -> Result<Arc<NodeProcess>, Error> {
+        let Setup { capacity, labels, cache } = setup;
+        let me = station.me;
+        let cpus = capacity.cpu;
+        let mut out = Effects::default();
+        let node = Node::new(me, capacity, labels, &mut out);
+        let process = Arc::new(NodeProcess {
+            me,
+            name: me.to_string(),
+            cpus,
+            station,
+            cache: Cache::open(cache)?,
+            started: Instant::now(),
+            state: Mutex::new(State {
+                node,
+                store: HashMap::new(),
+                jobs: BTreeMap::new(),
+                workers: BTreeMap::new(),
+                runs: BTreeMap::new(),
+                actors: HashMap::new(),
+                next_worker: 1,
+                is_ending: false,
+            }),
+        });
+        process.with(|_, effects| *effects = out);
+        Ok(process)
+    }
+
+    /// Serves until the cluster ends.
+    pub(crate) fn run(self: Arc<Self>, events: Events) {
+        let next = Cell::new(Instant::now());
+        self.station.clone().run(events, || next.get(), |happening| {
+            match happening {
+                Happening::Letter(envelope) => self.receive(envelope),
+                Happening::Met { .. } => {}
+                Happening::Lost { station, reason } => self.lost(station, &reason),
+                Happening::Tick => {}
+            }
+            let (until, is_ending) = self.with(|state, out| {
+                state.node.tick(self.now(), out);
+                (state.node.next_tick(), state.is_ending)
+            });
+            next.set(self.started + Duration::from_nanos(until));
+            if is_ending {
+                self.end();
+            }
+        });
+        self.end();
+    }
+
+    fn end(&self) {
+        let workers = std::mem::take(&mut self.state.lock().workers);
+        for worker in workers.values() {
+            let _ = worker.child.lock().kill(); // it may have ended
+        }
+        self.station.close(Duration::from_secs(1));
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    fn envelope(&self, to: ProcessId, letter: Letter, payload: Vec<Bytes>) -> Envelope {
+        Envelope { from: self.me, to, letter, payload }
+    }
+
+    /// Works under the lock, and carries out what came of it.
+    fn with<R>(self: &Arc<Self>, work: impl FnOnce(&mut State, &mut Effects) -> R) -> R {
+        let state = &mut *self.state.lock();
+        let mut out = Effects::default();
+        let result = work(state, &mut out);
+        self.carry_out(state, out);
+        result
+    }
+
+    fn carry_out(self: &Arc<Self>, state: &mut State, out: Effects) {
+        let mut effects = VecDeque::from([out]);
+        while let Some(out) = effects.pop_front() {
+            for (to, message) in out.sends {
+                let payload = match &message {
+                    Message::Pushed { object, .. } | Message::Here { object } => {
+                        state.store.get(object).cloned().into_iter().collect()
+                    }
+                    _ => Vec::new(),
+                };
+                if to == self.me {
+                    let mut more = Effects::default();
+                    self.control(state, self.me, message, payload, &mut more);
+                    effects.push_back(more);
+                } else {
+                    self.send(state, self.envelope(to, Letter::Control(message), payload));
+                }
+            }
+            for spec in out.starts {
+                let mut more = Effects::default();
+                self.start(state, spec, &mut more);
+                effects.push_back(more);
+            }
+            for (task, attempt) in out.stops {
+                match state.runs.get(&(task, attempt)) {
+                    Some(worker) => {
+                        let stop = self.envelope(*worker, Letter::Stop { task, attempt }, Vec::new());
+                        self.send(state, stop);
+                    }
+                    // It waits for its worker.
+                    None => {
+                        let mut more = Effects::default();
+                        for job in state.jobs.values_mut() {
+                            job.waiting.retain(|(spec, _)| (spec.id, spec.attempt) != (task, attempt));
+                        }
+                        let why = Outcome::Crashed { why: "it was stopped".into() };
+                        state.node.finished(self.now(), task, attempt, why, &mut more);
+                        effects.push_back(more);
+                    }
+                }
+            }
+            if out.fenced {
+                tracing::error!("the head has declared this node dead, although it lives; start it again");
+                state.is_ending = true;
+            }
+        }
+    }
+
+    /// To a worker here, or to another station.
+    fn send(&self, state: &mut State, envelope: Envelope) {
+        if envelope.to.station() != self.me {
+            return self.station.post(&envelope);
+        }
+        if let Some(worker) = state.workers.get_mut(&envelope.to) {
+            match worker.is_ready {
+                true => drop(worker.letters.send(envelope)), // if it has ended, that is noticed by its reader
+                false => worker.waiting.push(envelope),
+            }
+        }
+    }
+
+    fn receive(self: &Arc<Self>, envelope: Envelope) {
+        if envelope.to != self.me {
+            return self.with(|state, _| self.send(state, envelope));
+        }
+        let Envelope { from, letter, payload, .. } = envelope;
+        self.with(|state, out| match letter {
+            Letter::Control(message) => self.control(state, from, message, payload, out),
+            Letter::Store { object } => {
+                if let Some(value) = payload.into_iter().next()
+                    && state.node.put(object, value.len() as u64)
+                {
+                    state.store.insert(object, value);
+                }
+            }
+            Letter::Ended { id, attempt, is_call, end } => self.ended(state, from, (id, attempt), is_call, end, payload, out),
+            Letter::ActorEnded { actor, attempt, why } => {
+                state.actors.remove(&actor);
+                state.runs.remove(&(actor, attempt));
+                let _ = why;
+                state.node.ended(self.now(), actor, attempt, out);
+            }
+            Letter::Lend { cpu } => {
+                if let Some(worker) = state.workers.get_mut(&from) {
+                    worker.lent += cpu;
+                    state.node.lend(self.now(), cpu, out);
+                }
+            }
+            Letter::Reclaim { cpu } => {
+                if let Some(worker) = state.workers.get_mut(&from) {
+                    worker.lent -= cpu;
+                    state.node.reclaim(cpu);
+                }
+            }
+            Letter::Call { call, actor, caller, body } => {
+                let Some((worker, _)) = state.actors.get(&actor).copied() else {
+                    let error = died(actor, "it is not on its node any more");
+                    return out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
+                };
+                if let Some(worker) = state.workers.get_mut(&worker) {
+                    worker.calls.insert(call);
+                }
+                let letter = Letter::Call { call, actor, caller, body };
+                self.send(state, Envelope { from, to: worker, letter, payload });
+            }
+            Letter::JobIs { driver, job } => self.job_is(state, driver, job, out),
+            Letter::ImagePart { offset } => self.image_part(state, from, offset, payload, out),
+            Letter::Ready { refused } => self.ready(state, from, refused, out),
+            Letter::Ask { number, question } => {
+                let answer = self.answer(state, &question).to_string();
+                self.station.post(&self.envelope(from, Letter::Answer { number, answer }, Vec::new()));
+            }
+            Letter::Leaving => state.is_ending = true,
+            _ => {}
+        });
+    }
+
+    fn control(
+        self: &Arc<Self>,
+        state: &mut State,
+        from: ProcessId,
+        message: Message,
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let mut freed = None;
+        match &message {
+            Message::Pushed { object, .. } => {
+                if let Some(value) = payload.into_iter().next() {
+                    state.store.insert(*object, value);
+                }
+                freed = Some(*object); // if nobody waits for it any more
+            }
+            Message::Free { object, .. } => freed = Some(*object),
+            Message::Dead { process } => {
+                self.station.forget(*process);
+                if let Some(job) = state.jobs.remove(process)
+                    && let Some(worker) = job.worker.and_then(|worker| state.workers.get(&worker))
+                {
+                    let _ = worker.child.lock().kill(); // it may have ended
+                }
+            }
+            _ => {}
+        }
+        let is_burial = matches!(message, Message::Dead { .. });
+        state.node.handle(self.now(), from, message, out);
+        if let Some(object) = freed.filter(|object| !state.node.stores(*object)) {
+            state.store.remove(&object);
+        }
+        if is_burial {
+            let node = &state.node;
+            state.store.retain(|object, _| node.stores(*object));
+        }
+    }
+
+    /// A worker says how something ended.
+    fn ended(
+        self: &Arc<Self>,
+        state: &mut State,
+        worker: ProcessId,
+        (id, attempt): (ObjectId, u32),
+        is_call: bool,
+        end: End,
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let value = payload.into_iter().next().unwrap_or_default();
+        let outcome = match end {
+            End::Failed(error) => Outcome::Failed(error),
+            End::Value if value.len() <= INLINE => Outcome::Inline(Arc::from(&value[..])),
+            End::Value => Outcome::Stored { size: value.len() as u64 },
+        };
+        let is_stored = matches!(outcome, Outcome::Stored { .. });
+        if is_stored {
+            state.store.insert(id, value.clone());
+        }
+        if is_call {
+            if let Some(worker) = state.workers.get_mut(&worker) {
+                worker.calls.remove(&id);
+            }
+            if is_stored {
+                state.node.put(id, value.len() as u64);
+            }
+            out.send(id.owner, Message::Finished { task: id, attempt, outcome });
+        } else {
+            if !state.actors.contains_key(&id) || matches!(outcome, Outcome::Failed(_)) {
+                state.runs.remove(&(id, attempt));
+                state.actors.remove(&id);
+            }
+            state.node.finished(self.now(), id, attempt, outcome, out);
+        }
+        if is_stored && !state.node.stores(id) {
+            state.store.remove(&id);
+        }
+    }
+
+    /// Hands a task to its job's worker.
+    fn start(self: &Arc<Self>, state: &mut State, spec: TaskSpec, out: &mut Effects) {
+        let arguments = spec.args.iter().map(|arg| match arg {
+            super::protocol::Arg::Inline(value) => Bytes::from_owner(value.clone()),
+            super::protocol::Arg::Object { id, .. } => state.store.get(id).cloned().unwrap_or_default(),
+        });
+        let arguments: Vec<_> = arguments.collect();
+        let Some(driver) = Order::driver(&spec.body) else {
+            let error = Arc::new(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
+            return state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error), out);
+        };
+        let is_new = !state.jobs.contains_key(&driver);
+        let job = state.jobs.entry(driver).or_default();
+        if let Some(error) = &job.refused {
+            let outcome = Outcome::Failed(error.clone());
+            return state.node.finished(self.now(), spec.id, spec.attempt, outcome, out);
+        }
+        if let Some(worker) = job.worker {
+            return self.hand_over(state, worker, spec, arguments);
+        }
+        job.waiting.push((spec, arguments));
+        if is_new {
+            self.station.post(&self.envelope(HEAD, Letter::WhichJob { driver }, Vec::new()));
+        } else if let Some(known) = job.job.clone()
+            && job.waiting.len() == 1
+        {
+            self.prepare(known); // its worker has died
+        }
+    }
+
+    fn hand_over(&self, state: &mut State, worker: ProcessId, spec: TaskSpec, arguments: Vec<Bytes>) {
+        state.runs.insert((spec.id, spec.attempt), worker);
+        if spec.stays {
+            state.actors.insert(spec.id, (worker, spec.attempt));
+        }
+        let devices = state.node.devices(spec.id, spec.attempt);
+        let body = Blob(Bytes::from_owner(spec.body.clone()));
+        let run = Letter::Run { task: spec.id, attempt: spec.attempt, body, devices };
+        let run = self.envelope(worker, run, arguments);
+        self.send(state, run);
+    }
+
+    fn job_is(self: &Arc<Self>, state: &mut State, driver: ProcessId, job: Option<Job>, out: &mut Effects) {
+        let Some(entry) = state.jobs.get_mut(&driver) else { return };
+        match job {
+            None => drop(state.jobs.remove(&driver)), // it has ended; its tasks are cancelled by that
+            Some(job) => {
+                if let Err(error) = job.image.check_runs_here() {
+                    return self.refuse(state, driver, error.into(), out);
+                }
+                entry.job = Some(job.clone());
+                self.prepare(job);
+            }
+        }
+    }
+
+    /// Starts a worker for a job, from the executable if it is here; otherwise asks the driver for it.
+    fn prepare(self: &Arc<Self>, job: Job) {
+        let node = self.clone();
+        std::thread::spawn(move || {
+            let driver = job.driver;
+            let found = match Image::current() {
+                Ok(ours) if *ours == job.image => Ok(Some(PathBuf::from("/proc/self/exe"))),
+                _ => node.cache.find(&job.image),
+            };
+            match found {
+                Ok(Some(path)) => node.spawn(job, path),
+                Ok(None) => {
+                    node.station.post(&node.envelope(driver, Letter::WantImage { offset: 0 }, Vec::new()));
+                }
+                Err(error) => node.with(|state, out| node.refuse(state, driver, error.into(), out)),
+            }
+        });
+    }
+
+    fn image_part(
+        self: &Arc<Self>,
+        state: &mut State,
+        driver: ProcessId,
+        offset: u64,
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let Some(entry) = state.jobs.get_mut(&driver) else { return };
+        let (Some(job), Some(part)) = (entry.job.clone(), payload.into_iter().next()) else { return };
+        if offset != entry.image.len() as u64 || part.is_empty() {
+            let reason = format!("the program {driver} could not send its executable; is the file still there?");
+            return self.refuse(state, driver, Error::Unsupported { reason }, out);
+        }
+        entry.image.extend_from_slice(&part);
+        let offset = entry.image.len() as u64;
+        if offset < job.image.size {
+            return self.station.post(&self.envelope(driver, Letter::WantImage { offset }, Vec::new()));
+        }
+        let content = std::mem::take(&mut entry.image).freeze();
+        let node = self.clone();
+        std::thread::spawn(move || match node.cache.store(&job.image, &content[..]) {
+            Ok(path) => node.spawn(job, path),
+            Err(error) => node.with(|state, out| node.refuse(state, job.driver, error.into(), out)),
+        });
+    }
+
+    /// No worker for this job: its tasks fail.
+    fn refuse(&self, state: &mut State, driver: ProcessId, error: Error, out: &mut Effects) {
+        let Some(job) = state.jobs.get_mut(&driver) else { return };
+        let reason = match error {
+            Error::Unsupported { reason } => reason,
+            other => other.to_string(),
+        };
+        let error = Arc::new(Error::Unsupported { reason: format!("node {}: {reason}", self.name) });
+        job.refused = Some(error.clone());
+        for (spec, _) in std::mem::take(&mut job.waiting) {
+            state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error.clone()), out);
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, job: Job, path: PathBuf) {
+        let start = || {
+            Command::new(&path)
+                .env(entry::VARIABLE, entry::OF_A_NODE)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+        };
+        // A process that is being forked may still have the new file open for writing.
+        let busy = |result: &io::Result<Child>| {
+            result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ExecutableFileBusy)
+        };
+        let mut child = start();
+        for _ in 0..50 {
+            if !busy(&child) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            child = start();
+        }
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                let reason = format!("could not start the worker {}: {error}", path.display());
+                return self.with(|state, out| self.refuse(state, job.driver, Error::Unsupported { reason }, out));
+            }
+        };
+        let (Some(input), Some(output), Some(errors)) = (child.stdout.take(), child.stdin.take(), child.stderr.take())
+        else {
+            unreachable!("all three were asked for")
+        };
+        let pid = child.id();
+        let child = Arc::new(Mutex::new(child));
+        let (letters, queue) = mpsc::channel();
+        let id = self.with(|state, _| {
+            let id = self.me.worker(state.next_worker);
+            state.next_worker = state.next_worker.checked_add(1).unwrap_or(1);
+            let you = Letter::Welcome { you: id, node: self.name.clone(), job: job.clone(), cpus: self.cpus };
+            let _ = letters.send(self.envelope(id, you, Vec::new())); // the queue is here
+            let (waiting, calls) = (Vec::new(), BTreeSet::new());
+            let child = child.clone();
+            state.workers.insert(id, Worker { driver: job.driver, letters, child, pid, is_ready: false, lent: 0, calls, waiting });
+            id
+        });
+        let writer = move || pipe::write(output, &queue);
+        std::thread::spawn(writer);
+        let node = self.clone();
+        let driver = job.driver;
+        let printed = std::thread::spawn(move || node.pass_on_lines(driver, id, pid, errors));
+        let node = self.clone();
+        std::thread::spawn(move || {
+            let mut input = BufReader::with_capacity(64 << 10, input);
+            let why = loop {
+                match pipe::read(&mut input) {
+                    Ok(Some(envelope)) => node.receive(Envelope { from: id, ..envelope }),
+                    Ok(None) => break None,
+                    Err(error) => break Some(error.to_string()),
+                }
+            };
+            let status = {
+                let mut child = child.lock();
+                if why.is_some() {
+                    let _ = child.kill(); // it may have ended
+                }
+                child.wait()
+            };
+            let _ = printed.join();
+            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            let why = format!("worker {pid} on node {} ended: {}", node.name, why.unwrap_or(status));
+            node.with(|state, out| node.worker_ended(state, id, &why, out));
+        });
+    }
+
+    /// What a worker prints goes to the driver, with its name in front.
+    fn pass_on_lines(&self, driver: ProcessId, worker: ProcessId, pid: u32, errors: impl io::Read) {
+        let mut lines = BufReader::new(errors).split(b'\n');
+        while let Some(Ok(line)) = lines.next() {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let worker = format!("node {}, pid {pid}", worker.station());
+            let letter = Letter::Printed { worker, lines: vec![line] };
+            self.station.post(&self.envelope(driver, letter, Vec::new()));
+        }
+    }
+
+    fn ready(self: &Arc<Self>, state: &mut State, from: ProcessId, refused: Option<String>, out: &mut Effects) {
+        let Some(worker) = state.workers.get_mut(&from) else { return };
+        let driver = worker.driver;
+        if let Some(reason) = refused {
+            return self.refuse(state, driver, Error::Unsupported { reason }, out);
+        }
+        worker.is_ready = true;
+        for envelope in std::mem::take(&mut worker.waiting) {
+            let _ = worker.letters.send(envelope); // as in `send`
+        }
+        let Some(job) = state.jobs.get_mut(&driver) else { return };
+        job.worker = Some(from);
+        for (spec, arguments) in std::mem::take(&mut job.waiting) {
+            self.hand_over(state, from, spec, arguments);
+        }
+    }
+
+    fn worker_ended(&self, state: &mut State, id: ProcessId, why: &str, out: &mut Effects) {
+        let Some(worker) = state.workers.remove(&id) else { return };
+        state.node.reclaim(worker.lent);
+        if let Some(job) = state.jobs.get_mut(&worker.driver)
+            && job.worker == Some(id)
+        {
+            job.worker = None;
+        }
+        if !worker.is_ready {
+            let reason = format!("{why}, before it could run anything; does the program run by itself?");
+            return self.refuse(state, worker.driver, Error::Unsupported { reason }, out);
+        }
+        let lost: Vec<_> = state.runs.iter().filter(|(_, on)| **on == id).map(|(key, _)| *key).collect();
+        for (task, attempt) in lost {
+            state.runs.remove(&(task, attempt));
+            match state.actors.remove(&task) {
+                Some(_) => state.node.crashed(self.now(), task, attempt, why.into(), out),
+                None => state.node.finished(self.now(), task, attempt, Outcome::Crashed { why: why.into() }, out),
+            }
+        }
+        for call in worker.calls {
+            let error = died(call, why);
+            out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
+        }
+        self.station.post(&self.envelope(HEAD, Letter::Died { process: id }, Vec::new()));
+    }
+
+    /// A station is gone: if it was the head, nothing can go on.
+    fn lost(self: &Arc<Self>, station: ProcessId, reason: &str) {
+        if station == HEAD {
+            tracing::error!("the head is gone: {reason}");
+            return self.state.lock().is_ending = true;
+        }
+        self.station.post(&self.envelope(HEAD, Letter::Unreachable { station }, Vec::new()));
+    }
+
+    fn answer(&self, state: &State, question: &Question) -> serde_json::Value {
+        let (tasks, objects, fetches) = state.node.holds();
+        let bytes: usize = state.store.values().map(Bytes::len).sum();
+        let summary = json!({
+            "node": self.name, "address": self.station.address,
+            "capacity": json_of(state.node.capacity()), "free": json_of(state.node.free()),
+            "labels": state.node.labels().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>(),
+            "tasks": tasks, "objects": objects, "fetching": fetches, "stored_bytes": bytes,
+            "workers": state.workers.len(), "pid": std::process::id(),
+        });
+        match question {
+            Question::Tasks => state
+                .node
+                .tasks()
+                .map(|(id, attempt, running)| {
+                    json!({ "node": self.name, "id": format!("{id:?}"), "attempt": attempt,
+                            "state": if running { "running" } else { "waiting" } })
+                })
+                .collect(),
+            Question::Actors => {
+                let actors = state.actors.iter().map(|(id, (worker, attempt))| {
+                    json!({ "node": self.name, "id": format!("{id:?}"), "worker": worker.to_string(), "starts": attempt })
+                });
+                actors.collect()
+            }
+            Question::Objects => {
+                let objects = state.store.iter().map(|(id, value)| {
+                    json!({ "node": self.name, "id": format!("{id:?}"), "owner": id.owner.to_string(), "bytes": value.len() })
+                });
+                objects.collect()
+            }
+            Question::Memory => json!({
+                "node": self.name, "objects": objects, "stored_bytes": bytes,
+                "workers": state.workers.iter().map(|(id, worker)| {
+                    json!({ "worker": id.to_string(), "pid": worker.pid, "resident_bytes": resident(worker.pid) })
+                }).collect::<Vec<_>>(),
+                "resident_bytes": resident(std::process::id()),
+            }),
+            _ => summary,
+        }
+    }
+}
+
+fn json_of(capacity: &Capacity) -> serde_json::Value {
+    json!({
+        "cpus": f64::from(capacity.cpu) / 1e3,
+        "gpus": capacity.gpus.iter().map(|gpu| f64::from(*gpu) / 1e3).collect::<Vec<_>>(),
+        "memory": capacity.memory,
+        "resources": capacity.custom.iter().map(|(name, amount)| (name.to_string(), *amount as f64 / 1e3))
+            .collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// A process's memory, if it is known.
+fn resident(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+fn died(id: ObjectId, cause: &str) -> Arc<Error> {
+    let origin = Origin {
+        kind: "actor".into(),
+        name: format!("{id:?}"),
+        id: id.number,
+        attempt: 1,
+        location: "an unknown place".into(),
+        node: id.owner.to_string(),
+    };
+    Arc::new(Error::ActorDied { origin: Box::new(origin), cause: cause.into() })
+}

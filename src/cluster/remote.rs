@@ -1,0 +1,258 @@
+//! An object that is made or kept elsewhere, as this process sees it: a node like others.
+//!
+//! Its bytes arrive, or news of its failure does; the value is made of them when somebody first looks at it.
+//! A large one stays where it is until somebody here wants it.
+
+use super::{client::Client, protocol::ObjectId, wire::Parcel};
+use crate::{
+    error::{Error, Result},
+    local::{
+        node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete},
+        slot::{Outcome, Slot, View, Waiter},
+    },
+    object::{Object, ObjectRef},
+    serial::{self, Imports},
+};
+use bytes::Bytes;
+use std::{
+    panic::Location,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+};
+
+/// What a process can see of something that runs elsewhere.
+const WAITING: u8 = 0;
+const RUNNING: u8 = 1;
+
+pub(crate) struct RemoteCell<T> {
+    meta: Meta,
+    id: ObjectId,
+    client: Arc<Client>,
+    kind: &'static str,
+    type_name: &'static str,
+    /// What has arrived.
+    arrived: Slot<Bytes>,
+    /// What it is, once somebody has looked.
+    value: OnceLock<Slot<T>>,
+    /// Somebody here wants the value.
+    is_wanted: AtomicBool,
+    /// No handle is left here.
+    is_released: AtomicBool,
+    phase: AtomicU8,
+}
+
+/// One of these, without its type.
+pub(crate) trait Remote: Node {
+    fn id(&self) -> ObjectId;
+    fn arrive(&self, outcome: Outcome<Bytes>);
+    fn is_wanted(&self) -> bool;
+    fn set_running(&self);
+}
+
+impl<T: Object> RemoteCell<T> {
+    pub(crate) fn new(
+        client: &Arc<Client>,
+        id: ObjectId,
+        (kind, type_name): (&'static str, &'static str),
+        location: &'static Location<'static>,
+        options: Option<Box<Options>>,
+    ) -> Arc<Self> {
+        Arc::new(RemoteCell {
+            meta: Meta::new(client.core, location, options),
+            id,
+            client: client.clone(),
+            kind,
+            type_name,
+            arrived: Slot::new(),
+            value: OnceLock::new(),
+            is_wanted: AtomicBool::new(false),
+            is_released: AtomicBool::new(false),
+            phase: AtomicU8::new(WAITING),
+        })
+    }
+
+    /// The value, or why there is none; once it has arrived.
+    fn value(&self) -> Outcome<&Slot<T>> {
+        if let Some(error) = self.arrived.failure() {
+            return Err(error);
+        }
+        Ok(self.value.get_or_init(|| {
+            let value = self.arrived.share().map_err(|error| (*error).clone()).and_then(|bytes| self.decode(&bytes));
+            match value {
+                Ok(value) => Slot::ready(value),
+                Err(error) => {
+                    let slot = Slot::new();
+                    slot.complete(Err(Arc::new(error)));
+                    slot
+                }
+            }
+        }))
+    }
+
+    fn decode(&self, bytes: &Bytes) -> Result<T> {
+        let parcel = Parcel::decode(bytes)?;
+        if parcel.handles.is_empty() {
+            return serial::from_bytes(&parcel.bytes.0, "a value that arrived");
+        }
+        // Until this process has a claim of its own to what is inside, the whole keeps it alive.
+        let inside: Vec<ObjectId> = parcel.handles.iter().map(|handle| handle.object()).collect();
+        let handles = parcel.handles.into_iter().map(|handle| (handle, None)).collect();
+        let imports = Imports { client: self.client.clone(), handles };
+        let value = serial::unpack_there(&parcel.bytes.0, imports, "a value that arrived");
+        self.client.claim_all(&inside, Some(self.id));
+        value
+    }
+
+    /// One more handle, unless there is none any more.
+    pub(crate) fn retain(self: Arc<Self>) -> Option<ObjectRef<T>> {
+        let handles = &self.meta.handles;
+        let mut count = handles.load(Ordering::Acquire);
+        while count > 0 {
+            match handles.compare_exchange_weak(count, count + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(ObjectRef::first(self)),
+                Err(now) => count = now,
+            }
+        }
+        None
+    }
+
+    fn want(&self) {
+        if !self.is_wanted.swap(true, Ordering::AcqRel) && !self.arrived.is_done() {
+            self.client.want(self.id);
+        }
+    }
+
+    fn release(&self) {
+        if !self.is_released.swap(true, Ordering::AcqRel) {
+            self.client.release(self.id);
+        }
+    }
+}
+
+impl<T> Drop for RemoteCell<T> {
+    fn drop(&mut self) {
+        if !*self.is_released.get_mut() {
+            self.client.release(self.id);
+        }
+    }
+}
+
+impl<T: Object> Remote for RemoteCell<T> {
+    fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    fn arrive(&self, outcome: Outcome<Bytes>) {
+        complete(&self.meta, &self.arrived, outcome);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Acquire)
+    }
+
+    fn set_running(&self) {
+        self.phase.store(RUNNING, Ordering::Relaxed);
+    }
+}
+
+impl<T: Object> Node for RemoteCell<T> {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    fn type_name(&self) -> &'static str {
+        self.type_name
+    }
+
+    fn is_done(&self) -> bool {
+        self.arrived.is_done()
+    }
+
+    fn add_waiter(&self, waiter: &Arc<dyn Waiter>) -> bool {
+        self.want();
+        self.arrived.add_waiter(waiter)
+    }
+
+    fn remove_waiter(&self, waiter: &Arc<dyn Waiter>) {
+        self.arrived.remove_waiter(waiter);
+    }
+
+    fn failure(&self) -> Option<Arc<Error>> {
+        self.arrived.failure().or_else(|| self.value.get()?.failure())
+    }
+
+    fn fail(&self, error: Arc<Error>) -> bool {
+        let failed = complete(&self.meta, &self.arrived, Err(error)).is_first();
+        if failed {
+            self.client.cancel(self.id);
+        }
+        failed
+    }
+
+    fn discard(&self) {
+        self.arrived.discard();
+        if let Some(value) = self.value.get() {
+            value.discard();
+        }
+        self.release();
+    }
+
+    fn phase(&self) -> Phase {
+        match self.is_done() {
+            true => Phase::Done,
+            false if self.phase.load(Ordering::Relaxed) == RUNNING => Phase::Running,
+            false => self.client.phase(self.id),
+        }
+    }
+
+    fn wanted(&self) {
+        self.want();
+    }
+
+    fn help(self: Arc<Self>) -> Help {
+        self.want();
+        Help::Busy
+    }
+
+    fn remote_id(&self) -> Option<ObjectId> {
+        Some(self.id)
+    }
+
+    fn blockers(&self) -> Vec<Blocker> {
+        self.client.blockers(self.id)
+    }
+}
+
+impl<T: Object> Source<T> for RemoteCell<T> {
+    fn take(&self) -> Outcome<Result<T, Arc<T>>> {
+        self.value()?.take()
+    }
+
+    fn share(&self) -> Outcome<Arc<T>> {
+        self.value()?.share()
+    }
+
+    fn copy(&self) -> Outcome<T>
+    where
+        T: Clone,
+    {
+        self.value()?.copy()
+    }
+
+    fn view(&self) -> Option<View> {
+        self.value().ok()?.view()
+    }
+
+    fn keep_view(&self, view: View) {
+        if let Ok(value) = self.value() {
+            value.keep_view(view);
+        }
+    }
+}
+

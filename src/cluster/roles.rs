@@ -1,0 +1,120 @@
+//! Heads and nodes as processes: started by the command `outray`, or by [`LocalCluster`](super::LocalCluster)
+//! from the running executable.
+
+use super::{
+    capacity::Capacity,
+    driver::{bind_for, new_station},
+    head_process::HeadProcess,
+    node_process::{NodeProcess, Setup},
+    protocol::HEAD,
+    secure::Key,
+    station::Station,
+    wire::{self, Role},
+};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::exit,
+};
+
+/// What a process is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum RoleSetup {
+    Head(HeadSetup),
+    Node(NodeSetup),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HeadSetup {
+    pub(crate) bind: String,
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeSetup {
+    pub(crate) head: String,
+    /// By default the address from which the head is reached.
+    pub(crate) bind: Option<String>,
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where executables are kept.
+    pub(crate) cache: PathBuf,
+    pub(crate) cpus: Option<f64>,
+    pub(crate) gpus: u32,
+    pub(crate) memory: Option<u64>,
+    pub(crate) resources: BTreeMap<String, f64>,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+fn key(file: Option<&PathBuf>) -> Result<Option<Key>> {
+    let load = |path: &PathBuf| Key::load(path).map_err(|error| Error::Unsupported { reason: error.to_string() });
+    match file {
+        Some(path) => load(path).map(Some),
+        None => super::driver::key(),
+    }
+}
+
+fn thousandths(amount: f64) -> u64 {
+    (amount * 1e3).round() as u64
+}
+
+/// Runs a head until it is told to end; `ready` is told its address.
+pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
+    let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
+    let (station, events) = Station::start(HEAD, Role::Head, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
+    ready(&station.address);
+    HeadProcess::new(station).run(events);
+    Ok(())
+}
+
+/// Runs a node until its cluster ends; `ready` is told its address.
+pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str)) -> Result<()> {
+    let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
+    let available = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
+    let capacity = Capacity {
+        cpu: thousandths(setup.cpus.unwrap_or_else(available)) as u32,
+        gpus: vec![1_000; setup.gpus as usize],
+        memory: setup.memory.unwrap_or_else(crate::runtime::machine_memory),
+        custom: setup.resources.iter().map(|(name, amount)| (name.as_str().into(), thousandths(*amount))).collect(),
+    };
+    let labels = setup.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+    let me = new_station()?;
+    let bind = match &setup.bind {
+        Some(bind) => bind.clone(),
+        None => bind_for(&setup.head)?,
+    };
+    let (station, events) = Station::start(me, Role::Node, &bind, key(setup.key_file.as_ref())?).map_err(failed)?;
+    station.dial(&setup.head);
+    let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache })?;
+    ready(&me.to_string(), &station.address);
+    process.run(events);
+    Ok(())
+}
+
+/// Reads from a pipe what this process is to be, and is that until the pipe ends.
+pub(crate) fn serve(mut input: File, mut output: File) -> io::Result<()> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length)?;
+    let mut setup = vec![0; u32::from_le_bytes(length) as usize];
+    input.read_exact(&mut setup)?;
+    let setup: RoleSetup = wire::decode(&setup).ok_or_else(|| io::Error::other("a setup that cannot be read"))?;
+    // Whoever started this process ends it by ending the pipe, or by its own end.
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut input, &mut io::sink()); // however it ends
+        exit(0);
+    });
+    let mut told = |line: &str| {
+        let _ = writeln!(output, "{line}"); // the other end is watched
+    };
+    let result = match setup {
+        RoleSetup::Head(setup) => head(&setup, |address| told(&format!("ok {address}"))),
+        RoleSetup::Node(setup) => node(setup, |name, address| told(&format!("ok {name} {address}"))),
+    };
+    if let Err(error) = result {
+        told(&format!("error {error}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! A process that listens: its endpoint, and which way a letter goes.
+//!
+//! Who sends to a station that it has not met asks the head where that is, and dials. Letters wait meanwhile,
+//! and where a peer's queue is full, so that posting never blocks and their order is kept.
+
+use super::{
+    endpoint::{Config, Endpoint, Event, Events, Incarnation, Message, SendError, StartError},
+    protocol::{HEAD, ProcessId},
+    secure::Key,
+    transport::omq::Omq,
+    wire::{Envelope, Letter, Role},
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A message of the link's carries no more than this of a letter's payload.
+const CHUNK: usize = 1 << 20;
+
+/// A letter in one message, the first message of a longer one, and those that follow.
+const WHOLE: u8 = 0;
+const FIRST: u8 = 1;
+const MORE: u8 = 2;
+
+/// The longest payload that is believed.
+const LONGEST: u64 = 1 << 40;
+
+pub(crate) struct Station {
+    pub(crate) me: ProcessId,
+    role: Role,
+    endpoint: Mutex<Option<Endpoint>>,
+    pub(crate) address: String,
+    routes: Mutex<Routes>,
+}
+
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Station").field("me", &self.me).field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Routes {
+    peers: HashMap<ProcessId, Incarnation>,
+    names: HashMap<Incarnation, ProcessId>,
+    /// For those who cannot take it now.
+    waiting: HashMap<ProcessId, VecDeque<Message>>,
+    asked: HashSet<ProcessId>,
+    /// Stations that are no more.
+    gone: HashSet<ProcessId>,
+    /// Letters that are arriving in parts.
+    arriving: HashMap<Incarnation, Arriving>,
+}
+
+struct Arriving {
+    header: Bytes,
+    lengths: Vec<usize>,
+    payload: Vec<BytesMut>,
+}
+
+/// What happens to a station.
+pub(crate) enum Happening {
+    Letter(Envelope),
+    /// It has said who it is.
+    Met { station: ProcessId, role: Role, address: String },
+    /// What was under way to and from it is lost.
+    Lost { station: ProcessId, reason: String },
+    /// It is time to look at the clock.
+    Tick,
+}
+
+impl Station {
+    /// Listens at `bind`.
+    pub(crate) fn start(me: ProcessId, role: Role, bind: &str, key: Option<Key>) -> Result<(Arc<Station>, Events), StartError> {
+        let config = Config { bind: bind.into(), key, ..Config::default() };
+        let (endpoint, events) = Endpoint::start(config, Omq::new)?;
+        let address = endpoint.address().to_owned();
+        let station = Station { me, role, endpoint: Mutex::new(Some(endpoint)), address, routes: Mutex::default() };
+        Ok((Arc::new(station), events))
+    }
+
+    /// Connects to the station at an address, whoever that is.
+    pub(crate) fn dial(&self, address: &str) {
+        if let Some(endpoint) = &*self.endpoint.lock() {
+            endpoint.connect(address);
+        }
+    }
+
+    /// Sends a letter to a process of another station; never waits.
+    pub(crate) fn post(&self, envelope: &Envelope) {
+        let to = envelope.to.station();
+        let routes = &mut *self.routes.lock();
+        if routes.gone.contains(&to) {
+            return;
+        }
+        let messages = messages(envelope);
+        if let Some(waiting) = routes.waiting.get_mut(&to) {
+            return waiting.extend(messages);
+        }
+        let mut messages: VecDeque<_> = messages.into();
+        if let Some(peer) = routes.peers.get(&to) {
+            self.send(*peer, &mut messages);
+            if messages.is_empty() {
+                return;
+            }
+        } else if to != HEAD && routes.asked.insert(to) {
+            let ask = Envelope { from: self.me, to: HEAD, letter: Letter::WhereIs { station: to }, payload: Vec::new() };
+            self.send_to(routes, HEAD, self::messages(&ask));
+        }
+        routes.waiting.insert(to, messages);
+    }
+
+    fn send_to(&self, routes: &mut Routes, to: ProcessId, messages: Vec<Message>) {
+        let mut messages: VecDeque<_> = messages.into();
+        match (routes.waiting.get_mut(&to), routes.peers.get(&to)) {
+            (Some(waiting), _) => waiting.extend(messages),
+            (None, Some(peer)) => {
+                self.send(*peer, &mut messages);
+                if !messages.is_empty() {
+                    routes.waiting.insert(to, messages);
+                }
+            }
+            (None, None) => drop(routes.waiting.insert(to, messages)),
+        }
+    }
+
+    /// Sends as many as the peer's queue takes.
+    fn send(&self, peer: Incarnation, messages: &mut VecDeque<Message>) {
+        let endpoint = self.endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return messages.clear() };
+        while let Some(message) = messages.pop_front() {
+            match endpoint.send(peer, message) {
+                Ok(()) => {}
+                Err(SendError::Full(message)) => return messages.push_front(message),
+                // `Lost` follows, or has been.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn flush(&self, routes: &mut Routes, to: ProcessId) {
+        let (Some(peer), Some(mut waiting)) = (routes.peers.get(&to), routes.waiting.remove(&to)) else { return };
+        self.send(*peer, &mut waiting);
+        if !waiting.is_empty() {
+            routes.waiting.insert(to, waiting);
+        }
+    }
+
+    /// Reports what happens until the endpoint is closed, and a `Tick` when `next` says so.
+    pub(crate) fn run(&self, mut events: Events, mut next: impl FnMut() -> Instant, mut happens: impl FnMut(Happening)) {
+        loop {
+            let wait = next().saturating_duration_since(Instant::now());
+            let event = match wait.is_zero() {
+                true => None,
+                false => events.recv_timeout(wait),
+            };
+            match event {
+                Some(event) => self.event(event, &mut happens),
+                None if self.endpoint.lock().is_none() => return,
+                None => happens(Happening::Tick),
+            }
+        }
+    }
+
+    fn event(&self, event: Event, happens: &mut impl FnMut(Happening)) {
+        match event {
+            Event::Up(peer) => {
+                let hello = Letter::Hello {
+                    role: self.role.clone(),
+                    address: self.address.clone(),
+                    version: env!("CARGO_PKG_VERSION").into(),
+                };
+                let hello = Envelope { from: self.me, to: HEAD, letter: hello, payload: Vec::new() };
+                self.send(peer, &mut messages(&hello).into());
+            }
+            Event::Room(peer) => {
+                let routes = &mut *self.routes.lock();
+                if let Some(to) = routes.names.get(&peer).copied() {
+                    self.flush(routes, to);
+                }
+            }
+            Event::Lost(peer, reason) => {
+                let lost = {
+                    let routes = &mut *self.routes.lock();
+                    routes.arriving.remove(&peer);
+                    let station = routes.names.remove(&peer).filter(|station| routes.peers.get(station) == Some(&peer));
+                    if let Some(station) = station {
+                        routes.peers.remove(&station);
+                        routes.waiting.remove(&station);
+                        routes.gone.insert(station);
+                    }
+                    station
+                };
+                if let Some(station) = lost {
+                    happens(Happening::Lost { station, reason: reason.to_string() });
+                }
+            }
+            Event::Message(peer, message) => {
+                let envelope = match self.assemble(peer, message) {
+                    Some(envelope) => envelope,
+                    None => return,
+                };
+                match envelope.letter {
+                    Letter::Hello { role, address, .. } => {
+                        let station = envelope.from.station();
+                        {
+                            let routes = &mut *self.routes.lock();
+                            routes.names.insert(peer, station);
+                            routes.peers.insert(station, peer);
+                            routes.gone.remove(&station);
+                            self.flush(routes, station);
+                        }
+                        happens(Happening::Met { station, role, address });
+                    }
+                    Letter::Station { station, address } => {
+                        let routes = &mut *self.routes.lock();
+                        match address {
+                            Some(address) => self.dial(&address),
+                            None => {
+                                routes.waiting.remove(&station);
+                                routes.gone.insert(station);
+                            }
+                        }
+                    }
+                    _ => happens(Happening::Letter(envelope)),
+                }
+            }
+        }
+    }
+
+    /// The letter that is complete with this message, if one is.
+    fn assemble(&self, peer: Incarnation, message: Message) -> Option<Envelope> {
+        let Message { mut header, payloads } = message;
+        match header.first()? {
+            &WHOLE => {
+                header.advance(1);
+                Envelope::parse(&header, payloads)
+            }
+            &FIRST => {
+                header.advance(1);
+                let count = usize::from(header.try_get_u16_le().ok()?);
+                let mut lengths = Vec::new();
+                for _ in 0..count {
+                    let length = header.try_get_u64_le().ok().filter(|length| *length <= LONGEST)?;
+                    lengths.push(length as usize);
+                }
+                let arriving = Arriving { header, lengths, payload: vec![BytesMut::new()] };
+                self.routes.lock().arriving.insert(peer, arriving);
+                None
+            }
+            &MORE => {
+                let routes = &mut *self.routes.lock();
+                let arriving = routes.arriving.get_mut(&peer)?;
+                for chunk in payloads {
+                    let at = arriving.payload.len() - 1;
+                    let (length, place) = (*arriving.lengths.get(at)?, arriving.payload.get_mut(at)?);
+                    if place.is_empty() {
+                        place.reserve(length.min(64 * CHUNK));
+                    }
+                    place.extend_from_slice(&chunk);
+                }
+                // Empty payloads have no chunk of their own.
+                while arriving.payload.last()?.len() >= *arriving.lengths.get(arriving.payload.len() - 1)? {
+                    if arriving.payload.len() == arriving.lengths.len() {
+                        let arrived = routes.arriving.remove(&peer)?;
+                        let payload = arrived.payload.into_iter().map(BytesMut::freeze).collect();
+                        return Envelope::parse(&arrived.header, payload);
+                    }
+                    arriving.payload.push(BytesMut::new());
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it has met a station.
+    pub(crate) fn knows(&self, station: ProcessId) -> bool {
+        self.routes.lock().peers.contains_key(&station)
+    }
+
+    /// Sends nothing more to a station: it is dead.
+    pub(crate) fn forget(&self, station: ProcessId) {
+        let routes = &mut *self.routes.lock();
+        routes.gone.insert(station);
+        routes.waiting.remove(&station);
+        routes.asked.remove(&station);
+    }
+
+    /// Sends what is queued, and closes. What `run` runs in ends after that.
+    pub(crate) fn close(&self, limit: Duration) {
+        let endpoint = self.endpoint.lock().take();
+        if let Some(endpoint) = endpoint {
+            endpoint.close(limit);
+        }
+    }
+}
+
+/// A letter as messages of the link's.
+fn messages(envelope: &Envelope) -> Vec<Message> {
+    let header = envelope.header();
+    let bytes: usize = envelope.payload.iter().map(Bytes::len).sum();
+    if bytes + header.len() <= CHUNK && envelope.payload.len() <= 512 {
+        let mut whole = Vec::with_capacity(1 + header.len());
+        whole.push(WHOLE);
+        whole.extend(header);
+        return vec![Message { header: whole.into(), payloads: envelope.payload.clone() }];
+    }
+    let mut first = BytesMut::new();
+    first.put_u8(FIRST);
+    first.put_u16_le(envelope.payload.len() as u16);
+    envelope.payload.iter().for_each(|payload| first.put_u64_le(payload.len() as u64));
+    first.put_slice(&header);
+    let mut messages = vec![Message { header: first.freeze(), payloads: Vec::new() }];
+    let more = Bytes::from_static(&[MORE]);
+    for payload in &envelope.payload {
+        let mut rest = payload.clone();
+        while !rest.is_empty() {
+            let chunk = rest.split_to(rest.len().min(CHUNK));
+            messages.push(Message { header: more.clone(), payloads: vec![chunk] });
+        }
+    }
+    // Also when all payloads are empty.
+    messages.push(Message { header: more, payloads: Vec::new() });
+    messages
+}

@@ -1,0 +1,363 @@
+//! What processes of a cluster send each other: control messages, and what the shells add to them.
+//!
+//! # Addresses
+//! A *station* is a process that listens: the head, a node, a driver. Workers have no address: they hang on
+//! their node, by a pipe, and the node passes on what is for them. So a [`ProcessId`] says where it is: its
+//! upper bits are the station, its lower [`WORKER_BITS`] the worker there, 0 for the station itself.
+
+use super::{
+    image::Image,
+    protocol::{HEAD, Message, ObjectId, ProcessId},
+};
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// So many bits of a process's number say which worker of its station it is.
+const WORKER_BITS: u32 = 16;
+
+impl ProcessId {
+    /// A new station.
+    pub(crate) fn station_from(random: u64) -> ProcessId {
+        // Never the head's.
+        ProcessId((random << WORKER_BITS).max(1 << WORKER_BITS))
+    }
+
+    /// Where it is.
+    pub(crate) fn station(self) -> ProcessId {
+        ProcessId(self.0 >> WORKER_BITS << WORKER_BITS)
+    }
+
+    /// A worker of this station, from 1.
+    pub(crate) fn worker(self, number: u16) -> ProcessId {
+        ProcessId(self.0 | u64::from(number))
+    }
+
+    /// The node that people call so.
+    pub(crate) fn named(name: &str) -> Option<ProcessId> {
+        let number = u64::from_str_radix(name, 16).ok().filter(|_| name.len() == 12)?;
+        Some(ProcessId(number << WORKER_BITS))
+    }
+
+    pub(crate) fn is_worker(self) -> bool {
+        self != self.station()
+    }
+}
+
+/// As people see it: a node's number in short.
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == HEAD {
+            return f.write_str("head");
+        }
+        write!(f, "{:012x}", self.0 >> WORKER_BITS)?;
+        match self.0 & ((1 << WORKER_BITS) - 1) {
+            0 => Ok(()),
+            worker => write!(f, ".{worker}"),
+        }
+    }
+}
+
+/// Bytes, in MessagePack's form for them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Blob(pub(crate) Bytes);
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Blob;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(Bytes::copy_from_slice(bytes)))
+            }
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes.into()))
+            }
+        }
+        deserializer.deserialize_byte_buf(Visitor)
+    }
+}
+
+/// A handle inside a value that travels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Handle {
+    Object(ObjectId),
+    Actor { actor: ObjectId, name: Option<Arc<str>> },
+}
+
+impl Handle {
+    pub(crate) fn object(&self) -> ObjectId {
+        match self {
+            Handle::Object(id) => *id,
+            Handle::Actor { actor, .. } => *actor,
+        }
+    }
+}
+
+/// A value that travels: its bytes, and the handles inside it, which the bytes name by their place
+/// in this list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Parcel {
+    pub(crate) handles: Vec<Handle>,
+    pub(crate) bytes: Blob,
+}
+
+impl Parcel {
+    /// In one piece: the length of the list of handles, or 0 if there are none; the list; the bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let handles = match self.handles.is_empty() {
+            true => Vec::new(),
+            false => encode(&self.handles),
+        };
+        let mut out = Vec::with_capacity(4 + handles.len() + self.bytes.0.len());
+        out.extend((handles.len() as u32).to_le_bytes());
+        out.extend(handles);
+        out.extend_from_slice(&self.bytes.0);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Parcel> {
+        let broken = || Error::Unsupported { reason: "a value that arrived is cut off; send it again".into() };
+        let length = bytes.first_chunk::<4>().map(|length| u32::from_le_bytes(*length) as usize).ok_or_else(broken)?;
+        if bytes.len() < 4 + length {
+            return Err(broken());
+        }
+        let handles = match length {
+            0 => Vec::new(),
+            _ => decode(&bytes[4..4 + length]).ok_or_else(broken)?,
+        };
+        Ok(Parcel { handles, bytes: Blob(bytes.slice(4 + length..)) })
+    }
+}
+
+/// A function of a job's executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Site {
+    pub(crate) offset: i64,
+    pub(crate) name_hash: u64,
+}
+
+/// What a task, a call, an actor or a stream is made of. Whose kind it is the function knows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) function: Site,
+    /// Function and arguments.
+    pub(crate) parcel: Parcel,
+    /// Which of the parcel's handles are arguments that the task waits for, in the order of the task's `args`.
+    pub(crate) dependencies: Vec<u32>,
+    pub(crate) name: Option<Arc<str>>,
+    /// Where it was submitted, and as what.
+    pub(crate) location: Arc<str>,
+    pub(crate) number: u64,
+    /// Only what is not the default.
+    pub(crate) extras: Option<Box<Extras>>,
+}
+
+impl Order {
+    /// In one piece, with the job's driver in front: nodes read no more than that.
+    pub(crate) fn encode(&self, driver: ProcessId) -> Arc<[u8]> {
+        let mut out = driver.0.to_le_bytes().to_vec();
+        match rmp_serde::encode::write(&mut out, self) {
+            Ok(()) => out.into(),
+            Err(error) => unreachable!("it is made of plain types: {error}"),
+        }
+    }
+
+    /// The driver of the job that an encoded order is of.
+    pub(crate) fn driver(bytes: &[u8]) -> Option<ProcessId> {
+        bytes.first_chunk().map(|driver| ProcessId(u64::from_le_bytes(*driver)))
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Order> {
+        decode(bytes.get(8..)?)
+    }
+}
+
+/// What few orders have.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Extras {
+    pub(crate) retries: u32,
+    pub(crate) retry_errors: u32,
+    pub(crate) is_err: Option<Site>,
+    pub(crate) backoff: Duration,
+    /// Of a call.
+    pub(crate) group: Option<Arc<str>>,
+    /// Of a stream: how far it may be ahead.
+    pub(crate) buffer: usize,
+    /// Of a task with a demand: thousandths of CPUs.
+    pub(crate) cpu: Option<u32>,
+    pub(crate) actor: Option<ActorExtras>,
+}
+
+/// Of an actor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ActorExtras {
+    pub(crate) max_restarts: u32,
+    pub(crate) checkpoint_every: Option<u64>,
+    pub(crate) max_pending_calls: Option<usize>,
+    pub(crate) max_concurrency: Option<usize>,
+    pub(crate) groups: Vec<(Arc<str>, usize)>,
+}
+
+/// How something ended, with its result in the letter's payload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum End {
+    Value,
+    Failed(Arc<Error>),
+}
+
+/// A program that uses the cluster, from the time it connects until it ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Job {
+    /// Its driver.
+    pub(crate) driver: ProcessId,
+    pub(crate) image: Image,
+    /// The executable's name, for people.
+    pub(crate) name: String,
+    pub(crate) observe: bool,
+    pub(crate) pid: u32,
+}
+
+/// Who speaks, when a connection is new.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Role {
+    Head,
+    Node,
+    Driver,
+    /// Asks a question and goes.
+    Guest,
+}
+
+/// What is sent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Letter {
+    /// To a state machine. `Pushed` and `Here` come with the object.
+    Control(Message),
+
+    /// First on each link.
+    Hello { role: Role, address: String, version: String },
+    /// To the head: where is it?
+    WhereIs { station: ProcessId },
+    /// From the head; without an address there is no such station any more.
+    Station { station: ProcessId, address: Option<String> },
+    /// To the head: they cannot talk to each other any more.
+    Unreachable { station: ProcessId },
+    /// A node to the head: a worker of its own has ended.
+    Died { process: ProcessId },
+    /// A station ends, in good order.
+    Leaving,
+
+    /// A driver to the head.
+    Register(Job),
+    /// A node to the head, and the answer.
+    WhichJob { driver: ProcessId },
+    JobIs { driver: ProcessId, job: Option<Job> },
+    /// A node to a driver: send me your executable; and the answer, with a part of it.
+    WantImage { offset: u64 },
+    ImagePart { offset: u64 },
+
+    /// An owner to its node, with an object: keep it in the store.
+    Store { object: ObjectId },
+    /// Node to worker: run this; the payload is the arguments that the task waited for.
+    Run { task: ObjectId, attempt: u32, body: Blob, devices: Vec<(usize, u32)> },
+    /// Node to worker: nobody wants it any more.
+    Stop { task: ObjectId, attempt: u32 },
+    /// Worker to owner, before the result: these are inside it.
+    Inside { task: ObjectId, attempt: u32, objects: Vec<ObjectId> },
+    /// Worker to node: a task or a call has ended, and the payload is the result.
+    Ended { id: ObjectId, attempt: u32, is_call: bool, end: End },
+    /// Owner to worker: it holds what was inside the result.
+    Took { task: ObjectId, attempt: u32 },
+    /// Worker to node: tasks that run wait for others, or go on; thousandths of CPUs.
+    Lend { cpu: u32 },
+    Reclaim { cpu: u32 },
+    /// Worker to node: an actor that ran has ended.
+    ActorEnded { actor: ObjectId, attempt: u32, why: Arc<str> },
+
+    /// A caller to the node that an actor is on, which hands it to the worker.
+    Call { call: ObjectId, actor: ObjectId, caller: u32, body: Blob },
+
+    /// The producer of a stream to the consumer, with an item.
+    Item { stream: ObjectId },
+    /// The consumer of a stream to its producer: so many more items may come.
+    Credit { stream: ObjectId, items: u32 },
+
+    /// What a worker's code has printed: to the driver.
+    Printed { worker: String, lines: Vec<String> },
+
+    /// A question of a person's, and the answer, which is JSON.
+    Ask { number: u64, question: Question },
+    Answer { number: u64, answer: String },
+
+    /// First on a pipe to a worker.
+    Welcome { you: ProcessId, node: String, job: Job, cpus: u32 },
+    /// The worker is ready, or says why it cannot be.
+    Ready { refused: Option<String> },
+}
+
+/// What a person may ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Question {
+    Status,
+    Nodes,
+    Jobs,
+    Tasks,
+    Actors,
+    Objects,
+    Memory,
+    /// End the cluster.
+    Stop,
+    /// The actor of this name.
+    Named { name: String },
+    /// Gives the asking driver's actor a name; the answer says whether it was free.
+    Name { name: String, actor: ObjectId, type_name: String, detached: bool },
+    /// Takes it away again.
+    Unname { name: String, actor: ObjectId },
+}
+
+/// A letter on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) from: ProcessId,
+    pub(crate) to: ProcessId,
+    pub(crate) letter: Letter,
+    pub(crate) payload: Vec<Bytes>,
+}
+
+impl Envelope {
+    pub(crate) fn header(&self) -> Vec<u8> {
+        encode(&(self.from, self.to, &self.letter))
+    }
+
+    pub(crate) fn parse(header: &[u8], payload: Vec<Bytes>) -> Option<Envelope> {
+        let (from, to, letter) = decode(header)?;
+        Some(Envelope { from, to, letter, payload })
+    }
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    match rmp_serde::to_vec(value) {
+        Ok(bytes) => bytes,
+        Err(error) => unreachable!("it is made of plain types: {error}"),
+    }
+}
+
+pub(crate) fn decode<T: de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    rmp_serde::from_slice(bytes).ok()
+}

@@ -1,0 +1,69 @@
+//! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
+
+use super::{
+    client::{Client, Post},
+    pipe,
+
+    wire::{Envelope, Letter},
+};
+use crate::local::{
+    Config, Core,
+    resources::{Amounts, WHOLE},
+};
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    process::exit,
+    sync::mpsc,
+    time::Duration,
+};
+
+/// How often the client is told the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Serves a node until the pipe ends, and then ends the process: nobody waits for what it still does.
+pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
+    let mut input = BufReader::with_capacity(64 << 10, input);
+    let Some(Envelope { letter: Letter::Welcome { you, node, job, cpus }, .. }) = pipe::read(&mut input)? else {
+        return Err(io::Error::other("the node's first letter is not a welcome"));
+    };
+    let (letters, queue) = mpsc::channel::<Envelope>();
+    let writer = std::thread::Builder::new().name("outray-pipe".into()).spawn(move || pipe::write(output, &queue))?;
+    let to_node = letters.clone();
+    let post: Post = Box::new(move |envelope| drop(to_node.send(envelope))); // without a node this process ends
+    let core = Core::open(Config {
+        // The node admits what comes from elsewhere; this bounds what tasks submit here.
+        total: Amounts { cpu: cpus.max(WHOLE), ..Amounts::default() },
+        check_serialization: false,
+        observe: job.observe,
+        stack_size: 2 << 20,
+        deterministic: None,
+        #[cfg(feature = "tokio")]
+        tokio: None,
+    });
+    let client = Client::new(core, you, job, Some(you.station()), post);
+    client.set_node_name(&node);
+    let _ = core.client.set(client.clone()); // the core is new
+    let ready = Letter::Ready { refused: None };
+    let _ = letters.send(Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });
+    let clock = client.clone();
+    std::thread::Builder::new().name("outray-clock".into()).spawn(move || {
+        loop {
+            std::thread::sleep(TICK);
+            clock.tick();
+        }
+    })?;
+    drop(letters);
+    loop {
+        match pipe::read(&mut input) {
+            Ok(Some(envelope)) => client.receive(envelope),
+            Ok(None) => exit(0),
+            Err(error) => {
+                eprintln!("outray: the node cannot be understood: {error}");
+                drop(writer);
+                exit(1);
+            }
+        }
+    }
+}
+

@@ -1,0 +1,102 @@
+//! Tasks and objects on a cluster of real processes.
+
+use outray::{Error, LocalCluster, ObjectRef, Runtime, task};
+use std::sync::Arc;
+
+fn add(a: f64, b: f64) -> f64 {
+    a + b
+}
+
+fn pid() -> u32 {
+    std::process::id()
+}
+
+#[test]
+fn a_task_runs_in_another_process() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    assert_eq!(rt.submit(add, (1.0, 2.0)).get(), Ok(3.0));
+    let there = rt.submit(pid, ()).get().unwrap();
+    assert_ne!(there, pid());
+    assert!(!cluster.pids().contains(&there));
+}
+
+#[test]
+fn handles_are_dependencies_and_values() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let x = rt.submit(add, (1.0, 2.0));
+    let y = rt.submit(add, (&x, 3.0));
+    assert_eq!(y.get(), Ok(6.0));
+    let v = rt.put(vec![3.0, 4.0]);
+    let norm = rt.submit(|v: Arc<Vec<f64>>| v.iter().map(|x| x * x).sum::<f64>().sqrt(), &v);
+    assert_eq!(norm.get(), Ok(5.0));
+    let many: Vec<ObjectRef<u64>> = (0..100).map(|n| rt.submit(|n: u64| n * n, n)).collect();
+    assert_eq!(rt.submit(|all: Vec<u64>| all.iter().sum::<u64>(), &many).get(), Ok(328_350));
+}
+
+#[test]
+fn large_values_go_through_the_stores() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let big = rt.put(vec![7u8; 5 << 20]);
+    let copy = rt.submit(|v: Vec<u8>| v.into_iter().map(|x| x + 1).collect::<Vec<_>>(), &big);
+    let sum = rt.submit(|v: Arc<Vec<u8>>| v.iter().map(|x| u64::from(*x)).sum::<u64>(), &copy);
+    assert_eq!(sum.get(), Ok(8 * (5 << 20)));
+    assert_eq!(copy.get().unwrap().len(), 5 << 20);
+}
+
+#[test]
+fn errors_say_what_they_say_locally() {
+    let cluster = LocalCluster::start(1).unwrap();
+    let rt = cluster.connect().unwrap();
+    let bad = rt.task(|| -> i32 { panic!("no luck") }).name("unlucky").submit(());
+    let next = rt.submit(|x: i32| x + 1, &bad);
+    match bad.get() {
+        Err(Error::Panicked { origin, message }) => {
+            assert_eq!((origin.name.as_str(), message.as_str()), ("unlucky", "no luck"));
+            assert_eq!(origin.node, cluster.nodes()[0]);
+            assert!(origin.location.contains("cluster_tasks.rs"), "{origin}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let error = next.get().unwrap_err();
+    assert!(matches!(&error, Error::DependencyFailed { .. }), "{error}");
+    assert!(matches!(error.root_cause(), Error::Panicked { .. }), "{error}");
+    let err = rt.submit(|| Err::<i32, String>("broken".into()), ());
+    assert_eq!(err.get(), Ok(Err("broken".into())));
+    let error = rt.submit(|x: i32| x, &err).get().unwrap_err();
+    assert!(matches!(error.root_cause(), Error::DependencyReturnedErr { message, .. } if message == "broken"), "{error}");
+    let error = rt.task(|| ()).cpus(64.0).submit(()).get().unwrap_err();
+    assert!(matches!(&error, Error::Infeasible { reason, .. } if reason.contains("64 CPUs wanted")), "{error}");
+}
+
+#[test]
+fn tasks_submit_tasks() {
+    fn fib(n: u64) -> u64 {
+        if n < 2 {
+            return n;
+        }
+        let rt = Runtime::current();
+        let (a, b) = (rt.submit(fib, n - 1), rt.submit(fib, n - 2));
+        a.get().unwrap() + b.get().unwrap()
+    }
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    assert_eq!(rt.submit(fib, 15).get(), Ok(610));
+}
+
+#[test]
+fn retries_and_options() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let flaky = || match task::context().attempt() {
+        1 => Err("not yet".to_owned()),
+        attempt => Ok(attempt),
+    };
+    assert_eq!(rt.task(flaky).retry_errors(2).submit(()).get(), Ok(Ok(2)));
+    let (quotient, rest) = rt.task(|a: i32, b: i32| (a / b, a % b)).submit_split((7, 2));
+    assert_eq!((quotient.get(), rest.get()), (Ok(3), Ok(1)));
+    let squares = rt.map(|x: u64| x * x, 0..1000).collect().unwrap();
+    assert_eq!(squares[31], 961);
+}
