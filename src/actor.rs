@@ -46,7 +46,16 @@ use std::{
 /// A panic in a `&mut self` call loses the state. The actor starts again if it may
 /// ([`ActorBuilder::max_restarts`]); otherwise it is dead, and calls fail with
 /// [`Error::ActorDied`]. A panic in a `&self` call fails that call only.
-pub struct Actor<S: Send + Sync + 'static>(Arc<ActorHandle<S>>);
+pub struct Actor<S: Send + Sync + 'static>(Place<S>);
+
+/// Where an actor is.
+enum Place<S: Send + Sync + 'static> {
+    /// In this process.
+    Here(Arc<ActorHandle<S>>),
+    /// In a worker of the cluster.
+    #[cfg(feature = "cluster")]
+    There(crate::cluster::actors::RemoteActor),
+}
 
 impl<S: Send + Sync + 'static> Actor<S> {
     /// Calls a method and returns the handle to its result at once.
@@ -94,8 +103,12 @@ impl<S: Send + Sync + 'static> Actor<S> {
         Args: 'static,
         M: 'static,
     {
-        let cell = &self.0.0;
-        let body = MethodBody { method, args, _types: PhantomData };
+        let body = MethodBody::<F, D, Args, M>::new(method, args);
+        let cell = match &self.0 {
+            Place::Here(handle) => &handle.0,
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => return actor.call::<S, F, D, Args, M>(location, body, options),
+        };
         let submitted = CallCell::submit(cell, location, body, options);
         let call = submitted.map(|call| ObjectRef::first(call as Arc<dyn Source<F::Out>>));
         let handle = or_failed(cell.core, location, call);
@@ -105,7 +118,11 @@ impl<S: Send + Sync + 'static> Actor<S> {
 
     /// A handle that is ready when the constructor has run, and fails if it has failed.
     pub fn ready(&self) -> ObjectRef<()> {
-        let cell = &self.0.0;
+        let cell = match &self.0 {
+            Place::Here(handle) => &handle.0,
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => return actor.ready(),
+        };
         let location = Location::caller();
         let creation = cell.creation();
         let promise = match &creation {
@@ -129,20 +146,36 @@ impl<S: Send + Sync + 'static> Actor<S> {
     /// ends.
     pub fn kill(&self) {
         use crate::local::actor::AnyActor;
-        self.0.0.kill("it was killed");
+        match &self.0 {
+            Place::Here(handle) => handle.0.kill("it was killed"),
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => actor.kill(),
+        }
     }
 
     /// The actor's number, unique in this process.
     pub fn id(&self) -> u64 {
-        self.0.0.id
+        match &self.0 {
+            Place::Here(handle) => handle.0.id,
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => actor.id(),
+        }
     }
 
     /// The name that it was given.
     pub fn name(&self) -> Option<&str> {
-        self.0.0.options.name.as_deref()
+        match &self.0 {
+            Place::Here(handle) => handle.0.options.name.as_deref(),
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => actor.name(),
+        }
     }
 
     pub(crate) fn named(core: &'static Core, name: &str) -> Result<Self> {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = core.client.get() {
+            return client.named_actor(name, std::any::type_name::<S>()).map(|actor| Actor(Place::There(actor)));
+        }
         let not_found = |detail: String| Error::ActorNotFound { name: name.to_owned(), detail };
         let names = core.names.lock();
         let Some(entry) = names.get(name) else {
@@ -152,7 +185,9 @@ impl<S: Send + Sync + 'static> Actor<S> {
         };
         let handle = entry.handle.upgrade().ok_or_else(|| not_found("it is stopping".into()))?;
         let handle = handle.downcast::<ActorHandle<S>>();
-        handle.map(Actor).map_err(|_| not_found(format!("an actor of `{}` has that name", entry.type_name)))
+        handle
+            .map(|handle| Actor(Place::Here(handle)))
+            .map_err(|_| not_found(format!("an actor of `{}` has that name", entry.type_name)))
     }
 }
 
@@ -173,13 +208,21 @@ impl<S: Send + Sync + 'static> crate::local::slot::Waiter for Ready<S> {
 
 impl<S: Send + Sync + 'static> Clone for Actor<S> {
     fn clone(&self) -> Self {
-        Actor(self.0.clone())
+        Actor(match &self.0 {
+            Place::Here(handle) => Place::Here(handle.clone()),
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => Place::There(actor.clone()),
+        })
     }
 }
 
 impl<S: Send + Sync + 'static> fmt::Debug for Actor<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Actor({})", self.0.0.label())
+        match &self.0 {
+            Place::Here(handle) => write!(f, "Actor({})", handle.0.label()),
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => actor.fmt(f),
+        }
     }
 }
 
@@ -196,10 +239,21 @@ impl<'de, S: Send + Sync + 'static> Deserialize<'de> for Actor<S> {
 }
 
 /// A method with its arguments, as the actor sees it.
-struct MethodBody<F, D, Args, M> {
+pub(crate) struct MethodBody<F, D, Args, M> {
     method: F,
     args: D,
     _types: PhantomData<fn(Args) -> M>,
+}
+
+impl<F, D, Args, M> MethodBody<F, D, Args, M> {
+    pub(crate) fn new(method: F, args: D) -> Self {
+        MethodBody { method, args, _types: PhantomData }
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn args(&self) -> &D {
+        &self.args
+    }
 }
 
 impl<S, F, D, Args, M> CallBody<S> for MethodBody<F, D, Args, M>
@@ -321,10 +375,40 @@ pub struct ActorBuilder<F, Args, S> {
     detached: bool,
     /// Set by `fallible`: unpacks what the constructor returns.
     unpack: Option<Unpack<S>>,
+    /// What of this is known to a type only, for the process that it is sent to.
+    #[cfg(feature = "cluster")]
+    sites: Sites,
     _types: PhantomData<fn(Args)>,
 }
 
-type Unpack<S> = fn(Box<dyn Any>) -> Result<S, String>;
+pub(crate) type Unpack<S> = fn(Box<dyn Any>) -> Result<S, String>;
+
+#[cfg(feature = "cluster")]
+type SiteOf = fn() -> Result<crate::cluster::wire::Site>;
+
+#[cfg(feature = "cluster")]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sites {
+    pub(crate) checkpoint: Option<SiteOf>,
+    pub(crate) unpack: Option<SiteOf>,
+}
+
+pub(crate) fn unpack<T: Send + Sync + 'static, E: Display + Send + Sync + 'static>(
+    made: Box<dyn Any>,
+) -> Result<T, String> {
+    match made.downcast::<Result<T, E>>() {
+        Ok(made) => made.map_err(|error| error.to_string()),
+        Err(_) => unreachable!("the constructor's type is known"),
+    }
+}
+
+pub(crate) fn checkpoint<S: Object>(every: u32) -> Checkpoint<S> {
+    Checkpoint {
+        every,
+        save: |state| serial::pack(state, "the state"),
+        load: |saved| serial::unpack(saved, "the state"),
+    }
+}
 
 impl<F, Args, S> fmt::Debug for ActorBuilder<F, Args, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -366,10 +450,12 @@ where
             options: ActorOptions { name, max_restarts, checkpoint: None, max_pending_calls, max_concurrency, groups },
             get_if_exists: self.get_if_exists,
             detached: self.detached,
-            unpack: Some(|made| match made.downcast::<Result<T, E>>() {
-                Ok(made) => made.map_err(|error| error.to_string()),
-                Err(_) => unreachable!("the constructor's type is known"),
-            }),
+            unpack: Some(unpack::<T, E>),
+            #[cfg(feature = "cluster")]
+            sites: Sites {
+                unpack: Some(|| Ok(crate::cluster::wire::Site::of::<crate::cluster::actors::UnpackEntry<T, E>>()?)),
+                checkpoint: None,
+            },
             _types: PhantomData,
         }
     }
@@ -392,6 +478,8 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
             get_if_exists: false,
             detached: false,
             unpack: None,
+            #[cfg(feature = "cluster")]
+            sites: Sites::default(),
             _types: PhantomData,
         }
     }
@@ -433,11 +521,12 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
     where
         S: Object,
     {
-        self.options.checkpoint = Some(Checkpoint {
-            every: calls.max(1),
-            save: |state| serial::pack(state, "the state"),
-            load: |saved| serial::unpack(saved, "the state"),
-        });
+        self.options.checkpoint = Some(checkpoint(calls.max(1)));
+        #[cfg(feature = "cluster")]
+        {
+            self.sites.checkpoint =
+                Some(|| Ok(crate::cluster::wire::Site::of::<crate::cluster::actors::CheckpointEntry<S>>()?));
+        }
         self
     }
 
@@ -496,7 +585,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
                 };
                 let cell = ActorCell::new(core, location, std::any::type_name::<S>(), options);
                 cell.kill(&error.to_string());
-                Actor(Arc::new(ActorHandle(cell)))
+                Actor(Place::Here(Arc::new(ActorHandle(cell))))
             }
         }
     }
@@ -531,6 +620,16 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
         }
         let demand = self.request.demand(0, core)?;
         let name = self.options.name.clone();
+        #[cfg(feature = "cluster")]
+        if let Some(client) = core.client.get() {
+            let ActorBuilder { request, options, get_if_exists, detached, sites, new, .. } = self;
+            let setup = crate::cluster::actors::Setup { options, sites, demand, strategy: request.strategy, detached };
+            let started = client.start_actor::<F, In::Deferred, Args, S, T>(location, new, args.into_args(), setup);
+            return match started {
+                Err(Error::NameTaken { name }) if get_if_exists => Actor::named(core, &name),
+                started => started.map(|actor| Actor(Place::There(actor))),
+            };
+        }
         let mut names = core.names.lock();
         if let Some(name) = &name
             && let Some(entry) = names.get(&**name)
@@ -543,40 +642,118 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
             };
         }
         let type_name = std::any::type_name::<S>();
-        let keeps_arguments = self.options.max_restarts > 0 && self.options.checkpoint.is_none();
         let cell = ActorCell::new(core, location, type_name, self.options);
-        let actor = Actor(Arc::new(ActorHandle(cell.clone())));
+        let handle = Arc::new(ActorHandle(cell.clone()));
         if let Some(name) = &name {
-            let any: Arc<dyn Any + Send + Sync> = actor.0.clone();
+            let any: Arc<dyn Any + Send + Sync> = handle.clone();
             let handle = Arc::downgrade(&any);
             let keep = self.detached.then_some(any);
             names.insert(name.to_string(), NamedActor { id: cell.id, handle, type_name, keep });
         }
         drop(names);
-        let body = CreateBody {
-            new: self.new,
-            args: args.into_args(),
-            unpack: self.unpack,
-            actor: Arc::downgrade(&cell),
-            keeps_arguments,
-            _types: PhantomData,
-        };
         let demand = (!demand.is_nothing()).then_some(demand);
         let options =
             demand.map(|demand: Demand| Box::new(Options { demand: Some(demand).into(), ..Options::default() }));
-        match TaskCell::submit(core, location, body, options) {
-            Ok(creation) => {
-                // Nobody holds the constructor's result; the actor is what there is to hold.
-                drop(ObjectRef::first(creation.clone()));
-                cell.created_by(creation);
-                core.yield_if_deterministic();
-                Ok(actor)
+        create(&cell, self.new, args.into_args(), self.unpack, options)?;
+        core.yield_if_deterministic();
+        Ok(Actor(Place::Here(handle)))
+    }
+}
+
+/// Submits the task that makes an actor's state. If that is impossible the actor is dead.
+fn create<F, D, Args, S>(
+    cell: &Arc<ActorCell<S>>,
+    new: F,
+    args: D,
+    unpack: Option<Unpack<S>>,
+    options: Option<Box<Options>>,
+) -> Result<()>
+where
+    F: Constructor<Args>,
+    D: Deferred<Args>,
+    Args: 'static,
+    S: Send + Sync + 'static,
+{
+    let keeps_arguments = cell.options.max_restarts > 0 && cell.options.checkpoint.is_none();
+    let body = CreateBody { new, args, unpack, actor: Arc::downgrade(cell), keeps_arguments, _types: PhantomData };
+    match TaskCell::submit(cell.core, cell.location, body, options) {
+        Ok(creation) => {
+            // Nobody holds the constructor's result; the actor is what there is to hold.
+            drop(ObjectRef::first(creation.clone()));
+            cell.created_by(creation);
+            Ok(())
+        }
+        Err(error) => {
+            use crate::local::actor::AnyActor;
+            cell.kill(&error.to_string());
+            Err(error)
+        }
+    }
+}
+
+/// Starts an actor here for another process.
+#[cfg(feature = "cluster")]
+pub(crate) fn host<F, D, Args, S>(
+    core: &'static Core,
+    new: F,
+    args: D,
+    unpack: Option<Unpack<S>>,
+    actor_options: ActorOptions<S>,
+    options: Box<Options>,
+    ended: Box<dyn FnOnce(Error) + Send>,
+) -> Result<Actor<S>>
+where
+    F: Constructor<Args>,
+    D: Deferred<Args>,
+    Args: 'static,
+    S: Send + Sync + 'static,
+{
+    let cell = ActorCell::new(core, Location::caller(), std::any::type_name::<S>(), actor_options);
+    *cell.submitted.lock() = options.submitted.clone();
+    *cell.ended.lock() = Some(ended);
+    let actor = Actor(Place::Here(Arc::new(ActorHandle(cell.clone()))));
+    create(&cell, new, args, unpack, Some(options))?;
+    Ok(actor)
+}
+
+/// An actor that lives here for others, without its type.
+#[cfg(feature = "cluster")]
+pub(crate) trait HostedActor: Send + Sync {
+    fn any(&self) -> &dyn Any;
+    fn kill(&self);
+}
+
+#[cfg(feature = "cluster")]
+impl<S: Send + Sync + 'static> HostedActor for Actor<S> {
+    fn any(&self) -> &dyn Any {
+        self
+    }
+
+    fn kill(&self) {
+        Actor::kill(self);
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl<S: Send + Sync + 'static> Actor<S> {
+    /// Takes a call of another process's.
+    pub(crate) fn take_call<F, D, Args, M>(
+        &self,
+        body: MethodBody<F, D, Args, M>,
+        options: Box<Options>,
+    ) -> Result<ObjectRef<F::Out>>
+    where
+        F: Method<S, Args, M>,
+        D: Deferred<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        match &self.0 {
+            Place::Here(handle) => {
+                let call = CallCell::submit(&handle.0, Location::caller(), body, Some(options))?;
+                Ok(ObjectRef::first(call as Arc<dyn Source<F::Out>>))
             }
-            Err(error) => {
-                use crate::local::actor::AnyActor;
-                cell.kill(&error.to_string());
-                Err(error)
-            }
+            Place::There(_) => unreachable!("it is hosted here"),
         }
     }
 }
@@ -677,7 +854,11 @@ where
 impl<S: Send + Sync + 'static> Actor<S> {
     /// Calls that wait for their turn.
     pub fn pending_calls(&self) -> usize {
-        self.0.0.pending_calls()
+        match &self.0 {
+            Place::Here(handle) => handle.0.pending_calls(),
+            #[cfg(feature = "cluster")]
+            Place::There(actor) => actor.pending_calls(),
+        }
     }
 }
 
@@ -686,16 +867,21 @@ impl<S: Send + Sync + 'static> serial::Passed for Actor<S> {
     fn export(
         &self,
         _: &Arc<crate::cluster::client::Client>,
-    ) -> Result<(crate::cluster::wire::Handle, Box<dyn std::any::Any + Send + Sync>)> {
-        Err(Error::Unsupported { reason: "not yet".into() })
+    ) -> Result<(crate::cluster::wire::Handle, Box<dyn Any + Send + Sync>)> {
+        match &self.0 {
+            Place::Here(handle) => Err(Error::Unsupported {
+                reason: format!("{} lives in this process only: start it on the cluster's runtime", handle.0.label()),
+            }),
+            Place::There(actor) => Ok((actor.handle(), Box::new(actor.clone()))),
+        }
     }
 
     #[cfg(feature = "cluster")]
     fn import(
-        _: &Arc<crate::cluster::client::Client>,
-        _: &crate::cluster::wire::Handle,
+        client: &Arc<crate::cluster::client::Client>,
+        handle: &crate::cluster::wire::Handle,
         _: Option<&bytes::Bytes>,
     ) -> Result<Self> {
-        Err(Error::Unsupported { reason: "not yet".into() })
+        client.import_actor(handle, std::any::type_name::<S>()).map(|actor| Actor(Place::There(actor)))
     }
 }

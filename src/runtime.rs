@@ -383,7 +383,8 @@ impl Runtime {
                 bundles.len()
             )));
         }
-        let demands: Vec<_> = bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
+        let demands: Vec<_> =
+            bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
         self.core.reserve_group(demands).map(PlacementGroup)
     }
 

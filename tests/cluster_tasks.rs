@@ -66,7 +66,10 @@ fn errors_say_what_they_say_locally() {
     let err = rt.submit(|| Err::<i32, String>("broken".into()), ());
     assert_eq!(err.get(), Ok(Err("broken".into())));
     let error = rt.submit(|x: i32| x, &err).get().unwrap_err();
-    assert!(matches!(error.root_cause(), Error::DependencyReturnedErr { message, .. } if message == "broken"), "{error}");
+    assert!(
+        matches!(error.root_cause(), Error::DependencyReturnedErr { message, .. } if message == "broken"),
+        "{error}"
+    );
     let error = rt.task(|| ()).cpus(64.0).submit(()).get().unwrap_err();
     assert!(matches!(&error, Error::Infeasible { reason, .. } if reason.contains("64 CPUs wanted")), "{error}");
 }

@@ -19,14 +19,16 @@
 //! into [`Out`], and dropped after.
 
 use super::{
+    actors::View,
     capacity::Demand,
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
-    travel::{Incoming, Reply},
-    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Parcel, Question},
+    travel::{Arrival, Arrived, Incoming, Reply},
+    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Parcel, Question, Site},
 };
 use crate::{
+    actor::HostedActor,
     error::{Error, Origin, Result},
     local::{
         Core,
@@ -72,13 +74,21 @@ pub(crate) struct Client {
     running: Mutex<HashMap<(ObjectId, u32), Weak<dyn Node>>>,
     /// What is under way, to say what it is called.
     under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
+    /// Actors that live here, and in which attempt.
+    hosted: Mutex<HashMap<ObjectId, (u32, Arc<dyn HostedActor>)>>,
+    /// What those died of that lived here.
+    dead: Mutex<HashMap<ObjectId, Arc<Error>>>,
+    /// How many calls of an actor are under way.
+    calls: Mutex<HashMap<ObjectId, usize>>,
+    /// What is kept until the runtime ends.
+    kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
     asked: Mutex<(u64, HashMap<u64, mpsc::Sender<String>>)>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-struct State {
-    owner: Owner,
+pub(super) struct State {
+    pub(super) owner: Owner,
     home: Option<ProcessId>,
     /// Objects that this process has cells of.
     cells: HashMap<ObjectId, Weak<dyn Remote>>,
@@ -95,8 +105,12 @@ struct State {
     /// The same, announced by the worker that has made it.
     announced: HashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
     wants: HashSet<ObjectId>,
+    /// Own calls that are under way, and of which actor.
+    calls: HashMap<u64, ObjectId>,
     /// Objects of others.
     foreign: HashMap<ObjectId, Foreign>,
+    /// Actors that this process has started, or calls.
+    pub(super) actors: HashMap<ObjectId, View>,
 }
 
 /// What keeps objects that are known by their numbers.
@@ -150,15 +164,21 @@ impl Drop for Then {
 
 /// What is done after the lock is released.
 #[derive(Default)]
-struct Out {
-    effects: Effects,
+pub(super) struct Out {
+    pub(super) effects: Effects,
     trash: Vec<Box<dyn Any + Send>>,
     arrivals: Vec<(Arc<dyn Remote>, Result<Bytes, Arc<Error>>)>,
-    letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
+    pub(super) letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
 }
 
 impl Client {
-    pub(crate) fn new(core: &'static Core, me: ProcessId, job: Job, wish: Option<ProcessId>, post: Post) -> Arc<Client> {
+    pub(crate) fn new(
+        core: &'static Core,
+        me: ProcessId,
+        job: Job,
+        wish: Option<ProcessId>,
+        post: Post,
+    ) -> Arc<Client> {
         let under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>> = Arc::default();
         let names = under_way.clone();
         let origins = Box::new(move |object: ObjectId| match names.lock().get(&object) {
@@ -195,10 +215,16 @@ impl Client {
                 offered: HashMap::new(),
                 announced: HashMap::new(),
                 wants: HashSet::new(),
+                calls: HashMap::new(),
                 foreign: HashMap::new(),
+                actors: HashMap::new(),
             }),
             running: Mutex::default(),
             under_way,
+            hosted: Mutex::default(),
+            dead: Mutex::default(),
+            calls: Mutex::default(),
+            kept: Mutex::default(),
             asked: Mutex::default(),
             leave: Mutex::new(None),
         });
@@ -223,7 +249,7 @@ impl Client {
     }
 
     /// Works under the lock, and then does what came of it.
-    fn with<R>(self: &Arc<Self>, work: impl FnOnce(&mut State, &mut Out) -> R) -> R {
+    pub(super) fn with<R>(self: &Arc<Self>, work: impl FnOnce(&mut State, &mut Out) -> R) -> R {
         let mut out = Out::default();
         let result = {
             let state = &mut *self.state.lock();
@@ -255,11 +281,15 @@ impl Client {
 
     /// What the owner's effects mean for the tables.
     fn settle(self: &Arc<Self>, state: &mut State, out: &mut Out) {
-        while !out.effects.done.is_empty() || !out.effects.freed.is_empty() {
+        while !out.effects.done.is_empty() || !out.effects.freed.is_empty() || !out.effects.ended.is_empty() {
+            for (actor, _) in std::mem::take(&mut out.effects.ended) {
+                self.actor_ended(state, actor, out);
+            }
             for (object, _) in std::mem::take(&mut out.effects.done) {
                 self.is_done(state, object, out);
             }
             for object in std::mem::take(&mut out.effects.freed) {
+                self.actor_freed(state, object, out);
                 for inner in state.inside.remove(&object.number).unwrap_or_default() {
                     self.let_go(state, inner, out);
                 }
@@ -276,12 +306,30 @@ impl Client {
         if let Some(held) = state.held.remove(&object.number) {
             out.trash.push(Box::new(held));
         }
+        if let Some(actor) = state.calls.remove(&object.number) {
+            let calls = &mut *self.calls.lock();
+            if let Some(count) = calls.get_mut(&actor) {
+                *count -= 1;
+                if *count == 0 {
+                    calls.remove(&actor);
+                }
+            }
+        }
         let cell = self.under_way.lock().remove(&object);
         self.take_over(state, object, out);
+        self.look_after(state, object, out);
         let Some(cell) = cell.or_else(|| state.cells.get(&object).and_then(Weak::upgrade)) else { return };
         match state.owner.value(object) {
             Some(Value::Inline(value)) => out.arrivals.push((cell, Ok(Bytes::from_owner(value)))),
-            Some(Value::Failed(error)) => out.arrivals.push((cell, Err(error))),
+            Some(Value::Failed(error)) => {
+                let error = match &*error {
+                    Error::Lost { origin, reason } if cell.kind() == "call" => {
+                        Arc::new(Error::ActorDied { origin: origin.clone(), cause: reason.clone() })
+                    }
+                    _ => error,
+                };
+                out.arrivals.push((cell, Err(error)));
+            }
             Some(Value::Stored { .. }) => {
                 if cell.is_wanted() {
                     self.fetch(state, object, out);
@@ -428,6 +476,17 @@ impl Client {
             Letter::Inside { task, attempt, objects } => self.with(|state, _| {
                 state.announced.insert(task.number, (from, attempt, objects));
             }),
+            Letter::Call { call, actor, caller, body } => self.call_arrived(from, call, actor, caller, &body.0),
+            Letter::Kill { actor } => {
+                let hosted = self.hosted.lock().get(&actor).map(|(_, hosted)| hosted.clone());
+                if let Some(hosted) = hosted {
+                    hosted.kill();
+                }
+            }
+            Letter::WhereIsActor { actor } => self.with(|state, out| self.where_is(state, from, actor, out)),
+            Letter::ActorIs { actor, place, dead } => self.with(|state, out| {
+                self.actor_is(state, actor, place, dead, out);
+            }),
             Letter::Took { task, attempt } => self.with(|state, out| {
                 if let Some(handles) = state.offered.remove(&(task, attempt)) {
                     out.trash.push(Box::new(handles));
@@ -439,6 +498,9 @@ impl Client {
                 if let Some(node) = node {
                     node.cancel();
                 }
+                // The last handle of an actor's: it does what it has been asked to do, and stops.
+                let hosted = self.hosted.lock().remove(&task);
+                drop(hosted);
             }
             Letter::Answer { number, answer } => {
                 let waiting = self.asked.lock().1.remove(&number);
@@ -483,8 +545,15 @@ impl Client {
         *self.leave.lock() = Some(Box::new(leave));
     }
 
+    /// Keeps something until the runtime ends.
+    pub(crate) fn keep(&self, what: Box<dyn Any + Send>) {
+        self.kept.lock().push(what);
+    }
+
     /// The runtime ends.
     pub(crate) fn leave(&self) {
+        let kept = std::mem::take(&mut *self.kept.lock());
+        drop(kept);
         let leave = self.leave.lock().take();
         if let Some(leave) = leave {
             leave();
@@ -546,6 +615,7 @@ impl Client {
             Message::Claimed { object } => self.confirmed(state, object, out),
             Message::Cancel { task } => state.owner.cancel(task, &mut out.effects), // a borrower's wish
             Message::Dead { process } => {
+                self.dead.lock().retain(|actor, _| actor.owner != process);
                 state.owner.handle(from, Message::Dead { process }, &mut out.effects);
                 if state.home == Some(process) {
                     state.home = None;
@@ -556,13 +626,17 @@ impl Client {
                     state.wants.remove(&object);
                     if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
                         let reason = format!("its owner {process} has ended");
-                        let origin = { let node: Arc<dyn Node> = cell.clone(); node.origin() };
+                        let origin = {
+                            let node: Arc<dyn Node> = cell.clone();
+                            node.origin()
+                        };
                         out.arrivals.push((cell, Err(Arc::new(Error::Lost { origin, reason }))));
                     }
                 }
                 let offered: Vec<_> = state.offered.keys().filter(|key| key.0.owner == process).copied().collect();
                 for key in offered {
-                    out.trash.extend(state.offered.remove(&key).map(|handles| Box::new(handles) as Box<dyn Any + Send>));
+                    out.trash
+                        .extend(state.offered.remove(&key).map(|handles| Box::new(handles) as Box<dyn Any + Send>));
                 }
             }
             message => state.owner.handle(from, message, &mut out.effects),
@@ -584,7 +658,10 @@ impl Client {
     }
 
     /// Makes an object of this process known to others, as long as the guard is there.
-    pub(crate) fn export<T: Object>(self: &Arc<Self>, object: &ObjectRef<T>) -> Result<(Handle, Box<dyn Any + Send + Sync>)> {
+    pub(crate) fn export<T: Object>(
+        self: &Arc<Self>,
+        object: &ObjectRef<T>,
+    ) -> Result<(Handle, Box<dyn Any + Send + Sync>)> {
         let source = object.source();
         let any: &dyn Any = &**source;
         if let Some(cell) = any.downcast_ref::<RemoteCell<T>>() {
@@ -712,19 +789,32 @@ impl Client {
     ) -> Result<ObjectRef<B::Out>> {
         let mut dependencies = Vec::new();
         body.dependencies(&mut |node| dependencies.push(node.clone()));
-        let function = body.site()?;
-        let packed = body.pack()?;
+        let (function, packed) = (body.site()?, body.pack()?);
         drop(body);
-        let (parcel, handles) = self.parcel(packed)?;
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         self.core.count(|c| &c.submitted);
-        self.with(|state, out| {
-            let (id, order_dependencies) = (state.owner.next().0, self.dependencies(state, &dependencies, &parcel));
-            let cell = RemoteCell::<B::Out>::new(self, id, ("task", B::type_name()), location, options);
+        let kind = ("task", B::type_name());
+        self.send_out(location, kind, (function, packed, &dependencies), extras, options, None)
+    }
+
+    /// Sends a task, or with `restarts` an actor, to where it is to run.
+    pub(super) fn send_out<T: Object>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        kind: (&'static str, &'static str),
+        (function, packed, dependencies): (Site, Packed, &[Arc<dyn Node>]),
+        extras: Option<Box<Extras>>,
+        options: Option<Box<Options>>,
+        restarts: Option<u32>,
+    ) -> Result<ObjectRef<T>> {
+        let (parcel, handles) = self.parcel(packed)?;
+        let cell = self.with(|state, out| {
+            let (id, dependencies) = (state.owner.next().0, self.dependencies(state, dependencies, &parcel));
+            let cell = RemoteCell::<T>::new(self, id, kind, location, options);
             let node: &dyn Node = &*cell;
             let options = node.meta().options.as_deref();
             let (demand, strategy) = demand(options);
-            let args = order_dependencies
+            let args = dependencies
                 .iter()
                 .map(|place| match parcel.handles[*place as usize].object() {
                     object if object.owner == self.me => WorkArg::Object(object),
@@ -734,28 +824,143 @@ impl Client {
             let order = Order {
                 function,
                 parcel,
-                dependencies: order_dependencies,
+                dependencies,
                 name: options.and_then(|o| o.name.clone()),
                 location: location.to_string().into(),
                 number: node.meta().id,
                 extras,
             };
             let body = order.encode(self.job.driver);
-            let remote: Arc<dyn Remote> = cell.clone();
-            state.cells.insert(id, Arc::downgrade(&remote));
-            if !handles.is_empty() {
-                state.held.insert(id.number, handles);
-            }
-            self.under_way.lock().insert(id, remote);
-            let work = Work { demand: Arc::new(demand), strategy, args, body, attempts: ATTEMPTS, stays: false };
+            self.enter(state, cell.clone(), handles);
+            let attempts = restarts.map_or(ATTEMPTS, |restarts| restarts.saturating_add(1));
+            let work = Work { demand: Arc::new(demand), strategy, args, body, attempts, stays: restarts.is_some() };
             let submitted = state.owner.submit(work, &mut out.effects);
             debug_assert_eq!(submitted, id);
-            if let Some(after) = options.and_then(|o| o.deadline) {
-                let node: Arc<dyn Node> = cell.clone();
-                timer::deadline(self.core, &node, after);
+            cell
+        });
+        let node: &dyn Node = &*cell;
+        if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
+            let node: Arc<dyn Node> = cell.clone();
+            timer::deadline(self.core, &node, after);
+        }
+        Ok(ObjectRef::first(cell))
+    }
+
+    /// Something is under way from here on.
+    fn enter(&self, state: &mut State, cell: Arc<dyn Remote>, handles: Guards) {
+        let id = cell.id();
+        state.cells.insert(id, Arc::downgrade(&cell));
+        if !handles.is_empty() {
+            state.held.insert(id.number, handles);
+        }
+        self.under_way.lock().insert(id, cell);
+    }
+
+    /// Calls a method of an actor.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn call<T: Object>(
+        self: &Arc<Self>,
+        actor: ObjectId,
+        location: &'static Location<'static>,
+        kind: (&'static str, &'static str),
+        function: Site,
+        packed: Packed,
+        options: Option<Box<Options>>,
+        keep: Box<dyn Any + Send + Sync>,
+        caller: u32,
+    ) -> Result<ObjectRef<T>> {
+        let (parcel, mut handles) = self.parcel(packed)?;
+        handles.push(keep);
+        let extras = options.as_deref().map(extras).transpose()?.flatten();
+        self.core.count(|c| &c.submitted);
+        let cell = self.with(|state, out| {
+            let id = state.owner.expect(None);
+            let cell = RemoteCell::<T>::new(self, id, kind, location, options);
+            let node: &dyn Node = &*cell;
+            let options = node.meta().options.as_deref();
+            let order = Order {
+                function,
+                parcel,
+                dependencies: Vec::new(),
+                name: options.and_then(|o| o.name.clone()),
+                location: location.to_string().into(),
+                number: node.meta().id,
+                extras,
+            };
+            let body = Blob(Bytes::from_owner(order.encode(self.job.driver)));
+            self.enter(state, cell.clone(), handles);
+            *self.calls.lock().entry(actor).or_default() += 1;
+            state.calls.insert(id.number, actor);
+            // Callers of different processes are different.
+            let caller = (self.me.0 as u32).wrapping_mul(0x9e37_79b9) ^ ((self.me.0 >> 32) as u32) ^ caller;
+            self.to_actor(state, actor, Letter::Call { call: id, actor, caller, body }, out);
+            cell
+        });
+        let node: &dyn Node = &*cell;
+        if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
+            let node: Arc<dyn Node> = cell.clone();
+            timer::deadline(self.core, &node, after);
+        }
+        Ok(ObjectRef::first(cell))
+    }
+
+    /// A call of another process's, for an actor here.
+    fn call_arrived(self: &Arc<Self>, _from: ProcessId, id: ObjectId, actor: ObjectId, caller: u32, body: &[u8]) {
+        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, inside };
+        let Some(order) = Order::decode(body) else {
+            return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
+        };
+        let hosted = self.hosted.lock().get(&actor).map(|(_, hosted)| hosted.clone());
+        let function = super::function::resolve_here(order.function);
+        let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
+        let inside = order.parcel.handles.iter().map(Handle::object).collect();
+        let incoming = Incoming {
+            client: self.clone(),
+            imports: Imports { client: self.clone(), handles },
+            order,
+            reply: reply(inside),
+            devices: Vec::new(),
+            caller,
+        };
+        let result = match (function, hosted) {
+            (Ok(function), Some(hosted)) => function.run(Arrival(Arrived::Call(incoming, &*hosted))),
+            (Err(error), _) => Err(error.into()),
+            (_, None) => {
+                let known = self.dead.lock().get(&actor).cloned();
+                let error = known.unwrap_or_else(|| super::node_process::died(actor, "it has stopped"));
+                Err((*error).clone())
             }
-            Ok(ObjectRef::first(cell))
-        })
+        };
+        if let Err(error) = result {
+            reply(Vec::new()).fail(error);
+        }
+    }
+
+    /// An actor lives here from now on.
+    pub(super) fn hosts(&self, id: ObjectId, attempt: u32, actor: Arc<dyn HostedActor>) {
+        self.hosted.lock().insert(id, (attempt, actor));
+    }
+
+    /// An actor that lived here is dead.
+    pub(super) fn hosted_ended(&self, actor: ObjectId, attempt: u32, error: Error) {
+        let error = Arc::new(error);
+        self.dead.lock().insert(actor, error.clone());
+        let hosted = self.hosted.lock().remove(&actor);
+        drop(hosted);
+        self.post(self.me.station(), Letter::ActorEnded { actor, attempt, error }, Vec::new());
+    }
+
+    /// Calls of this process's to an actor that have not ended.
+    pub(super) fn pending_calls(&self, actor: ObjectId) -> usize {
+        self.calls.lock().get(&actor).copied().unwrap_or_default()
+    }
+
+    /// What an object of the cluster is called there.
+    pub(super) fn id_of<T: Object>(&self, object: &ObjectRef<T>) -> ObjectId {
+        match object.node().remote_id() {
+            Some(id) => id,
+            None => unreachable!("it was made by this client"),
+        }
     }
 
     /// Which of a parcel's handles are to be there before a task starts.
@@ -904,7 +1109,9 @@ fn demand(options: Option<&Options>) -> (Demand, Strategy) {
     let Some(options) = options else { return (Demand::cpus(1_000), Strategy::Default) };
     let demand = match &*options.demand.lock() {
         None => Demand::cpus(1_000),
-        Some(demand) => Demand { cpu: demand.cpu, gpu: demand.gpu, memory: demand.memory, custom: demand.custom.clone() },
+        Some(demand) => {
+            Demand { cpu: demand.cpu, gpu: demand.gpu, memory: demand.memory, custom: demand.custom.clone() }
+        }
     };
     (demand, options.strategy.to_cluster())
 }

@@ -125,7 +125,9 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
             true => "with this key",
             false => "(no key is configured: set OUTRAY_KEY_FILE if the cluster has one)",
         };
-        return Err(failed(format!("no head answered at {address} within {PATIENCE:?} {key}; is `outray head` running there?")));
+        return Err(failed(format!(
+            "no head answered at {address} within {PATIENCE:?} {key}; is `outray head` running there?"
+        )));
     }
     let name = std::env::args().next().unwrap_or_default();
     let name = name.rsplit('/').next().unwrap_or_default().to_owned();
@@ -159,47 +161,56 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
 fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
     let next = Cell::new(Instant::now() + TICK);
     let me = station.me;
-    station.run(events, || next.get(), |happening| match happening {
-        Happening::Letter(Envelope { from, letter: Letter::WantImage { offset }, .. }) => {
-            let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
-            let letter = Letter::ImagePart { offset };
-            station.post(&Envelope { from: me, to: from, letter, payload: vec![part] });
-        }
-        Happening::Letter(Envelope { letter: Letter::Printed { worker, lines }, .. }) => {
-            lines.iter().for_each(|line| eprintln!("({worker}) {line}"));
-        }
-        Happening::Letter(Envelope { letter: Letter::Leaving, .. }) => {
-            meeting.set(Progress::Gone("the cluster was stopped".into()));
-            if let Some(client) = client.get() {
-                client.lost("the cluster was stopped");
+    station.run(
+        events,
+        || next.get(),
+        |happening| match happening {
+            Happening::Letter(Envelope { from, letter: Letter::WantImage { offset }, .. }) => {
+                let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
+                let letter = Letter::ImagePart { offset };
+                station.post(&Envelope { from: me, to: from, letter, payload: vec![part] });
             }
-        }
-        Happening::Letter(envelope) => {
-            let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
-            // It is there before anything is said to it.
-            client.wait().receive(envelope);
-            if is_home {
-                meeting.set(Progress::Node);
+            Happening::Letter(Envelope { letter: Letter::Printed { worker, lines }, .. }) => {
+                lines.iter().for_each(|line| eprintln!("({worker}) {line}"));
             }
-        }
-        Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
-        Happening::Met { .. } => {}
-        Happening::Lost { station: lost, reason } if lost == HEAD => {
-            meeting.set(Progress::Gone(reason.clone()));
-            if let Some(client) = client.get() {
-                client.lost(&format!("the head is gone: {reason}"));
+            Happening::Letter(Envelope { letter: Letter::Leaving, .. }) => {
+                meeting.set(Progress::Gone("the cluster was stopped".into()));
+                if let Some(client) = client.get() {
+                    client.lost("the cluster was stopped");
+                }
             }
-        }
-        Happening::Lost { station: lost, .. } => {
-            station.post(&Envelope { from: me, to: HEAD, letter: Letter::Unreachable { station: lost }, payload: Vec::new() });
-        }
-        Happening::Tick => {
-            next.set(Instant::now() + TICK);
-            if let Some(client) = client.get() {
-                client.tick();
+            Happening::Letter(envelope) => {
+                let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
+                // It is there before anything is said to it.
+                client.wait().receive(envelope);
+                if is_home {
+                    meeting.set(Progress::Node);
+                }
             }
-        }
-    });
+            Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
+            Happening::Met { .. } => {}
+            Happening::Lost { station: lost, reason } if lost == HEAD => {
+                meeting.set(Progress::Gone(reason.clone()));
+                if let Some(client) = client.get() {
+                    client.lost(&format!("the head is gone: {reason}"));
+                }
+            }
+            Happening::Lost { station: lost, .. } => {
+                station.post(&Envelope {
+                    from: me,
+                    to: HEAD,
+                    letter: Letter::Unreachable { station: lost },
+                    payload: Vec::new(),
+                });
+            }
+            Happening::Tick => {
+                next.set(Instant::now() + TICK);
+                if let Some(client) = client.get() {
+                    client.tick();
+                }
+            }
+        },
+    );
 }
 
 /// A part of this process's executable.

@@ -549,10 +549,7 @@ mod tests {
         assert_eq!(run(function, b"\x92\x01\x02").unwrap(), b"\x03");
         let function = resolve(&here()).unwrap();
         assert!(function.name().ends_with("::here"), "{function:?}");
-        assert_eq!(
-            serial::from_bytes::<FunctionId>(&run(function, b"\xc0").unwrap(), "it").unwrap(),
-            here()
-        );
+        assert_eq!(serial::from_bytes::<FunctionId>(&run(function, b"\xc0").unwrap(), "it").unwrap(), here());
     }
 
     #[test]

@@ -71,31 +71,35 @@ impl HeadProcess {
         let next = Instant::now();
         let mut tick = next;
         let next = std::cell::Cell::new(next);
-        station.run(events, || next.get(), |happening| {
-            match happening {
-                Happening::Letter(envelope) => self.letter(envelope),
-                Happening::Met { station, role, address } => {
-                    if !matches!(role, Role::Guest) {
-                        self.stations.insert(station, Known { address, role });
+        station.run(
+            events,
+            || next.get(),
+            |happening| {
+                match happening {
+                    Happening::Letter(envelope) => self.letter(envelope),
+                    Happening::Met { station, role, address } => {
+                        if !matches!(role, Role::Guest) {
+                            self.stations.insert(station, Known { address, role });
+                        }
                     }
+                    Happening::Lost { station, reason } => {
+                        tracing::info!("{station} is gone: {reason}");
+                        self.gone(station);
+                    }
+                    Happening::Tick => {}
                 }
-                Happening::Lost { station, reason } => {
-                    tracing::info!("{station} is gone: {reason}");
-                    self.gone(station);
+                if Instant::now() >= tick {
+                    tick = Instant::now() + Duration::from_nanos(BEAT / 2);
+                    next.set(tick);
+                    let mut out = Effects::default();
+                    self.head.tick(self.now(), &mut out);
+                    self.carry_out(out);
                 }
-                Happening::Tick => {}
-            }
-            if Instant::now() >= tick {
-                tick = Instant::now() + Duration::from_nanos(BEAT / 2);
-                next.set(tick);
-                let mut out = Effects::default();
-                self.head.tick(self.now(), &mut out);
-                self.carry_out(out);
-            }
-            if self.is_ending {
-                self.station.close(Duration::from_secs(2));
-            }
-        });
+                if self.is_ending {
+                    self.station.close(Duration::from_secs(2));
+                }
+            },
+        );
     }
 
     fn now(&self) -> u64 {

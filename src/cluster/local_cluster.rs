@@ -1,8 +1,8 @@
 //! A cluster on this machine, for tests and for a laptop.
 
 use super::{
-    driver, roles::{HeadSetup, NodeSetup, RoleSetup},
-    entry,
+    driver, entry,
+    roles::{HeadSetup, NodeSetup, RoleSetup},
     secure::Key,
     wire,
 };
@@ -116,13 +116,7 @@ impl LocalCluster {
 
     /// A cluster with options.
     pub fn builder() -> LocalClusterBuilder {
-        LocalClusterBuilder {
-            nodes: 2,
-            cpus: 1.0,
-            gpus: 0,
-            resources: BTreeMap::new(),
-            labels: BTreeMap::new(),
-        }
+        LocalClusterBuilder { nodes: 2, cpus: 1.0, gpus: 0, resources: BTreeMap::new(), labels: BTreeMap::new() }
     }
 
     /// A runtime on this cluster.
@@ -213,7 +207,8 @@ struct Role {
 
 impl Role {
     fn start(setup: &RoleSetup) -> Result<Role> {
-        let failed = |why: String| Error::Unsupported { reason: format!("a local cluster could not be started: {why}") };
+        let failed =
+            |why: String| Error::Unsupported { reason: format!("a local cluster could not be started: {why}") };
         let program = Path::new("/proc/self/exe");
         let child = Command::new(program)
             .env(entry::VARIABLE, entry::ROLE)

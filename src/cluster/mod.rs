@@ -49,6 +49,7 @@ mod link;
 mod secure;
 mod transport;
 
+pub(crate) mod actors;
 pub(crate) mod client;
 mod driver;
 mod head_process;

@@ -60,8 +60,9 @@ struct State {
     workers: BTreeMap<ProcessId, Worker>,
     /// Which worker runs what.
     runs: BTreeMap<(ObjectId, u32), ProcessId>,
-    /// Which worker an actor is in.
-    actors: HashMap<ObjectId, (ProcessId, u32)>,
+    actors: HashMap<ObjectId, ActorPlace>,
+    /// What those died of that were here.
+    dead_actors: BTreeMap<ObjectId, Arc<Error>>,
     next_worker: u16,
     is_ending: bool,
 }
@@ -76,6 +77,14 @@ struct JobState {
     waiting: Vec<(TaskSpec, Vec<Bytes>)>,
     /// Why there will be none.
     refused: Option<Arc<Error>>,
+}
+
+/// Where an actor is.
+struct ActorPlace {
+    worker: ProcessId,
+    attempt: u32,
+    /// Its constructor has ended well.
+    is_made: bool,
 }
 
 struct Worker {
@@ -113,6 +122,7 @@ impl NodeProcess {
                 workers: BTreeMap::new(),
                 runs: BTreeMap::new(),
                 actors: HashMap::new(),
+                dead_actors: BTreeMap::new(),
                 next_worker: 1,
                 is_ending: false,
             }),
@@ -124,22 +134,26 @@ impl NodeProcess {
     /// Serves until the cluster ends.
     pub(crate) fn run(self: Arc<Self>, events: Events) {
         let next = Cell::new(Instant::now());
-        self.station.clone().run(events, || next.get(), |happening| {
-            match happening {
-                Happening::Letter(envelope) => self.receive(envelope),
-                Happening::Met { .. } => {}
-                Happening::Lost { station, reason } => self.lost(station, &reason),
-                Happening::Tick => {}
-            }
-            let (until, is_ending) = self.with(|state, out| {
-                state.node.tick(self.now(), out);
-                (state.node.next_tick(), state.is_ending)
-            });
-            next.set(self.started + Duration::from_nanos(until));
-            if is_ending {
-                self.end();
-            }
-        });
+        self.station.clone().run(
+            events,
+            || next.get(),
+            |happening| {
+                match happening {
+                    Happening::Letter(envelope) => self.receive(envelope),
+                    Happening::Met { .. } => {}
+                    Happening::Lost { station, reason } => self.lost(station, &reason),
+                    Happening::Tick => {}
+                }
+                let (until, is_ending) = self.with(|state, out| {
+                    state.node.tick(self.now(), out);
+                    (state.node.next_tick(), state.is_ending)
+                });
+                next.set(self.started + Duration::from_nanos(until));
+                if is_ending {
+                    self.end();
+                }
+            },
+        );
         self.end();
     }
 
@@ -243,12 +257,22 @@ impl NodeProcess {
                     state.store.insert(object, value);
                 }
             }
-            Letter::Ended { id, attempt, is_call, end } => self.ended(state, from, (id, attempt), is_call, end, payload, out),
-            Letter::ActorEnded { actor, attempt, why } => {
-                state.actors.remove(&actor);
+            Letter::Ended { id, attempt, is_call, end } => {
+                self.ended(state, from, (id, attempt), is_call, end, payload, out)
+            }
+            Letter::ActorEnded { actor, attempt, error } => {
+                let was_made = state.actors.remove(&actor).is_some_and(|place| place.is_made);
                 state.runs.remove(&(actor, attempt));
-                let _ = why;
-                state.node.ended(self.now(), actor, attempt, out);
+                state.dead_actors.insert(actor, error.clone());
+                match was_made {
+                    true => state.node.ended(self.now(), actor, attempt, out),
+                    false => state.node.finished(self.now(), actor, attempt, Outcome::Failed(error), out),
+                }
+            }
+            Letter::Kill { actor } => {
+                if let Some(worker) = state.actors.get(&actor).map(|place| place.worker) {
+                    self.send(state, Envelope { from, to: worker, letter: Letter::Kill { actor }, payload });
+                }
             }
             Letter::Lend { cpu } => {
                 if let Some(worker) = state.workers.get_mut(&from) {
@@ -263,9 +287,13 @@ impl NodeProcess {
                 }
             }
             Letter::Call { call, actor, caller, body } => {
-                let Some((worker, _)) = state.actors.get(&actor).copied() else {
-                    let error = died(actor, "it is not on its node any more");
-                    return out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
+                let Some(worker) = state.actors.get(&actor).map(|place| place.worker) else {
+                    let known = state.dead_actors.get(&actor).cloned();
+                    let error = known.unwrap_or_else(|| died(actor, "it is not on its node any more"));
+                    return out.send(
+                        call.owner,
+                        Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) },
+                    );
                 };
                 if let Some(worker) = state.workers.get_mut(&worker) {
                     worker.calls.insert(call);
@@ -312,14 +340,18 @@ impl NodeProcess {
             }
             _ => {}
         }
-        let is_burial = matches!(message, Message::Dead { .. });
+        let buried = match &message {
+            Message::Dead { process } => Some(*process),
+            _ => None,
+        };
         state.node.handle(self.now(), from, message, out);
         if let Some(object) = freed.filter(|object| !state.node.stores(*object)) {
             state.store.remove(&object);
         }
-        if is_burial {
+        if buried.is_some() {
             let node = &state.node;
             state.store.retain(|object, _| node.stores(*object));
+            state.dead_actors.retain(|actor, _| Some(actor.owner) != buried);
         }
     }
 
@@ -353,9 +385,12 @@ impl NodeProcess {
             }
             out.send(id.owner, Message::Finished { task: id, attempt, outcome });
         } else {
-            if !state.actors.contains_key(&id) || matches!(outcome, Outcome::Failed(_)) {
-                state.runs.remove(&(id, attempt));
-                state.actors.remove(&id);
+            match state.actors.get_mut(&id) {
+                Some(place) if !matches!(outcome, Outcome::Failed(_)) => place.is_made = true,
+                _ => {
+                    state.runs.remove(&(id, attempt));
+                    state.actors.remove(&id);
+                }
             }
             state.node.finished(self.now(), id, attempt, outcome, out);
         }
@@ -397,7 +432,7 @@ impl NodeProcess {
     fn hand_over(&self, state: &mut State, worker: ProcessId, spec: TaskSpec, arguments: Vec<Bytes>) {
         state.runs.insert((spec.id, spec.attempt), worker);
         if spec.stays {
-            state.actors.insert(spec.id, (worker, spec.attempt));
+            state.actors.insert(spec.id, ActorPlace { worker, attempt: spec.attempt, is_made: false });
         }
         let devices = state.node.devices(spec.id, spec.attempt);
         let body = Blob(Bytes::from_owner(spec.body.clone()));
@@ -522,7 +557,10 @@ impl NodeProcess {
             let _ = letters.send(self.envelope(id, you, Vec::new())); // the queue is here
             let (waiting, calls) = (Vec::new(), BTreeSet::new());
             let child = child.clone();
-            state.workers.insert(id, Worker { driver: job.driver, letters, child, pid, is_ready: false, lent: 0, calls, waiting });
+            state.workers.insert(
+                id,
+                Worker { driver: job.driver, letters, child, pid, is_ready: false, lent: 0, calls, waiting },
+            );
             id
         });
         let writer = move || pipe::write(output, &queue);
@@ -638,8 +676,9 @@ impl NodeProcess {
                 })
                 .collect(),
             Question::Actors => {
-                let actors = state.actors.iter().map(|(id, (worker, attempt))| {
-                    json!({ "node": self.name, "id": format!("{id:?}"), "worker": worker.to_string(), "starts": attempt })
+                let actors = state.actors.iter().map(|(id, place)| {
+                    json!({ "node": self.name, "id": format!("{id:?}"), "worker": place.worker.to_string(),
+                            "starts": place.attempt, "state": if place.is_made { "alive" } else { "starting" } })
                 });
                 actors.collect()
             }
@@ -678,7 +717,7 @@ fn resident(pid: u32) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-fn died(id: ObjectId, cause: &str) -> Arc<Error> {
+pub(super) fn died(id: ObjectId, cause: &str) -> Arc<Error> {
     let origin = Origin {
         kind: "actor".into(),
         name: format!("{id:?}"),

@@ -255,4 +255,3 @@ impl<T: Object> Source<T> for RemoteCell<T> {
         }
     }
 }
-

@@ -64,7 +64,8 @@ fn thousandths(amount: f64) -> u64 {
 /// Runs a head until it is told to end; `ready` is told its address.
 pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
     let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
-    let (station, events) = Station::start(HEAD, Role::Head, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
+    let (station, events) =
+        Station::start(HEAD, Role::Head, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
     ready(&station.address);
     HeadProcess::new(station).run(events);
     Ok(())

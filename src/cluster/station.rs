@@ -67,16 +67,28 @@ struct Arriving {
 pub(crate) enum Happening {
     Letter(Envelope),
     /// It has said who it is.
-    Met { station: ProcessId, role: Role, address: String },
+    Met {
+        station: ProcessId,
+        role: Role,
+        address: String,
+    },
     /// What was under way to and from it is lost.
-    Lost { station: ProcessId, reason: String },
+    Lost {
+        station: ProcessId,
+        reason: String,
+    },
     /// It is time to look at the clock.
     Tick,
 }
 
 impl Station {
     /// Listens at `bind`.
-    pub(crate) fn start(me: ProcessId, role: Role, bind: &str, key: Option<Key>) -> Result<(Arc<Station>, Events), StartError> {
+    pub(crate) fn start(
+        me: ProcessId,
+        role: Role,
+        bind: &str,
+        key: Option<Key>,
+    ) -> Result<(Arc<Station>, Events), StartError> {
         let config = Config { bind: bind.into(), key, ..Config::default() };
         let (endpoint, events) = Endpoint::start(config, Omq::new)?;
         let address = endpoint.address().to_owned();
@@ -109,7 +121,8 @@ impl Station {
                 return;
             }
         } else if to != HEAD && routes.asked.insert(to) {
-            let ask = Envelope { from: self.me, to: HEAD, letter: Letter::WhereIs { station: to }, payload: Vec::new() };
+            let ask =
+                Envelope { from: self.me, to: HEAD, letter: Letter::WhereIs { station: to }, payload: Vec::new() };
             self.send_to(routes, HEAD, self::messages(&ask));
         }
         routes.waiting.insert(to, messages);
@@ -152,7 +165,12 @@ impl Station {
     }
 
     /// Reports what happens until the endpoint is closed, and a `Tick` when `next` says so.
-    pub(crate) fn run(&self, mut events: Events, mut next: impl FnMut() -> Instant, mut happens: impl FnMut(Happening)) {
+    pub(crate) fn run(
+        &self,
+        mut events: Events,
+        mut next: impl FnMut() -> Instant,
+        mut happens: impl FnMut(Happening),
+    ) {
         loop {
             let wait = next().saturating_duration_since(Instant::now());
             let event = match wait.is_zero() {

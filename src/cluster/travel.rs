@@ -12,6 +12,7 @@ use super::{
     wire::{Extras, Order, Site},
 };
 use crate::{
+    actor::HostedActor,
     args::Deferred,
     error::{Error, Result},
     function::RemoteFn,
@@ -52,6 +53,8 @@ pub(crate) enum Arrived<'a> {
     Bare { worker: &'a mut dyn Worker, payload: &'a [u8], result: &'a mut Vec<u8> },
     /// A task, an actor's constructor, or a stream.
     Work(Incoming),
+    /// A call of this actor's.
+    Call(Incoming, &'a dyn HostedActor),
     /// Something of an order that is known to a type only; its place.
     Part(&'a mut dyn Any),
 }
@@ -63,8 +66,10 @@ impl<'a> Arrival<'a> {
     }
 }
 
-fn wrong_kind(name: &str) -> Error {
-    Error::Unsupported { reason: format!("`{name}` was sent as something that it is not; do all processes run this executable?") }
+pub(crate) fn wrong_kind(name: &str) -> Error {
+    Error::Unsupported {
+        reason: format!("`{name}` was sent as something that it is not; do all processes run this executable?"),
+    }
 }
 
 /// An order that has arrived.

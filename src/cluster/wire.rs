@@ -209,7 +209,9 @@ pub(crate) struct Extras {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ActorExtras {
     pub(crate) max_restarts: u32,
-    pub(crate) checkpoint_every: Option<u64>,
+    pub(crate) checkpoint_every: Option<u32>,
+    pub(crate) checkpoint: Option<Site>,
+    pub(crate) unpack: Option<Site>,
     pub(crate) max_pending_calls: Option<usize>,
     pub(crate) max_concurrency: Option<usize>,
     pub(crate) groups: Vec<(Arc<str>, usize)>,
@@ -251,64 +253,155 @@ pub(crate) enum Letter {
     Control(Message),
 
     /// First on each link.
-    Hello { role: Role, address: String, version: String },
+    Hello {
+        role: Role,
+        address: String,
+        version: String,
+    },
     /// To the head: where is it?
-    WhereIs { station: ProcessId },
+    WhereIs {
+        station: ProcessId,
+    },
     /// From the head; without an address there is no such station any more.
-    Station { station: ProcessId, address: Option<String> },
+    Station {
+        station: ProcessId,
+        address: Option<String>,
+    },
     /// To the head: they cannot talk to each other any more.
-    Unreachable { station: ProcessId },
+    Unreachable {
+        station: ProcessId,
+    },
     /// A node to the head: a worker of its own has ended.
-    Died { process: ProcessId },
+    Died {
+        process: ProcessId,
+    },
     /// A station ends, in good order.
     Leaving,
 
     /// A driver to the head.
     Register(Job),
     /// A node to the head, and the answer.
-    WhichJob { driver: ProcessId },
-    JobIs { driver: ProcessId, job: Option<Job> },
+    WhichJob {
+        driver: ProcessId,
+    },
+    JobIs {
+        driver: ProcessId,
+        job: Option<Job>,
+    },
     /// A node to a driver: send me your executable; and the answer, with a part of it.
-    WantImage { offset: u64 },
-    ImagePart { offset: u64 },
+    WantImage {
+        offset: u64,
+    },
+    ImagePart {
+        offset: u64,
+    },
 
     /// An owner to its node, with an object: keep it in the store.
-    Store { object: ObjectId },
+    Store {
+        object: ObjectId,
+    },
     /// Node to worker: run this; the payload is the arguments that the task waited for.
-    Run { task: ObjectId, attempt: u32, body: Blob, devices: Vec<(usize, u32)> },
+    Run {
+        task: ObjectId,
+        attempt: u32,
+        body: Blob,
+        devices: Vec<(usize, u32)>,
+    },
     /// Node to worker: nobody wants it any more.
-    Stop { task: ObjectId, attempt: u32 },
+    Stop {
+        task: ObjectId,
+        attempt: u32,
+    },
     /// Worker to owner, before the result: these are inside it.
-    Inside { task: ObjectId, attempt: u32, objects: Vec<ObjectId> },
+    Inside {
+        task: ObjectId,
+        attempt: u32,
+        objects: Vec<ObjectId>,
+    },
     /// Worker to node: a task or a call has ended, and the payload is the result.
-    Ended { id: ObjectId, attempt: u32, is_call: bool, end: End },
+    Ended {
+        id: ObjectId,
+        attempt: u32,
+        is_call: bool,
+        end: End,
+    },
     /// Owner to worker: it holds what was inside the result.
-    Took { task: ObjectId, attempt: u32 },
+    Took {
+        task: ObjectId,
+        attempt: u32,
+    },
     /// Worker to node: tasks that run wait for others, or go on; thousandths of CPUs.
-    Lend { cpu: u32 },
-    Reclaim { cpu: u32 },
+    Lend {
+        cpu: u32,
+    },
+    Reclaim {
+        cpu: u32,
+    },
     /// Worker to node: an actor that ran has ended.
-    ActorEnded { actor: ObjectId, attempt: u32, why: Arc<str> },
+    ActorEnded {
+        actor: ObjectId,
+        attempt: u32,
+        error: Arc<Error>,
+    },
 
+    /// To an actor's owner, and the answer.
+    WhereIsActor {
+        actor: ObjectId,
+    },
+    ActorIs {
+        actor: ObjectId,
+        place: Option<ProcessId>,
+        dead: Option<Arc<Error>>,
+    },
+    /// To the node that an actor is on, which hands it to the worker.
+    Kill {
+        actor: ObjectId,
+    },
     /// A caller to the node that an actor is on, which hands it to the worker.
-    Call { call: ObjectId, actor: ObjectId, caller: u32, body: Blob },
+    Call {
+        call: ObjectId,
+        actor: ObjectId,
+        caller: u32,
+        body: Blob,
+    },
 
     /// The producer of a stream to the consumer, with an item.
-    Item { stream: ObjectId },
+    Item {
+        stream: ObjectId,
+    },
     /// The consumer of a stream to its producer: so many more items may come.
-    Credit { stream: ObjectId, items: u32 },
+    Credit {
+        stream: ObjectId,
+        items: u32,
+    },
 
     /// What a worker's code has printed: to the driver.
-    Printed { worker: String, lines: Vec<String> },
+    Printed {
+        worker: String,
+        lines: Vec<String>,
+    },
 
     /// A question of a person's, and the answer, which is JSON.
-    Ask { number: u64, question: Question },
-    Answer { number: u64, answer: String },
+    Ask {
+        number: u64,
+        question: Question,
+    },
+    Answer {
+        number: u64,
+        answer: String,
+    },
 
     /// First on a pipe to a worker.
-    Welcome { you: ProcessId, node: String, job: Job, cpus: u32 },
+    Welcome {
+        you: ProcessId,
+        node: String,
+        job: Job,
+        cpus: u32,
+    },
     /// The worker is ready, or says why it cannot be.
-    Ready { refused: Option<String> },
+    Ready {
+        refused: Option<String>,
+    },
 }
 
 /// What a person may ask.
@@ -324,11 +417,21 @@ pub(crate) enum Question {
     /// End the cluster.
     Stop,
     /// The actor of this name.
-    Named { name: String },
+    Named {
+        name: String,
+    },
     /// Gives the asking driver's actor a name; the answer says whether it was free.
-    Name { name: String, actor: ObjectId, type_name: String, detached: bool },
+    Name {
+        name: String,
+        actor: ObjectId,
+        type_name: String,
+        detached: bool,
+    },
     /// Takes it away again.
-    Unname { name: String, actor: ObjectId },
+    Unname {
+        name: String,
+        actor: ObjectId,
+    },
 }
 
 /// A letter on its way.

@@ -3,7 +3,6 @@
 use super::{
     client::{Client, Post},
     pipe,
-
     wire::{Envelope, Letter},
 };
 use crate::local::{
@@ -66,4 +65,3 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         }
     }
 }
-

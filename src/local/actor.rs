@@ -220,12 +220,20 @@ enum NextCall<S> {
     Stop,
 }
 
+#[cfg(feature = "cluster")]
+type Ended = Box<dyn FnOnce(Error) + Send>;
+
 pub(crate) struct ActorCell<S> {
     pub(crate) core: &'static Core,
     pub(crate) id: u64,
     type_name: &'static str,
-    location: &'static Location<'static>,
+    pub(crate) location: &'static Location<'static>,
     pub(crate) options: ActorOptions<S>,
+    /// It was started by another process, which is told when it ends.
+    #[cfg(feature = "cluster")]
+    pub(crate) submitted: Mutex<Option<Box<super::node::Submitted>>>,
+    #[cfg(feature = "cluster")]
+    pub(crate) ended: Mutex<Option<Ended>>,
     /// Callers and the runner write here, both.
     mailbox: CachePadded<Mailbox<Arc<dyn ActorCall<S>>>>,
     runner: CachePadded<Mutex<Runner<S>>>,
@@ -295,6 +303,10 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
             type_name,
             location,
             options,
+            #[cfg(feature = "cluster")]
+            submitted: Mutex::new(None),
+            #[cfg(feature = "cluster")]
+            ended: Mutex::new(None),
             mailbox: CachePadded::new(Mailbox::new()),
             runner: CachePadded::new(Mutex::new(Runner {
                 inbox: VecDeque::new(),
@@ -357,7 +369,9 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     /// Keeps what was taken for the actor until it dies.
     pub(crate) fn keep(&self, grant: Grant) {
-        self.core.ledger.lock().held += grant.demand.cpu;
+        if !grant.is_lent {
+            self.core.ledger.lock().held += grant.demand.cpu;
+        }
         self.own_cpu.store(grant.demand.cpu, Ordering::Release);
         *self.grant.lock() = Some(grant);
         if self.is_dead() {
@@ -367,7 +381,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     fn give_back(&self) {
         let grant = self.grant.lock().take();
-        if let Some(grant) = grant {
+        if let Some(grant) = grant.filter(|grant| !grant.is_lent) {
             self.core.ledger.lock().held -= grant.demand.cpu;
             self.core.release(grant);
         }
@@ -391,14 +405,20 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     pub(crate) fn death(&self) -> Error {
         let cause = self.cause.lock().clone().unwrap_or_else(|| "it has stopped".into());
-        let origin = Origin {
+        #[allow(unused_mut)] // on a cluster it is known otherwise
+        let mut origin = Origin {
             kind: "actor".into(),
             name: self.name().into(),
             id: self.id,
             attempt: self.restarts.load(Ordering::Relaxed) + 1,
             location: self.location.to_string(),
-            node: "local".into(),
+            node: crate::resources::LOCAL_NODE.into(),
         };
+        #[cfg(feature = "cluster")]
+        if let Some(submitted) = &*self.submitted.lock() {
+            (origin.id, origin.location) = (submitted.number, submitted.location.to_string());
+            origin.node = submitted.node.to_string();
+        }
         Error::ActorDied { origin: Box::new(origin), cause }
     }
 
@@ -803,6 +823,13 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         self.drop_state();
         *self.recovery.lock() = Recovery { remake: None, saved: None, log: Vec::new() };
         self.give_back();
+        #[cfg(feature = "cluster")]
+        {
+            let ended = self.ended.lock().take();
+            if let Some(ended) = ended {
+                ended(self.death());
+            }
+        }
     }
 }
 
@@ -930,9 +957,10 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
         if core.has(super::flag::CHECK_SERIALIZATION) {
             body = body.duplicate()?;
         }
+        let caller = options.as_ref().and_then(|o| o.submitted.as_ref()).map(|submitted| submitted.caller);
         let cell = Arc::new(CallCell {
             meta: Meta::new(core, location, options),
-            slot: Slot::waiting(body, thread::caller()),
+            slot: Slot::waiting(body, caller.unwrap_or_else(thread::caller)),
             actor: actor.clone(),
         });
         if let Some(group) = cell.group()

@@ -200,7 +200,10 @@ impl Core {
     /// The way to the cluster, if a task with these options is to go there.
     #[cfg(feature = "cluster")]
     #[inline]
-    pub(crate) fn client_for(&self, options: Option<&super::node::Options>) -> Option<&Arc<crate::cluster::client::Client>> {
+    pub(crate) fn client_for(
+        &self,
+        options: Option<&super::node::Options>,
+    ) -> Option<&Arc<crate::cluster::client::Client>> {
         let client = self.client.get()?;
         client.takes(options).then_some(client)
     }
@@ -723,7 +726,7 @@ impl Core {
             node.fail(Arc::new(self.shutdown_error(node.label())));
         }
         for applicant in self.withdraw_applicants() {
-            let nothing = super::resources::Grant { demand: Default::default(), gpus: Vec::new() };
+            let nothing = super::resources::Grant { demand: Default::default(), gpus: Vec::new(), is_lent: false };
             run(applicant.granted(nothing));
         }
         while let Some(job) = self.any_job().or_else(|| self.deterministic.any_job()) {

@@ -47,7 +47,21 @@ pub(crate) struct Options {
     pub(crate) submitted: Option<Box<Submitted>>,
 }
 
+impl Options {
+    /// What the node has taken for a task of another process.
+    pub(super) fn use_lent(&mut self) {
+        let Some((cpu, devices)) = self.submitted.as_ref().and_then(|s| Some((s.cpu?, s.devices.clone()))) else {
+            return;
+        };
+        self.demands = true;
+        let demand = Demand { cpu, ..Demand::default() };
+        *self.grant.get_mut() = Some(Grant { demand, gpus: devices, is_lent: true });
+    }
+}
+
 /// Of what was submitted in another process: what it is called there.
+#[derive(Clone)]
+#[cfg_attr(not(feature = "cluster"), allow(dead_code))] // there is no other process
 pub(crate) struct Submitted {
     pub(crate) number: u64,
     pub(crate) location: Arc<str>,

@@ -178,6 +178,8 @@ impl Drop for Group {
 pub(crate) struct Grant {
     pub(crate) demand: Demand,
     pub(crate) gpus: Vec<(usize, u32)>,
+    /// It was taken from what another process counts, which takes it back itself.
+    pub(crate) is_lent: bool,
 }
 
 /// Something that waits for its resources.
@@ -257,7 +259,7 @@ impl Core {
             return Err(format!("{wanted} CPUs wanted, {free} free"));
         }
         let gpus = ledger.free.take(demand);
-        Ok(Grant { demand: demand.clone(), gpus })
+        Ok(Grant { demand: demand.clone(), gpus, is_lent: false })
     }
 
     /// Starts whoever can start now.
@@ -276,7 +278,7 @@ impl Core {
                     None if ledger.free.lacks(demand).is_some() => None,
                     None if demand.cpu > 0 && reserving => None,
                     None if demand.cpu == 0 || self.idle.try_take(demand.cpu) => {
-                        Some(Grant { demand: demand.clone(), gpus: ledger.free.take(demand) })
+                        Some(Grant { demand: demand.clone(), gpus: ledger.free.take(demand), is_lent: false })
                     }
                     None => {
                         reserving = demand.cpu + ledger.held <= ledger.total.cpu;
@@ -298,6 +300,9 @@ impl Core {
 
     /// Gives back what was taken, and starts whoever waited for it.
     pub(crate) fn release(&'static self, grant: Grant) {
+        if grant.is_lent {
+            return;
+        }
         match &grant.demand.bundle {
             Some((group, bundle)) => {
                 let mut free = group.free.lock();
@@ -381,5 +386,5 @@ fn take_from_bundle(group: &Arc<Group>, bundle: usize, demand: &Demand) -> Optio
         return None;
     }
     free.cpu -= demand.cpu;
-    Some(Grant { demand: demand.clone(), gpus: free.take(demand) })
+    Some(Grant { demand: demand.clone(), gpus: free.take(demand), is_lent: false })
 }

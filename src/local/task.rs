@@ -91,6 +91,7 @@ impl<B: Body> TaskCell<B> {
         let demand = options.as_ref().and_then(|o| o.demand.lock().clone());
         if let Some(options) = &mut options {
             options.demands = demand.is_some();
+            options.use_lent();
         }
         let cell = Arc::new(TaskCell {
             meta: Meta::new(core, location, options),
@@ -141,6 +142,9 @@ impl<B: Body> TaskCell<B> {
     /// All arguments are there. `finished`: because another task has just finished on this thread.
     fn ready(self: Arc<Self>, finished: bool) {
         let core = self.meta.core;
+        if self.grant().is_some_and(|grant| grant.lock().is_some()) {
+            return core.start(self);
+        }
         match self.meta.demand() {
             Some(demand) => core.apply(demand, self),
             None if finished => core.schedule_ready(self.meta.id, self),
@@ -273,7 +277,9 @@ impl<B: Body> TaskCell<B> {
     }
 
     fn release(&self) {
-        if let Some(grant) = self.grant().and_then(|grant| grant.lock().take()) {
+        // What was lent is there for the next attempt, too.
+        let taken = self.grant().and_then(|grant| grant.lock().take_if(|grant| !grant.is_lent));
+        if let Some(grant) = taken {
             self.meta.core.release(grant);
         }
     }

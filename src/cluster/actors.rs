@@ -1,0 +1,469 @@
+//! Actors that live in a worker: how they are started, found and called.
+//!
+//! An actor is a task that stays. The object that is its result, `()`, stands for it: handles to the actor are
+//! handles to that, and it stops when nobody has one. A caller sends its calls to the actor's node itself; until
+//! it is known where that is they wait here, in their order.
+
+use super::{
+    client::{Client, Out, State},
+    function::Remote,
+    owner::Value,
+    protocol::{ObjectId, Outcome, ProcessId},
+    travel::{Arrival, Arrived, Incoming, part, wrong_kind},
+    wire::{ActorExtras, Extras, Handle, Letter, Question, Site},
+};
+use crate::{
+    actor::{self, Actor, MethodBody, Sites, Unpack},
+    args::{Deferred, Visitor},
+    error::{Error, Origin, Result},
+    function::{Constructor, Method},
+    local::{
+        actor::{ActorOptions, Checkpoint},
+        node::Options,
+        resources::Demand,
+        thread,
+    },
+    object::{Object, ObjectRef},
+    resources::Strategy,
+    serial,
+    task::or_failed,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Display},
+    marker::PhantomData,
+    panic::Location,
+    sync::Arc,
+};
+
+/// A handle to an actor in a worker.
+#[derive(Clone)]
+pub(crate) struct RemoteActor {
+    client: Arc<Client>,
+    /// Ready when the constructor has run.
+    created: ObjectRef<()>,
+    about: Arc<About>,
+}
+
+struct About {
+    id: ObjectId,
+    name: Option<Arc<str>>,
+    type_name: &'static str,
+}
+
+/// What a process knows of an actor.
+#[derive(Default)]
+pub(super) struct View {
+    place: Option<ProcessId>,
+    dead: Option<Arc<Error>>,
+    /// Its owner was asked where it is.
+    asked: bool,
+    /// Until it is known.
+    waiting: Vec<Letter>,
+    /// Own actors: those who want to know.
+    asked_by: BTreeSet<ProcessId>,
+    /// Own actors: the name to give back.
+    name: Option<Arc<str>>,
+}
+
+/// What an actor is started with.
+pub(crate) struct Setup<S> {
+    pub(crate) options: ActorOptions<S>,
+    pub(crate) sites: Sites,
+    pub(crate) demand: Demand,
+    pub(crate) strategy: Strategy,
+    pub(crate) detached: bool,
+}
+
+impl fmt::Debug for RemoteActor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.about.name.as_deref().unwrap_or(self.about.type_name);
+        write!(f, "Actor(actor `{name}` (#{}))", self.id())
+    }
+}
+
+impl RemoteActor {
+    pub(crate) fn id(&self) -> u64 {
+        self.created.id()
+    }
+
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.about.name.as_deref()
+    }
+
+    pub(crate) fn ready(&self) -> ObjectRef<()> {
+        self.created.clone()
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::Actor { actor: self.about.id, name: self.about.name.clone() }
+    }
+
+    pub(crate) fn pending_calls(&self) -> usize {
+        self.client.pending_calls(self.about.id)
+    }
+
+    pub(crate) fn kill(&self) {
+        let actor = self.about.id;
+        self.client.with(|state, out| self.client.to_actor(state, actor, Letter::Kill { actor }, out));
+    }
+
+    /// Calls a method.
+    pub(crate) fn call<S, F, D, Args, M>(
+        &self,
+        location: &'static Location<'static>,
+        body: MethodBody<F, D, Args, M>,
+        options: Option<Box<Options>>,
+    ) -> ObjectRef<F::Out>
+    where
+        S: Send + Sync + 'static,
+        F: Method<S, Args, M>,
+        D: Deferred<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        let call = || {
+            let function = Site::of::<CallEntry<S, F, D, Args, M>>()?;
+            let packed = serial::pack(body.args(), "the arguments")?;
+            let kind = ("call", std::any::type_name::<F>());
+            let keep = Box::new(self.clone());
+            self.client.call(self.about.id, location, kind, function, packed, options, keep, caller())
+        };
+        or_failed(self.client.core, location, call())
+    }
+}
+
+/// Who calls, in this process.
+fn caller() -> u32 {
+    thread::caller()
+}
+
+impl Client {
+    /// Starts an actor on the cluster.
+    pub(crate) fn start_actor<F, D, Args, S, T>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        new: F,
+        args: D,
+        setup: Setup<S>,
+    ) -> Result<RemoteActor>
+    where
+        F: Constructor<Args, State = T>,
+        D: Deferred<Args>,
+        Args: 'static,
+        S: Send + Sync + 'static,
+        T: Send + Sync + 'static,
+    {
+        let _ = new; // it has no value but its type
+        let Setup { options, sites, demand, strategy, detached } = setup;
+        let type_name = std::any::type_name::<S>();
+        if let Some(name) = &options.name {
+            let known: serde_json::Value =
+                serde_json::from_str(&self.ask(Question::Named { name: name.to_string() })?).unwrap_or_default();
+            if known["owner"].is_u64() {
+                return Err(Error::NameTaken { name: name.to_string() });
+            }
+        }
+        let mut dependencies = Vec::new();
+        args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
+        let packed = serial::pack(&args, "the arguments")?;
+        drop(args);
+        let actor = ActorExtras {
+            max_restarts: options.max_restarts,
+            checkpoint_every: options.checkpoint.as_ref().map(|checkpoint| checkpoint.every),
+            checkpoint: sites.checkpoint.filter(|_| options.checkpoint.is_some()).map(|site| site()).transpose()?,
+            unpack: sites.unpack.map(|site| site()).transpose()?,
+            max_pending_calls: options.max_pending_calls,
+            max_concurrency: options.max_concurrency,
+            groups: options.groups.iter().map(|(name, calls)| (name.clone(), *calls)).collect(),
+        };
+        let cpu = (!demand.is_nothing()).then_some(demand.cpu);
+        let extras = Extras { actor: Some(actor), cpu, ..Extras::default() };
+        let function = Site::of::<ActorEntry<F, D, Args, S>>()?;
+        let name = options.name.clone();
+        let submitted = Options { name: name.clone(), demand: Some(demand).into(), strategy, ..Options::default() };
+        let kind = ("actor", type_name);
+        let created = self.send_out::<()>(
+            location,
+            kind,
+            (function, packed, &dependencies),
+            Some(Box::new(extras)),
+            Some(Box::new(submitted)),
+            Some(options.max_restarts),
+        )?;
+        let id = self.id_of(&created);
+        let actor =
+            RemoteActor { client: self.clone(), created, about: Arc::new(About { id, name: name.clone(), type_name }) };
+        if let Some(name) = name {
+            let question = Question::Name { name: name.to_string(), actor: id, type_name: type_name.into(), detached };
+            let answer: serde_json::Value = serde_json::from_str(&self.ask(question)?).unwrap_or_default();
+            if answer["free"] != true {
+                return Err(Error::NameTaken { name: name.to_string() });
+            }
+            self.with(|state, _| state.actors.entry(id).or_default().name = Some(name));
+        }
+        if detached {
+            self.keep(Box::new(actor.clone()));
+        }
+        Ok(actor)
+    }
+
+    /// The actor with this name, wherever it is.
+    pub(crate) fn named_actor(self: &Arc<Self>, name: &str, type_name: &'static str) -> Result<RemoteActor> {
+        let answer = self.ask(Question::Named { name: name.to_owned() })?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        let not_found = |detail: String| Error::ActorNotFound { name: name.to_owned(), detail };
+        let (Some(owner), Some(number)) = (answer["owner"].as_u64(), answer["number"].as_u64()) else {
+            let known: Vec<_> =
+                answer["known"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
+            return Err(not_found(format!("known names: {known:?}")));
+        };
+        if answer["type"] != type_name {
+            return Err(not_found(format!(
+                "an actor of `{}` has that name",
+                answer["type"].as_str().unwrap_or_default()
+            )));
+        }
+        let actor = ObjectId { owner: ProcessId(owner), number };
+        let handle = Handle::Actor { actor, name: Some(name.into()) };
+        let found = self.import_actor(&handle, type_name)?;
+        self.claim_all(&[actor], None);
+        Ok(found)
+    }
+
+    /// The handle in this process to an actor that is known by its number.
+    pub(crate) fn import_actor(self: &Arc<Self>, handle: &Handle, type_name: &'static str) -> Result<RemoteActor> {
+        let Handle::Actor { actor, name } = handle else {
+            return Err(Error::Unsupported { reason: "an object's handle was sent as an actor's".into() });
+        };
+        let created = self.import::<()>(*actor, None)?;
+        let about = Arc::new(About { id: *actor, name: name.clone(), type_name });
+        Ok(RemoteActor { client: self.clone(), created, about })
+    }
+
+    /// Sends a letter to an actor's node, as soon as that is known.
+    pub(super) fn to_actor(&self, state: &mut State, actor: ObjectId, letter: Letter, out: &mut Out) {
+        let is_ours = actor.owner == self.me;
+        let view = state.actors.entry(actor).or_default();
+        if let (Some(place), true) = (view.place, view.waiting.is_empty()) {
+            return out.letters.push((place, letter, Vec::new()));
+        }
+        view.waiting.push(letter);
+        if !is_ours && !view.asked {
+            view.asked = true;
+            out.letters.push((actor.owner, Letter::WhereIsActor { actor }, Vec::new()));
+        }
+        self.look_after(state, actor, out);
+    }
+
+    /// News of an own actor, or the first look at one.
+    pub(super) fn look_after(&self, state: &mut State, actor: ObjectId, out: &mut Out) {
+        if actor.owner == self.me && state.actors.contains_key(&actor) {
+            let place = state.owner.place(actor);
+            let dead = match state.owner.value(actor) {
+                Some(Value::Failed(error)) => Some(error),
+                _ => None,
+            };
+            self.actor_is(state, actor, place, dead, out);
+        }
+    }
+
+    /// It is there, or dead, or again neither.
+    pub(super) fn actor_is(
+        &self,
+        state: &mut State,
+        actor: ObjectId,
+        place: Option<ProcessId>,
+        dead: Option<Arc<Error>>,
+        out: &mut Out,
+    ) {
+        let Some(view) = state.actors.get_mut(&actor) else { return };
+        (view.place, view.dead) = (place, dead.clone());
+        if place.is_none() && dead.is_none() {
+            return;
+        }
+        for asker in std::mem::take(&mut view.asked_by) {
+            out.letters.push((asker, Letter::ActorIs { actor, place, dead: dead.clone() }, Vec::new()));
+        }
+        for letter in std::mem::take(&mut view.waiting) {
+            match (place, &letter) {
+                (Some(place), Letter::Call { call, .. }) => {
+                    state.owner.moved(*call, place);
+                    out.letters.push((place, letter, Vec::new()));
+                }
+                (Some(place), _) => out.letters.push((place, letter, Vec::new())),
+                (None, Letter::Call { call, .. }) => {
+                    let error = dead.clone().map(|error| died(actor, &error));
+                    let error = error.unwrap_or_else(|| unreachable!("it is dead"));
+                    state.owner.fulfil(*call, Outcome::Failed(error), &mut out.effects);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Another process wants to know where an own actor is.
+    pub(super) fn where_is(&self, state: &mut State, from: ProcessId, actor: ObjectId, out: &mut Out) {
+        state.actors.entry(actor).or_default().asked_by.insert(from);
+        self.look_after(state, actor, out);
+    }
+
+    /// An own actor's process is gone: it starts again, if it may.
+    pub(super) fn actor_ended(&self, state: &mut State, actor: ObjectId, out: &mut Out) {
+        state.actors.entry(actor).or_default().place = None;
+        if !state.owner.restart(actor, &mut out.effects) {
+            self.look_after(state, actor, out);
+        }
+    }
+
+    /// Nobody has a handle to an own actor any more.
+    pub(super) fn actor_freed(&self, state: &mut State, actor: ObjectId, out: &mut Out) {
+        let Some(view) = state.actors.remove(&actor) else { return };
+        if let Some(name) = view.name {
+            let question = Question::Unname { name: name.to_string(), actor };
+            out.letters.push((super::protocol::HEAD, Letter::Ask { number: 0, question }, Vec::new()));
+        }
+    }
+}
+
+/// What a failure to make an actor means for its calls.
+fn died(actor: ObjectId, error: &Arc<Error>) -> Arc<Error> {
+    match &**error {
+        Error::ActorDied { .. } => error.clone(),
+        Error::Cancelled { origin } | Error::Lost { origin, .. } | Error::DependencyFailed { origin, .. } => {
+            Arc::new(Error::ActorDied { origin: origin.clone(), cause: error.to_string() })
+        }
+        other => {
+            let origin = Origin {
+                kind: "actor".into(),
+                name: format!("{actor:?}"),
+                id: actor.number,
+                attempt: 1,
+                location: "an unknown place".into(),
+                node: actor.owner.to_string(),
+            };
+            Arc::new(Error::ActorDied { origin: Box::new(origin), cause: other.to_string() })
+        }
+    }
+}
+
+/// A call of a method.
+pub(crate) struct CallEntry<S, F, D, Args, M>(PhantomData<fn(S, F, D, Args) -> M>);
+
+impl<S, F, D, Args, M> Remote for CallEntry<S, F, D, Args, M>
+where
+    S: Send + Sync + 'static,
+    F: Method<S, Args, M>,
+    D: Deferred<Args>,
+    Args: 'static,
+    M: 'static,
+{
+    type Function = F;
+
+    fn name() -> &'static str {
+        std::any::type_name::<F>()
+    }
+
+    fn run(method: F, arrival: Arrival<'_>) -> Result<()> {
+        let Arrived::Call(incoming, actor) = arrival.0 else { return Err(wrong_kind(Self::name())) };
+        let Some(actor) = actor.any().downcast_ref::<Actor<S>>() else { return Err(wrong_kind(Self::name())) };
+        let args: D = incoming.decode("the arguments")?;
+        let call = actor.take_call(MethodBody::new(method, args), incoming.options()?)?;
+        let Incoming { client, reply, .. } = incoming;
+        client.runs(reply.id, reply.attempt, &call.node());
+        reply.with(call);
+        Ok(())
+    }
+}
+
+/// The start of an actor.
+pub(crate) struct ActorEntry<F, D, Args, S>(PhantomData<fn(F, D, Args) -> S>);
+
+impl<F, D, Args, S> Remote for ActorEntry<F, D, Args, S>
+where
+    F: Constructor<Args>,
+    D: Deferred<Args>,
+    Args: 'static,
+    S: Send + Sync + 'static,
+{
+    type Function = F;
+
+    fn name() -> &'static str {
+        std::any::type_name::<F>()
+    }
+
+    fn run(new: F, arrival: Arrival<'_>) -> Result<()> {
+        let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
+        let args: D = incoming.decode("the arguments")?;
+        let defaults = ActorExtras::default();
+        let extras = incoming.order.extras.as_deref().and_then(|extras| extras.actor.as_ref()).unwrap_or(&defaults);
+        let mut checkpoint: Option<Checkpoint<S>> = None;
+        if let (Some(site), Some(every)) = (extras.checkpoint, extras.checkpoint_every) {
+            part(site, &mut checkpoint)?;
+            if let Some(checkpoint) = &mut checkpoint {
+                checkpoint.every = every;
+            }
+        }
+        let mut unpack: Option<Unpack<S>> = None;
+        if let Some(site) = extras.unpack {
+            part(site, &mut unpack)?;
+        }
+        let options = ActorOptions {
+            name: incoming.order.name.clone(),
+            max_restarts: extras.max_restarts,
+            checkpoint,
+            max_pending_calls: extras.max_pending_calls,
+            max_concurrency: extras.max_concurrency,
+            groups: extras.groups.iter().cloned().collect::<BTreeMap<_, _>>(),
+        };
+        let submitted = incoming.options()?;
+        let Incoming { client, reply, .. } = incoming;
+        let (id, attempt) = (reply.id, reply.attempt);
+        let told = client.clone();
+        let ended = Box::new(move |error| told.hosted_ended(id, attempt, error));
+        let actor = actor::host(client.core, new, args, unpack, options, submitted, ended)?;
+        client.hosts(id, attempt, Arc::new(actor.clone()));
+        reply.with(actor.ready());
+        Ok(())
+    }
+}
+
+/// How to save a state.
+pub(crate) struct CheckpointEntry<S>(PhantomData<fn() -> S>);
+
+impl<S: Object> Remote for CheckpointEntry<S> {
+    type Function = ();
+
+    fn name() -> &'static str {
+        std::any::type_name::<S>()
+    }
+
+    fn run((): (), arrival: Arrival<'_>) -> Result<()> {
+        let Arrived::Part(place) = arrival.0 else { return Err(wrong_kind(Self::name())) };
+        let place = place.downcast_mut::<Option<Checkpoint<S>>>().ok_or_else(|| wrong_kind(Self::name()))?;
+        *place = Some(actor::checkpoint(1));
+        Ok(())
+    }
+}
+
+/// How to take a state out of a `Result`.
+pub(crate) struct UnpackEntry<T, E>(PhantomData<fn() -> (T, E)>);
+
+impl<T, E> Remote for UnpackEntry<T, E>
+where
+    T: Send + Sync + 'static,
+    E: Display + Send + Sync + 'static,
+{
+    type Function = ();
+
+    fn name() -> &'static str {
+        std::any::type_name::<(T, E)>()
+    }
+
+    fn run((): (), arrival: Arrival<'_>) -> Result<()> {
+        let Arrived::Part(place) = arrival.0 else { return Err(wrong_kind(Self::name())) };
+        let place = place.downcast_mut::<Option<Unpack<T>>>().ok_or_else(|| wrong_kind(Self::name()))?;
+        *place = Some(actor::unpack::<T, E>);
+        Ok(())
+    }
+}
