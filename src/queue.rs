@@ -1,5 +1,7 @@
 //! A bounded queue between tasks, actors and threads.
 
+#[cfg(feature = "cluster")]
+use crate::actor::Actor;
 use crate::{
     error::{Error, Result},
     local::{
@@ -30,7 +32,18 @@ use std::{collections::VecDeque, fmt, panic::Location, sync::Arc, time::Duration
 /// assert_eq!(sum, 4950);
 /// # Ok::<(), outray::Error>(())
 /// ```
-pub struct Queue<T: Object>(Arc<Inner<T>>);
+pub struct Queue<T: Object>(Place<T>);
+
+/// Where a queue is.
+enum Place<T: Object> {
+    /// In this process.
+    Here(Here<T>),
+    /// In a worker of the cluster, as the state of an actor.
+    #[cfg(feature = "cluster")]
+    There { actor: Actor<Hosted<T>>, capacity: usize },
+}
+
+struct Here<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
     core: &'static Core,
@@ -45,8 +58,22 @@ struct State<T> {
     putters: VecDeque<Arc<Promise<()>>>,
 }
 
+/// Does the same with a queue wherever it is: `here` there, or a call of `there`, whose failure is `failed`.
+macro_rules! either {
+    ($self:ident, |$queue:ident| $here:expr, $method:ident($($args:expr),*), $failed:expr) => {
+        match &$self.0 {
+            Place::Here($queue) => $here,
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => match actor.call(Hosted::$method, ($($args),*)).take() {
+                Ok(result) => result,
+                Err(error) => $failed(error),
+            },
+        }
+    };
+}
+
 impl<T: Object> Queue<T> {
-    /// A queue of at most `capacity` items.
+    /// A queue of at most `capacity` items. On a cluster it lives in a worker, as an actor does.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the capacity is 0.
@@ -54,18 +81,25 @@ impl<T: Object> Queue<T> {
         if capacity == 0 {
             return Err(Error::invalid("a queue's capacity is at least 1"));
         }
-        let state = State { items: VecDeque::new(), getters: VecDeque::new(), putters: VecDeque::new() };
-        Ok(Queue(Arc::new(Inner { core: rt.core, capacity, state: Mutex::new(state) })))
+        #[cfg(feature = "cluster")]
+        if rt.core.is_on_cluster() {
+            return Ok(Queue(Place::There { actor: rt.actor(Hosted::<T>::new, capacity), capacity }));
+        }
+        Ok(Queue(Place::Here(Here::new(rt.core, capacity))))
     }
 
     /// How many items it can hold.
     pub fn capacity(&self) -> usize {
-        self.0.capacity
+        match &self.0 {
+            Place::Here(queue) => queue.0.capacity,
+            #[cfg(feature = "cluster")]
+            Place::There { capacity, .. } => *capacity,
+        }
     }
 
     /// How many items it holds now.
     pub fn len(&self) -> usize {
-        self.0.state.lock().items.len()
+        either!(self, |queue| queue.len(), len(), |_| 0)
     }
 
     /// Whether it holds nothing now.
@@ -78,6 +112,179 @@ impl<T: Object> Queue<T> {
     /// # Errors
     /// The item, if the queue is full.
     pub fn try_put(&self, item: T) -> Result<(), T> {
+        match &self.0 {
+            Place::Here(queue) => queue.try_put(item),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => {
+                // What is refused comes back; a queue that has died takes all.
+                let refused = actor.call(Hosted::try_put, Item(Some(Arc::new(item)))).get_shared();
+                match refused.map(|refused| Arc::try_unwrap(refused).map(|item| item.0.map(Arc::try_unwrap))) {
+                    Ok(Ok(Some(Ok(item)))) => Err(item),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Takes the first item, if there is one.
+    pub fn try_get(&self) -> Option<T> {
+        match &self.0 {
+            Place::Here(queue) => queue.try_get(),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => got(actor.call(Hosted::try_get, ())).ok().flatten(),
+        }
+    }
+
+    /// Appends an item. Blocks while the queue is full.
+    ///
+    /// # Errors
+    /// [`Error::Shutdown`]; in deterministic mode [`Error::Deadlock`], if nobody is left to make room;
+    /// [`Error::ActorDied`] if it was in a process that died.
+    pub fn put(&self, item: T) -> Result<()> {
+        either!(self, |queue| queue.put(item), put(Item(Some(Arc::new(item)))), Err)
+    }
+
+    /// Appends an item, if there is room within `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]; the item is dropped then.
+    pub fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
+        either!(self, |queue| queue.put_timeout(item, timeout), put_timeout(Item(Some(Arc::new(item))), timeout), Err)
+    }
+
+    /// Takes the first item. Blocks while the queue is empty.
+    ///
+    /// # Errors
+    /// As [`Queue::put`].
+    pub fn get(&self) -> Result<T> {
+        match &self.0 {
+            Place::Here(queue) => queue.get(),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => got(actor.call(Hosted::get, ()))?.ok_or(Error::QueueEmpty),
+        }
+    }
+
+    /// Takes the first item, if there is one within `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::QueueEmpty`].
+    pub fn get_timeout(&self, timeout: Duration) -> Result<T> {
+        match &self.0 {
+            Place::Here(queue) => queue.get_timeout(timeout),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => got(actor.call(Hosted::get_timeout, timeout))?.ok_or(Error::QueueEmpty),
+        }
+    }
+
+    /// Appends an item; the future waits while the queue is full.
+    ///
+    /// # Errors
+    /// As [`Queue::put`].
+    pub async fn put_async(&self, item: T) -> Result<()> {
+        match &self.0 {
+            Place::Here(queue) => queue.put_async(item).await,
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => actor.call(Hosted::put, Item(Some(Arc::new(item)))).await?,
+        }
+    }
+
+    /// Takes the first item; the future waits while the queue is empty.
+    ///
+    /// # Errors
+    /// As [`Queue::get`].
+    pub async fn get_async(&self) -> Result<T> {
+        match &self.0 {
+            Place::Here(queue) => queue.get_async().await,
+            #[cfg(feature = "cluster")]
+            Place::There { actor, .. } => {
+                let item = actor.call(Hosted::get, ());
+                (&item).await?;
+                got(item)?.ok_or(Error::QueueEmpty)
+            }
+        }
+    }
+}
+
+/// An item on its way, or none. Shared, because a result may be, and a `T` need not be `Clone`.
+#[cfg(feature = "cluster")]
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "T: Object")]
+struct Item<T>(Option<Arc<T>>);
+
+#[cfg(feature = "cluster")]
+impl<T> Clone for Item<T> {
+    fn clone(&self) -> Self {
+        Item(self.0.clone())
+    }
+}
+
+/// The item that a call has got.
+#[cfg(feature = "cluster")]
+fn got<T: Object>(call: ObjectRef<Item<T>>) -> Result<Option<T>> {
+    let item = call.take()?;
+    // There was one handle, so nobody shares it.
+    Ok(item.0.and_then(|item| Arc::try_unwrap(item).ok()))
+}
+
+/// A queue as the state of an actor.
+#[cfg(feature = "cluster")]
+struct Hosted<T>(Here<T>);
+
+#[cfg(feature = "cluster")]
+impl<T: Object> Hosted<T> {
+    fn new(capacity: usize) -> Self {
+        Hosted(Here::new(Runtime::current().core, capacity))
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn try_put(&self, item: Item<T>) -> Item<T> {
+        Item(unshare(item).and_then(|item| self.0.try_put(item).err()).map(Arc::new))
+    }
+
+    fn try_get(&self) -> Item<T> {
+        Item(self.0.try_get().map(Arc::new))
+    }
+
+    async fn put(&self, item: Item<T>) -> Result<()> {
+        match unshare(item) {
+            Some(item) => self.0.put_async(item).await,
+            None => Ok(()),
+        }
+    }
+
+    fn put_timeout(&self, item: Item<T>, timeout: Duration) -> Result<()> {
+        unshare(item).map_or(Ok(()), |item| self.0.put_timeout(item, timeout))
+    }
+
+    async fn get(&self) -> Item<T> {
+        Item(self.0.get_async().await.ok().map(Arc::new))
+    }
+
+    fn get_timeout(&self, timeout: Duration) -> Item<T> {
+        Item(self.0.get_timeout(timeout).ok().map(Arc::new))
+    }
+}
+
+/// What has just arrived is nobody else's.
+#[cfg(feature = "cluster")]
+fn unshare<T>(item: Item<T>) -> Option<T> {
+    item.0.and_then(|item| Arc::try_unwrap(item).ok())
+}
+
+impl<T: Object> Here<T> {
+    fn new(core: &'static Core, capacity: usize) -> Self {
+        let state = State { items: VecDeque::new(), getters: VecDeque::new(), putters: VecDeque::new() };
+        Here(Arc::new(Inner { core, capacity, state: Mutex::new(state) }))
+    }
+
+    fn len(&self) -> usize {
+        self.0.state.lock().items.len()
+    }
+
+    fn try_put(&self, item: T) -> Result<(), T> {
         let getter = {
             let state = &mut *self.0.state.lock();
             if state.items.len() >= self.0.capacity {
@@ -90,8 +297,7 @@ impl<T: Object> Queue<T> {
         Ok(())
     }
 
-    /// Takes the first item, if there is one.
-    pub fn try_get(&self) -> Option<T> {
+    fn try_get(&self) -> Option<T> {
         let (item, putter) = {
             let state = &mut *self.0.state.lock();
             let item = state.items.pop_front()?;
@@ -101,19 +307,11 @@ impl<T: Object> Queue<T> {
         Some(item)
     }
 
-    /// Appends an item. Blocks while the queue is full.
-    ///
-    /// # Errors
-    /// [`Error::Shutdown`]; in deterministic mode [`Error::Deadlock`], if nobody is left to make room.
-    pub fn put(&self, item: T) -> Result<()> {
+    fn put(&self, item: T) -> Result<()> {
         self.put_within(item, None)
     }
 
-    /// Appends an item, if there is room within `timeout`.
-    ///
-    /// # Errors
-    /// [`Error::QueueFull`]; the item is dropped then.
-    pub fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
+    fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
         self.put_within(item, Some(timeout))
     }
 
@@ -129,27 +327,15 @@ impl<T: Object> Queue<T> {
         self.retry(timeout, Row::Room, put)?.ok_or(Error::QueueFull { capacity: self.0.capacity })
     }
 
-    /// Takes the first item. Blocks while the queue is empty.
-    ///
-    /// # Errors
-    /// [`Error::Shutdown`]; in deterministic mode [`Error::Deadlock`], if nobody is left to put one.
-    pub fn get(&self) -> Result<T> {
-        self.retry(None, Row::Items, Queue::try_get)?.ok_or(Error::QueueEmpty)
+    fn get(&self) -> Result<T> {
+        self.retry(None, Row::Items, Here::try_get)?.ok_or(Error::QueueEmpty)
     }
 
-    /// Takes the first item, if there is one within `timeout`.
-    ///
-    /// # Errors
-    /// [`Error::QueueEmpty`].
-    pub fn get_timeout(&self, timeout: Duration) -> Result<T> {
-        self.retry(Some(timeout), Row::Items, Queue::try_get)?.ok_or(Error::QueueEmpty)
+    fn get_timeout(&self, timeout: Duration) -> Result<T> {
+        self.retry(Some(timeout), Row::Items, Here::try_get)?.ok_or(Error::QueueEmpty)
     }
 
-    /// Appends an item; the future waits while the queue is full.
-    ///
-    /// # Errors
-    /// As [`Queue::put`].
-    pub async fn put_async(&self, item: T) -> Result<()> {
+    async fn put_async(&self, item: T) -> Result<()> {
         let mut item = item;
         loop {
             item = match self.try_put(item) {
@@ -160,11 +346,7 @@ impl<T: Object> Queue<T> {
         }
     }
 
-    /// Takes the first item; the future waits while the queue is empty.
-    ///
-    /// # Errors
-    /// As [`Queue::get`].
-    pub async fn get_async(&self) -> Result<T> {
+    async fn get_async(&self) -> Result<T> {
         loop {
             if let Some(item) = self.try_get() {
                 return Ok(item);
@@ -173,9 +355,8 @@ impl<T: Object> Queue<T> {
         }
     }
 
-    /// Waits, in the row, until it may be worth another attempt.
     async fn turn(&self, row: Row) -> Result<()> {
-        let place = Place::new(self, row);
+        let place = Turn::new(self, row);
         let open = self.0.state.lock().is_open(row, self.0.capacity);
         if !open {
             ObjectRef::first(place.promise.clone()).await?;
@@ -183,7 +364,6 @@ impl<T: Object> Queue<T> {
         Ok(())
     }
 
-    /// Attempts it until it works, or the time is up (`None`).
     fn retry<R>(
         &self,
         timeout: Option<Duration>,
@@ -195,7 +375,7 @@ impl<T: Object> Queue<T> {
             if let Some(result) = attempt(self) {
                 return Ok(Some(result));
             }
-            let place = Place::new(self, row);
+            let place = Turn::new(self, row);
             // Between the attempt and the place in the row things may have changed.
             if let Some(result) = attempt(self) {
                 return Ok(Some(result));
@@ -219,22 +399,22 @@ enum Row {
 }
 
 /// A place in a row of those who wait. Whoever leaves with a turn that was not used passes it on.
-struct Place<'a, T: Object> {
-    queue: &'a Queue<T>,
+struct Turn<'a, T: Object> {
+    queue: &'a Here<T>,
     row: Row,
     promise: Arc<Promise<()>>,
 }
 
-impl<'a, T: Object> Place<'a, T> {
-    fn new(queue: &'a Queue<T>, row: Row) -> Self {
+impl<'a, T: Object> Turn<'a, T> {
+    fn new(queue: &'a Here<T>, row: Row) -> Self {
         let promise = Promise::empty(queue.0.core, Location::caller(), None);
         queue.0.state.lock().row(row).push_back(promise.clone());
         queue.0.core.suspend(&(promise.clone() as Arc<dyn Node>));
-        Place { queue, row, promise }
+        Turn { queue, row, promise }
     }
 }
 
-impl<T: Object> Drop for Place<'_, T> {
+impl<T: Object> Drop for Turn<'_, T> {
     fn drop(&mut self) {
         self.queue.0.core.resume(self.promise.id());
         let next = {
@@ -279,13 +459,21 @@ fn notify(waiting: Option<Arc<Promise<()>>>) {
 
 impl<T: Object> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Queue(self.0.clone())
+        Queue(match &self.0 {
+            Place::Here(queue) => Place::Here(Here(queue.0.clone())),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, capacity } => Place::There { actor: actor.clone(), capacity: *capacity },
+        })
     }
 }
 
 impl<T: Object> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Queue({}/{})", self.len(), self.0.capacity)
+        match &self.0 {
+            Place::Here(queue) => write!(f, "Queue({}/{})", queue.len(), queue.0.capacity),
+            #[cfg(feature = "cluster")]
+            Place::There { actor, capacity } => write!(f, "Queue(at {actor:?}, of {capacity})"),
+        }
     }
 }
 
@@ -305,17 +493,31 @@ impl<T: Object> serial::Passed for Queue<T> {
     #[cfg(feature = "cluster")]
     fn export(
         &self,
-        _: &Arc<crate::cluster::client::Client>,
+        client: &Arc<crate::cluster::client::Client>,
     ) -> Result<(crate::cluster::wire::Handle, Box<dyn std::any::Any + Send + Sync>)> {
-        Err(Error::Unsupported { reason: "not yet".into() })
+        match &self.0 {
+            Place::Here(_) => Err(Error::Unsupported {
+                reason: "this queue lives in its own process only: make it with the cluster's runtime".into(),
+            }),
+            Place::There { actor, capacity } => {
+                let (handle, guard) = serial::Passed::export(actor, client)?;
+                Ok((crate::cluster::wire::Handle::Queue { actor: handle.object(), capacity: *capacity }, guard))
+            }
+        }
     }
 
     #[cfg(feature = "cluster")]
     fn import(
-        _: &Arc<crate::cluster::client::Client>,
-        _: &crate::cluster::wire::Handle,
+        client: &Arc<crate::cluster::client::Client>,
+        handle: &crate::cluster::wire::Handle,
         _: Option<&bytes::Bytes>,
     ) -> Result<Self> {
-        Err(Error::Unsupported { reason: "not yet".into() })
+        use crate::cluster::wire::Handle;
+        let Handle::Queue { actor, capacity } = handle else {
+            return Err(Error::Unsupported { reason: "another kind of handle was sent as a queue's".into() });
+        };
+        let handle = Handle::Actor { actor: *actor, name: None };
+        let actor = serial::Passed::import(client, &handle, None)?;
+        Ok(Queue(Place::There { actor, capacity: *capacity }))
     }
 }

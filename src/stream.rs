@@ -73,17 +73,30 @@ impl<F, Args, M> StreamTask<F, Args, M> {
     {
         const { assert_captures_nothing::<F>() }
         let options = self.name.clone().map(|name| Box::new(Options { name: Some(name), ..Options::default() }));
-        let body = ProducerBody { f: self.f.clone(), args: args.into_args(), _types: PhantomData };
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get().filter(|client| client.takes_streams()) {
+            let location = Location::caller();
+            let stream =
+                client.submit_stream::<F, In::Deferred, Args, M>(location, args.into_args(), options, self.buffer);
+            return ObjectStream(stream);
+        }
+        let body = ProducerBody::new(self.f.clone(), args.into_args());
         let cell = StreamCell::submit(self.core, Location::caller(), body, options, self.buffer);
         self.core.yield_if_deterministic();
         ObjectStream(cell)
     }
 }
 
-struct ProducerBody<F, D, Args, M> {
+pub(crate) struct ProducerBody<F, D, Args, M> {
     f: F,
     args: D,
     _types: PhantomData<fn(Args) -> M>,
+}
+
+impl<F, D, Args, M> ProducerBody<F, D, Args, M> {
+    pub(crate) fn new(f: F, args: D) -> Self {
+        ProducerBody { f, args, _types: PhantomData }
+    }
 }
 
 impl<F, D, Args, M> StreamBody for ProducerBody<F, D, Args, M>

@@ -24,16 +24,20 @@ use super::{
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
+    streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply},
     wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Parcel, Question, Site},
 };
 use crate::{
     actor::HostedActor,
+    args::{Deferred, Visitor},
     error::{Error, Origin, Result},
+    function::StreamFn,
     local::{
         Core,
         node::{Blocker, Node, Options, Phase, Source, contain},
         slot::Waiter,
+        stream::Items,
         task::Travel,
         timer,
     },
@@ -76,6 +80,9 @@ pub(crate) struct Client {
     under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
     /// Actors that live here, and in which attempt.
     hosted: Mutex<HashMap<ObjectId, (u32, Arc<dyn HostedActor>)>>,
+    /// Streams that are produced here, and those that are consumed here.
+    feeders: Mutex<HashMap<ObjectId, Arc<dyn Feed>>>,
+    sinks: Mutex<HashMap<ObjectId, Arc<dyn Sink>>>,
     /// What those died of that lived here.
     dead: Mutex<HashMap<ObjectId, Arc<Error>>>,
     /// How many calls of an actor are under way.
@@ -222,6 +229,8 @@ impl Client {
             running: Mutex::default(),
             under_way,
             hosted: Mutex::default(),
+            feeders: Mutex::default(),
+            sinks: Mutex::default(),
             dead: Mutex::default(),
             calls: Mutex::default(),
             kept: Mutex::default(),
@@ -342,9 +351,16 @@ impl Client {
 
     /// Claims what is inside a result, so that the worker that made it may let go.
     fn take_over(self: &Arc<Self>, state: &mut State, object: ObjectId, out: &mut Out) {
-        let Some((worker, attempt, inside)) = state.announced.remove(&object.number) else { return };
+        let attempt = state.announced.get(&object.number).map_or(0, |announced| announced.1);
+        self.take_over_as(state, object, (object, attempt), out);
+    }
+
+    /// The same for what the worker knows under another name.
+    fn take_over_as(self: &Arc<Self>, state: &mut State, object: ObjectId, offered: (ObjectId, u32), out: &mut Out) {
+        let Some((worker, _, inside)) = state.announced.remove(&object.number) else { return };
         let client = self.clone();
-        let took = Then::new(move || client.post(worker, Letter::Took { task: object, attempt }, Vec::new()));
+        let (task, attempt) = offered;
+        let took = Then::new(move || client.post(worker, Letter::Took { task, attempt }, Vec::new()));
         for inner in &inside {
             self.hold(state, *inner);
             self.claim(state, *inner, &took, out);
@@ -476,6 +492,18 @@ impl Client {
             Letter::Inside { task, attempt, objects } => self.with(|state, _| {
                 state.announced.insert(task.number, (from, attempt, objects));
             }),
+            Letter::Item { stream, number } => {
+                let sink = self.sinks.lock().get(&stream).cloned();
+                if let Some(sink) = sink {
+                    sink.item(from, number, payload.into_iter().next().unwrap_or_default());
+                }
+            }
+            Letter::Credit { stream, items } => {
+                let feeder = self.feeders.lock().get(&stream).cloned();
+                if let Some(feeder) = feeder {
+                    feeder.credit(items);
+                }
+            }
             Letter::Call { call, actor, caller, body } => self.call_arrived(from, call, actor, caller, &body.0),
             Letter::Kill { actor } => {
                 let hosted = self.hosted.lock().get(&actor).map(|(_, hosted)| hosted.clone());
@@ -497,6 +525,10 @@ impl Client {
                 let node = self.running.lock().get(&(task, attempt)).and_then(Weak::upgrade);
                 if let Some(node) = node {
                     node.cancel();
+                }
+                let feeder = self.feeders.lock().get(&task).cloned();
+                if let Some(feeder) = feeder {
+                    feeder.stop();
                 }
                 // The last handle of an actor's: it does what it has been asked to do, and stops.
                 let hosted = self.hosted.lock().remove(&task);
@@ -814,13 +846,7 @@ impl Client {
             let node: &dyn Node = &*cell;
             let options = node.meta().options.as_deref();
             let (demand, strategy) = demand(options);
-            let args = dependencies
-                .iter()
-                .map(|place| match parcel.handles[*place as usize].object() {
-                    object if object.owner == self.me => WorkArg::Object(object),
-                    object => WorkArg::Foreign(object),
-                })
-                .collect();
+            let args = self.arguments(&dependencies, &parcel);
             let order = Order {
                 function,
                 parcel,
@@ -936,6 +962,128 @@ impl Client {
         }
     }
 
+    /// Whether a stream's producer is to run on the cluster.
+    pub(crate) fn takes_streams(&self) -> bool {
+        !self.me.is_worker()
+    }
+
+    /// Starts a stream on the cluster. It holds no CPU there, because it stops whenever its consumer is slow.
+    pub(crate) fn submit_stream<F, D, Args, M>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        args: D,
+        options: Option<Box<Options>>,
+        buffer: usize,
+    ) -> Arc<dyn Items<F::Item>>
+    where
+        F: StreamFn<Args, M>,
+        D: Deferred<Args>,
+        Args: 'static,
+        M: 'static,
+    {
+        let mut dependencies = Vec::new();
+        args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
+        self.core.count(|c| &c.submitted);
+        let order = || {
+            let function = Site::of::<StreamEntry<F, D, Args, M>>()?;
+            let packed = serial::pack(&args, "the arguments")?;
+            self.parcel(packed).map(|(parcel, handles)| (function, parcel, handles))
+        };
+        let order = order();
+        let name = options.as_deref().and_then(|o| o.name.clone());
+        let type_name = std::any::type_name::<F>();
+        self.with(|state, out| {
+            let id = state.owner.next().0;
+            let stream = RemoteStream::<F::Item>::new(self, id, type_name, location, options);
+            let (function, parcel, handles) = match order {
+                Ok(order) => order,
+                Err(error) => {
+                    out.arrivals.push((stream.clone(), Err(Arc::new(error))));
+                    return stream as Arc<dyn Items<F::Item>>;
+                }
+            };
+            let dependencies = self.dependencies(state, &dependencies, &parcel);
+            let args = self.arguments(&dependencies, &parcel);
+            let extras = Extras { buffer: buffer.max(1), ..Extras::default() };
+            let order = Order {
+                function,
+                parcel,
+                dependencies,
+                name,
+                location: location.to_string().into(),
+                number: stream.meta().id,
+                extras: Some(Box::new(extras)),
+            };
+            let body = order.encode(self.job.driver);
+            self.sinks.lock().insert(id, stream.clone());
+            self.enter(state, stream.clone(), handles);
+            let (demand, strategy) = (Arc::new(Demand::cpus(0)), Strategy::Default);
+            let work = Work { demand, strategy, args, body, attempts: 1, stays: false };
+            let submitted = state.owner.submit(work, &mut out.effects);
+            debug_assert_eq!(submitted, id);
+            stream
+        })
+    }
+
+    /// The consumer of a stream is gone.
+    pub(super) fn end_stream(self: &Arc<Self>, stream: ObjectId) {
+        let sink = self.sinks.lock().remove(&stream);
+        drop(sink);
+        self.release(stream);
+    }
+
+    pub(super) fn credit(&self, producer: ProcessId, stream: ObjectId, items: u32) {
+        self.post(producer, Letter::Credit { stream, items }, Vec::new());
+    }
+
+    /// A stream is produced here from now on.
+    pub(super) fn feeds(&self, stream: ObjectId, feeder: Arc<dyn Feed>) {
+        self.feeders.lock().insert(stream, feeder);
+    }
+
+    /// Not any more.
+    pub(super) fn fed(&self, stream: ObjectId) {
+        let feeder = self.feeders.lock().remove(&stream);
+        drop(feeder);
+    }
+
+    /// Sends an item of a stream that is produced here.
+    pub(super) fn send_item(self: &Arc<Self>, stream: ObjectId, number: u32, packed: Packed) -> Result<()> {
+        let (parcel, handles) = self.parcel(packed)?;
+        self.with(|state, out| {
+            if !handles.is_empty() {
+                state.offered.insert((stream, number), handles);
+            }
+            out.letters.push((stream.owner, Letter::Item { stream, number }, vec![parcel.encode().into()]));
+        });
+        Ok(())
+    }
+
+    /// An item of a stream has come: it is an object of this process's.
+    pub(super) fn item<T: Object>(
+        self: &Arc<Self>,
+        from: ProcessId,
+        stream: ObjectId,
+        number: u32,
+        value: Bytes,
+        location: &'static Location<'static>,
+    ) -> Result<ObjectRef<T>> {
+        let objects = Parcel::decode(&value)?.objects();
+        let cell = self.with(|state, out| {
+            let id = state.owner.put(Arc::from(&value[..]));
+            if !objects.is_empty() {
+                state.announced.insert(id.number, (from, number, objects));
+                self.take_over_as(state, id, (stream, number), out);
+            }
+            let cell = RemoteCell::<T>::new(self, id, ("object", std::any::type_name::<T>()), location, None);
+            let remote: Arc<dyn Remote> = cell.clone();
+            state.cells.insert(id, Arc::downgrade(&remote));
+            out.arrivals.push((remote, Ok(value)));
+            cell
+        });
+        Ok(ObjectRef::first(cell))
+    }
+
     /// An actor lives here from now on.
     pub(super) fn hosts(&self, id: ObjectId, attempt: u32, actor: Arc<dyn HostedActor>) {
         self.hosted.lock().insert(id, (attempt, actor));
@@ -961,6 +1109,15 @@ impl Client {
             Some(id) => id,
             None => unreachable!("it was made by this client"),
         }
+    }
+
+    fn arguments(&self, dependencies: &[u32], parcel: &Parcel) -> Vec<WorkArg> {
+        let objects = dependencies.iter().map(|place| parcel.handles[*place as usize].object());
+        let argument = |object: ObjectId| match object.owner == self.me {
+            true => WorkArg::Object(object),
+            false => WorkArg::Foreign(object),
+        };
+        objects.map(argument).collect()
     }
 
     /// Which of a parcel's handles are to be there before a task starts.

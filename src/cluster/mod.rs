@@ -59,6 +59,7 @@ mod pipe;
 mod remote;
 mod roles;
 mod station;
+pub(crate) mod streams;
 pub(crate) mod wire;
 mod worker;
 

@@ -18,13 +18,9 @@ use std::{
     panic::Location,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
-
-/// What a process can see of something that runs elsewhere.
-const WAITING: u8 = 0;
-const RUNNING: u8 = 1;
 
 pub(crate) struct RemoteCell<T> {
     meta: Meta,
@@ -40,7 +36,6 @@ pub(crate) struct RemoteCell<T> {
     is_wanted: AtomicBool,
     /// No handle is left here.
     is_released: AtomicBool,
-    phase: AtomicU8,
 }
 
 /// One of these, without its type.
@@ -48,7 +43,6 @@ pub(crate) trait Remote: Node {
     fn id(&self) -> ObjectId;
     fn arrive(&self, outcome: Outcome<Bytes>);
     fn is_wanted(&self) -> bool;
-    fn set_running(&self);
 }
 
 impl<T: Object> RemoteCell<T> {
@@ -69,7 +63,6 @@ impl<T: Object> RemoteCell<T> {
             value: OnceLock::new(),
             is_wanted: AtomicBool::new(false),
             is_released: AtomicBool::new(false),
-            phase: AtomicU8::new(WAITING),
         })
     }
 
@@ -151,10 +144,6 @@ impl<T: Object> Remote for RemoteCell<T> {
     fn is_wanted(&self) -> bool {
         self.is_wanted.load(Ordering::Acquire)
     }
-
-    fn set_running(&self) {
-        self.phase.store(RUNNING, Ordering::Relaxed);
-    }
 }
 
 impl<T: Object> Node for RemoteCell<T> {
@@ -206,7 +195,6 @@ impl<T: Object> Node for RemoteCell<T> {
     fn phase(&self) -> Phase {
         match self.is_done() {
             true => Phase::Done,
-            false if self.phase.load(Ordering::Relaxed) == RUNNING => Phase::Running,
             false => self.client.phase(self.id),
         }
     }

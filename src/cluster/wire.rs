@@ -99,13 +99,14 @@ impl<'de> Deserialize<'de> for Blob {
 pub(crate) enum Handle {
     Object(ObjectId),
     Actor { actor: ObjectId, name: Option<Arc<str>> },
+    Queue { actor: ObjectId, capacity: usize },
 }
 
 impl Handle {
     pub(crate) fn object(&self) -> ObjectId {
         match self {
             Handle::Object(id) => *id,
-            Handle::Actor { actor, .. } => *actor,
+            Handle::Actor { actor, .. } | Handle::Queue { actor, .. } => *actor,
         }
     }
 }
@@ -365,9 +366,10 @@ pub(crate) enum Letter {
         body: Blob,
     },
 
-    /// The producer of a stream to the consumer, with an item.
+    /// The producer of a stream to the consumer, with the next item.
     Item {
         stream: ObjectId,
+        number: u32,
     },
     /// The consumer of a stream to its producer: so many more items may come.
     Credit {
