@@ -81,7 +81,7 @@ impl<F, Args, M> StreamTask<F, Args, M> {
             return ObjectStream(stream);
         }
         let body = ProducerBody::new(self.f.clone(), args.into_args());
-        let cell = StreamCell::submit(self.core, Location::caller(), body, options, self.buffer);
+        let cell = StreamCell::submit(self.core, Location::caller(), body, options, self.buffer.max(1));
         self.core.yield_if_deterministic();
         ObjectStream(cell)
     }

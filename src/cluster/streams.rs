@@ -1,7 +1,7 @@
 //! Streams whose producer is in a worker.
 //!
-//! The producer runs there as it would locally, with a buffer of the same size. Its items are sent to the consumer
-//! as long as that has given credit: as many as the buffer holds at first, and one for each that it has taken.
+//! The buffer is the consumer's: it gives credit for as many items as that holds at first, and one for each that it has
+//! taken. The producer makes an item when there is credit for it.
 
 use super::{
     client::Client,
@@ -234,7 +234,7 @@ where
         let Incoming { client, reply, .. } = incoming;
         let body = ProducerBody::<F, D, Args, M>::new(function, args);
         let items: Arc<dyn Items<F::Item>> =
-            StreamCell::submit(client.core, Location::caller(), body, Some(options), buffer);
+            StreamCell::submit(client.core, Location::caller(), body, Some(options), 0);
         let id = reply.id;
         let feeder = Arc::new(Feeder {
             client: client.clone(),

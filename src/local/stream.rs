@@ -120,7 +120,7 @@ impl<B: StreamBody> StreamCell<B> {
                 wanted: None,
                 waker: None,
             }),
-            capacity: capacity.max(1),
+            capacity,
             slot: Slot::new(),
         });
         observe::submitted(core, || cell.clone());
@@ -179,7 +179,8 @@ impl<B: StreamBody> StreamCell<B> {
                 if buffer.closed {
                     break Ok(());
                 }
-                if buffer.items.len() >= self.capacity {
+                // With no capacity at all, one item is made for each that is waited for.
+                if buffer.items.len() >= self.capacity && !(self.capacity == 0 && buffer.wanted.is_some()) {
                     buffer.mode = Mode::Stopped;
                     buffer.full = true;
                     drop(source);
@@ -304,11 +305,13 @@ impl<B: StreamBody> Items<B::Item> for StreamCell<B> {
                     let source: Arc<dyn Node> = self.clone();
                     let promise = Promise::empty(self.meta.core, self.meta.location, Some(source));
                     buffer.wanted = Some(promise.clone());
-                    return Next::Wait(promise);
+                    Next::Wait(promise)
                 }
             }
         };
-        self.resume(); // it stopped because there was no room
+        if self.capacity == 0 || matches!(next, Next::Item(_)) {
+            self.clone().resume(); // it stopped because there was no room
+        }
         next
     }
 
