@@ -348,7 +348,7 @@ fn died(actor: ObjectId, error: &Arc<Error>) -> Arc<Error> {
 }
 
 /// A call of a method.
-pub(crate) struct CallEntry<S, F, D, Args, M>(PhantomData<fn(S, F, D, Args) -> M>);
+pub(crate) struct CallEntry<S, F, D, Args, M>(PhantomData<fn(S, F, D)>, PhantomData<fn(Args, M)>);
 
 impl<S, F, D, Args, M> Remote for CallEntry<S, F, D, Args, M>
 where
@@ -422,7 +422,7 @@ where
         let told = client.clone();
         let ended = Box::new(move |error| told.hosted_ended(id, attempt, error));
         let actor = actor::host(client.core, new, args, unpack, options, submitted, ended)?;
-        client.hosts(id, attempt, Arc::new(actor.clone()));
+        client.hosts(id, Arc::new(actor.clone()));
         reply.with(actor.ready());
         Ok(())
     }

@@ -78,8 +78,8 @@ pub(crate) struct Client {
     running: Mutex<HashMap<(ObjectId, u32), Weak<dyn Node>>>,
     /// What is under way, to say what it is called.
     under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
-    /// Actors that live here, and in which attempt.
-    hosted: Mutex<HashMap<ObjectId, (u32, Arc<dyn HostedActor>)>>,
+    /// Actors that live here.
+    hosted: Mutex<HashMap<ObjectId, Arc<dyn HostedActor>>>,
     /// Streams that are produced here, and those that are consumed here.
     feeders: Mutex<HashMap<ObjectId, Arc<dyn Feed>>>,
     sinks: Mutex<HashMap<ObjectId, Arc<dyn Sink>>>,
@@ -169,12 +169,15 @@ impl Drop for Then {
     }
 }
 
+/// What has arrived for a cell.
+type Arriving = Result<Bytes, Arc<Error>>;
+
 /// What is done after the lock is released.
 #[derive(Default)]
 pub(super) struct Out {
     pub(super) effects: Effects,
     trash: Vec<Box<dyn Any + Send>>,
-    arrivals: Vec<(Arc<dyn Remote>, Result<Bytes, Arc<Error>>)>,
+    arrivals: Vec<(Arc<dyn Remote>, Arriving)>,
     pub(super) letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
 }
 
@@ -506,7 +509,7 @@ impl Client {
             }
             Letter::Call { call, actor, caller, body } => self.call_arrived(from, call, actor, caller, &body.0),
             Letter::Kill { actor } => {
-                let hosted = self.hosted.lock().get(&actor).map(|(_, hosted)| hosted.clone());
+                let hosted = self.hosted.lock().get(&actor).cloned();
                 if let Some(hosted) = hosted {
                     hosted.kill();
                 }
@@ -936,7 +939,7 @@ impl Client {
         let Some(order) = Order::decode(body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
         };
-        let hosted = self.hosted.lock().get(&actor).map(|(_, hosted)| hosted.clone());
+        let hosted = self.hosted.lock().get(&actor).cloned();
         let function = super::function::resolve_here(order.function);
         let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
@@ -1085,8 +1088,8 @@ impl Client {
     }
 
     /// An actor lives here from now on.
-    pub(super) fn hosts(&self, id: ObjectId, attempt: u32, actor: Arc<dyn HostedActor>) {
-        self.hosted.lock().insert(id, (attempt, actor));
+    pub(super) fn hosts(&self, id: ObjectId, actor: Arc<dyn HostedActor>) {
+        self.hosted.lock().insert(id, actor);
     }
 
     /// An actor that lived here is dead.

@@ -33,6 +33,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// At most so many tasks are with their worker ahead of their turn.
+const AHEAD: usize = 512;
 /// A part of an executable, in bytes.
 pub(crate) const PART: usize = 1 << 20;
 
@@ -107,7 +109,8 @@ impl NodeProcess {
         let me = station.me;
         let cpus = capacity.cpu;
         let mut out = Effects::default();
-        let node = Node::new(me, capacity, labels, &mut out);
+        let mut node = Node::new(me, capacity, labels, &mut out);
+        node.hand_out_ahead(AHEAD);
         let process = Arc::new(NodeProcess {
             me,
             name: me.to_string(),
@@ -258,7 +261,8 @@ impl NodeProcess {
                 }
             }
             Letter::Ended { id, attempt, is_call, end } => {
-                self.ended(state, from, (id, attempt), is_call, end, payload, out)
+                let value = payload.into_iter().next().unwrap_or_default();
+                self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
             }
             Letter::ActorEnded { actor, attempt, error } => {
                 let was_made = state.actors.remove(&actor).is_some_and(|place| place.is_made);
@@ -355,18 +359,16 @@ impl NodeProcess {
         }
     }
 
-    /// A worker says how something ended.
+    /// A worker says how a task ended, or a call of that worker's.
     fn ended(
         self: &Arc<Self>,
         state: &mut State,
-        worker: ProcessId,
         (id, attempt): (ObjectId, u32),
-        is_call: bool,
+        call_of: Option<ProcessId>,
         end: End,
-        payload: Vec<Bytes>,
+        value: Bytes,
         out: &mut Effects,
     ) {
-        let value = payload.into_iter().next().unwrap_or_default();
         let outcome = match end {
             End::Failed(error) => Outcome::Failed(error),
             End::Value if value.len() <= INLINE => Outcome::Inline(Arc::from(&value[..])),
@@ -376,7 +378,7 @@ impl NodeProcess {
         if is_stored {
             state.store.insert(id, value.clone());
         }
-        if is_call {
+        if let Some(worker) = call_of {
             if let Some(worker) = state.workers.get_mut(&worker) {
                 worker.calls.remove(&id);
             }

@@ -254,12 +254,12 @@ impl Station {
     /// The letter that is complete with this message, if one is.
     fn assemble(&self, peer: Incarnation, message: Message) -> Option<Envelope> {
         let Message { mut header, payloads } = message;
-        match header.first()? {
-            &WHOLE => {
+        match *header.first()? {
+            WHOLE => {
                 header.advance(1);
                 Envelope::parse(&header, payloads)
             }
-            &FIRST => {
+            FIRST => {
                 header.advance(1);
                 let count = usize::from(header.try_get_u16_le().ok()?);
                 let mut lengths = Vec::new();
@@ -271,7 +271,7 @@ impl Station {
                 self.routes.lock().arriving.insert(peer, arriving);
                 None
             }
-            &MORE => {
+            MORE => {
                 let routes = &mut *self.routes.lock();
                 let arriving = routes.arriving.get_mut(&peer)?;
                 for chunk in payloads {

@@ -139,6 +139,13 @@ impl Meta {
         self.options.as_ref()?.submitted.as_deref()
     }
 
+    /// What its node has granted of the CPUs, in thousandths: nothing if it is not a task of another process.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn lent_cpu(&self) -> u32 {
+        let is_task = |submitted: &&Submitted| submitted.caller == 0;
+        self.submitted().filter(is_task).map_or(0, |submitted| submitted.cpu.unwrap_or(super::resources::WHOLE))
+    }
+
     /// Its number in the process that submitted it.
     pub(crate) fn number(&self) -> u64 {
         self.submitted().map_or(self.id, |submitted| submitted.number)

@@ -450,6 +450,9 @@ pub(crate) struct FutureRun<T> {
     future: Mutex<Option<BoxFuture<T>>>,
     settle: Mutex<Option<Settle<T>>>,
     state: AtomicU8,
+    /// CPUs that its node has granted and that it does not use while it waits, in thousandths.
+    #[cfg(feature = "cluster")]
+    lent: std::sync::atomic::AtomicU32,
 }
 
 /// What to do when the future has ended, or was dropped because its node is done otherwise (`None`).
@@ -467,6 +470,8 @@ impl<T: Send + 'static> FutureRun<T> {
             future: Mutex::new(Some(future)),
             settle: Mutex::new(Some(Box::new(settle))),
             state: AtomicU8::new(SCHEDULED),
+            #[cfg(feature = "cluster")]
+            lent: std::sync::atomic::AtomicU32::new(0),
         });
         run.clone().run();
         if run.is_over() {
@@ -485,6 +490,22 @@ impl<T: Send + 'static> FutureRun<T> {
         }
     }
 
+    /// Whether it waits, so that others may use its share of the CPUs; only those of other processes have one
+    /// that somebody else counts.
+    #[cfg(feature = "cluster")]
+    fn waits(&self, waits: bool) {
+        let Some(client) = self.node.meta().core.client.get() else { return };
+        let share = match waits {
+            true => self.node.meta().lent_cpu(),
+            false => 0,
+        };
+        let before = self.lent.swap(share, Ordering::AcqRel);
+        match waits {
+            true => client.lend(share),
+            false => client.reclaim(before),
+        }
+    }
+
     /// Whether the future has ended. While it is polled it has not.
     fn is_over(&self) -> bool {
         self.future.try_lock().is_some_and(|future| future.is_none())
@@ -494,6 +515,8 @@ impl<T: Send + 'static> FutureRun<T> {
 impl<T: Send + 'static> Work for FutureRun<T> {
     fn run(self: Arc<Self>) {
         let core = self.node.meta().core;
+        #[cfg(feature = "cluster")]
+        self.waits(false);
         self.state.store(POLLING, Ordering::Release);
         let mut place = self.future.lock();
         let Some(future) = place.as_mut() else { return };
@@ -519,6 +542,8 @@ impl<T: Send + 'static> Work for FutureRun<T> {
                 Ok(Poll::Pending) => {
                     drop(place);
                     observe::ran(core, started, &*self.node);
+                    #[cfg(feature = "cluster")]
+                    self.waits(true);
                     let idle = self.state.compare_exchange(POLLING, IDLE, Ordering::AcqRel, Ordering::Acquire);
                     if idle.is_err() {
                         self.state.store(SCHEDULED, Ordering::Release);
