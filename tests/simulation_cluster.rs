@@ -57,6 +57,32 @@ fn simulation_with_everything_that_can_happen() {
     });
 }
 
+/// The same above real links: packets are lost, repeated, overtaken and delayed, and connections break.
+#[test]
+fn simulation_over_links_without_other_faults() {
+    let reports = all(60, |seed| Options { links: true, loss: 5 + seed % 50, ..Options::with_seed(seed) });
+    assert!(reports.iter().all(|report| report.ended == 100));
+    assert!(reports.iter().all(|report| report.lost_packets > 0));
+    // Six processes are fifteen pairs at most, so some had more than one.
+    assert!(sum(&reports, |report| report.connections) > 60 * 15);
+}
+
+#[test]
+fn simulation_over_links_with_everything_that_can_happen() {
+    let reports = all(100, |seed| Options {
+        links: true,
+        nodes: 3 + seed as usize % 5,
+        drivers: 1 + seed as usize % 3,
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 4,
+        driver_crashes: seed as usize % 2,
+        partitions: seed as usize % 4,
+        loss: 5 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+    assert!(reports.iter().all(|report| report.packets > 0));
+}
+
 #[test]
 fn simulation_of_many_nodes() {
     let interval = Duration::from_micros(50);
@@ -70,6 +96,8 @@ fn simulation_runs_the_same_for_the_same_seed() {
     let options = Options { crashes: 2, partitions: 1, loss: 30, ..Options::with_seed(11) };
     let (first, second) = (run(&options).unwrap(), run(&options).unwrap());
     assert_eq!(format!("{first:?}"), format!("{second:?}"));
+    let linked = Options { links: true, ..options.clone() };
+    assert_eq!(format!("{:?}", run(&linked).unwrap()), format!("{:?}", run(&linked).unwrap()));
     let other = run(&Options { seed: 12, ..options }).unwrap();
     assert_ne!(format!("{first:?}"), format!("{other:?}"));
 }

@@ -23,7 +23,7 @@ pub(crate) use super::link::{Incarnation, Message, Reason, SendError};
 
 use super::{
     link::{self, Credit},
-    secure::Key,
+    secure::{Key, RENEW_AFTER},
     transport::{self, Transport},
 };
 use parking_lot::{Mutex, RwLock};
@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) strangers: usize,
     /// Between attempts to connect: at first, and at most.
     pub(crate) retry: (Duration, Duration),
+    /// After so many bytes one way a connection is closed, for the next one to have new keys.
+    pub(crate) renew_after: u64,
 }
 
 impl Default for Config {
@@ -60,6 +62,7 @@ impl Default for Config {
             handshake: Duration::from_secs(2),
             strangers: 1024,
             retry: (Duration::from_millis(50), Duration::from_secs(2)),
+            renew_after: RENEW_AFTER,
         }
     }
 }
@@ -104,7 +107,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Whether nobody but this machine can reach an address.
-fn is_loopback(address: &str) -> bool {
+pub(super) fn is_loopback(address: &str) -> bool {
     if let Ok(address) = address.parse::<SocketAddr>() {
         return address.ip().is_loopback();
     }

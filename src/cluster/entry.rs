@@ -216,7 +216,7 @@ enum Reply {
     Garbage,
 }
 
-fn serve(mut input: impl Read, mut output: impl Write) -> io::Result<()> {
+pub(super) fn serve(mut input: impl Read, mut output: impl Write) -> io::Result<()> {
     loop {
         match read_frame(&mut input) {
             Ok(None) => return Ok(()),

@@ -8,6 +8,7 @@
 //!                   link                                  exactly once and in order between two lives (no I/O)
 //!                   secure                                the cluster's key: handshake, encrypted records (no I/O)
 //!                   transport                             messages over connections: memory, `omq-tokio`, `zeromq`
+//! bulk data               bulk                            large objects, over connections of their own
 //! ```
 //!
 //! The head places what nodes pass on, a node admits and runs, an owner (each process that submits
@@ -44,8 +45,13 @@ mod owner;
 pub(crate) mod protocol;
 pub mod simulation;
 
+mod bulk;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
+mod refusals;
 mod secure;
 mod transport;
 

@@ -32,13 +32,31 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::fmt;
 
 const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
-/// Goes into the handshake's hash, and before its messages: what does not start with it is foreign.
-const PROLOGUE: &[u8] = b"outray/1";
+
+/// What a connection is for. A handshake for one use is foreign to the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    Messages,
+    Bulk,
+}
+
+impl Purpose {
+    /// Goes into the handshake's hash, and before its messages: what does not start with it is foreign.
+    pub(crate) const fn prologue(self) -> &'static [u8; 8] {
+        match self {
+            Purpose::Messages => b"outray/1",
+            Purpose::Bulk => b"outbulk1",
+        }
+    }
+}
 
 /// Bytes that sealing adds to a part.
 pub(crate) const TAG: usize = 16;
-/// No handshake message is longer: the prologue, an X25519 key and a tag.
-pub(crate) const MAX_HANDSHAKE: usize = PROLOGUE.len() + 32 + TAG;
+/// Bytes of each handshake message: the prologue, an X25519 key and a tag.
+pub(crate) const HANDSHAKE: usize = 8 + 32 + TAG;
+/// After so many bytes one way a connection is replaced by one with new keys. TLS 1.3 allows about 2^38.5 for
+/// AES-GCM.
+pub(crate) const RENEW_AFTER: u64 = 1 << 38;
 
 /// Why a channel is closed. What the peer did wrong is not told to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,23 +88,50 @@ impl fmt::Display for SecureError {
 impl std::error::Error for SecureError {}
 
 /// One direction of a connection.
-struct Direction {
+pub(crate) struct Direction {
     key: LessSafeKey,
     records: u64,
+    bytes: u64,
 }
 
 impl Direction {
     fn new(key: &[u8; 32]) -> Result<Self, SecureError> {
         let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| SecureError::Local)?;
-        Ok(Direction { key: LessSafeKey::new(key), records: 0 })
+        Ok(Direction { key: LessSafeKey::new(key), records: 0, bytes: 0 })
+    }
+
+    /// Bytes that it has sealed or opened. The fewer there are for one key, the less is left to chance.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Noise's nonce for AES-GCM: four zero bytes and the counter.
-    fn nonce(&mut self) -> Result<Nonce, SecureError> {
+    fn nonce(&mut self, length: usize) -> Result<Nonce, SecureError> {
+        self.bytes += length as u64;
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&self.records.to_be_bytes());
         self.records = self.records.checked_add(1).ok_or(SecureError::Local)?;
         Ok(Nonce::assume_unique_for_key(nonce))
+    }
+
+    /// Encrypts a record that is no part of a message, and returns its tag.
+    pub(crate) fn seal(&mut self, record: &mut [u8]) -> Result<[u8; TAG], SecureError> {
+        let nonce = self.nonce(record.len())?;
+        let tag = self.key.seal_in_place_separate_tag(nonce, place(0, 1), record).map_err(|_| SecureError::Local)?;
+        tag.as_ref().try_into().map_err(|_| SecureError::Local)
+    }
+
+    /// Decrypts such a record. After an error what it holds means nothing.
+    pub(crate) fn open(&mut self, record: &mut [u8], tag: [u8; TAG]) -> Result<(), SecureError> {
+        let nonce = self.nonce(record.len())?;
+        let opened = self.key.open_in_place_separate_tag(nonce, place(0, 1), tag.into(), record, 0..);
+        opened.map(drop).map_err(|_| SecureError::BadRecord)
+    }
+}
+
+impl fmt::Debug for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direction").field("records", &self.records).finish_non_exhaustive()
     }
 }
 
@@ -118,10 +163,13 @@ enum State {
     /// There is no key: everything passes.
     Plain,
     /// For the other side's handshake message.
-    Waiting(Box<snow::HandshakeState>),
+    Waiting(Purpose, Box<snow::HandshakeState>),
     Keyed(Box<Keys>),
     Failed,
 }
+
+/// How the sender's and the receiver's records are made; nothing without a key.
+pub(crate) type Directions = Option<(Direction, Direction)>;
 
 /// What a received message leads to.
 #[derive(PartialEq, Eq, Debug)]
@@ -145,23 +193,41 @@ impl fmt::Debug for Channel {
 
 impl Channel {
     /// The end that dialed, and its first message.
-    pub(crate) fn initiator(key: Option<&Key>) -> Result<(Self, Option<Vec<Bytes>>), SecureError> {
+    pub(crate) fn initiator(purpose: Purpose, key: Option<&Key>) -> Result<(Self, Option<Vec<Bytes>>), SecureError> {
         let Some(key) = key else {
             return Ok((Channel { state: State::Plain }, None));
         };
-        let builder = builder(key)?;
+        let builder = builder(purpose, key)?;
         let mut noise = builder.build_initiator().map_err(|_| SecureError::Local)?;
-        let first = write(&mut noise)?;
-        Ok((Channel { state: State::Waiting(Box::new(noise)) }, Some(first)))
+        let first = write(purpose, &mut noise)?;
+        Ok((Channel { state: State::Waiting(purpose, Box::new(noise)) }, Some(first)))
     }
 
     /// The end that was dialed.
-    pub(crate) fn responder(key: Option<&Key>) -> Result<Self, SecureError> {
+    pub(crate) fn responder(purpose: Purpose, key: Option<&Key>) -> Result<Self, SecureError> {
         let Some(key) = key else {
             return Ok(Channel { state: State::Plain });
         };
-        let noise = builder(key)?.build_responder().map_err(|_| SecureError::Local)?;
-        Ok(Channel { state: State::Waiting(Box::new(noise)) })
+        let noise = builder(purpose, key)?.build_responder().map_err(|_| SecureError::Local)?;
+        Ok(Channel { state: State::Waiting(purpose, Box::new(noise)) })
+    }
+
+    /// The directions apart, sealing first, for what is not made of messages. The handshake is done, and
+    /// the first record that opens confirms it.
+    pub(crate) fn split(self) -> Result<Directions, SecureError> {
+        match self.state {
+            State::Plain => Ok(None),
+            State::Keyed(keys) => Ok(Some((keys.sealing, keys.opening))),
+            State::Waiting(..) | State::Failed => Err(SecureError::BadRecord),
+        }
+    }
+
+    /// An end that has sealed and opened nothing yet.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn with_keys(sealing: [u8; 32], opening: [u8; 32]) -> Channel {
+        let direction = |key| Direction::new(&key).expect("a key of the right length");
+        let keys = Keys { sealing: direction(sealing), opening: direction(opening), is_confirmed: false };
+        Channel { state: State::Keyed(Box::new(keys)) }
     }
 
     /// Whether messages can be sent.
@@ -174,7 +240,15 @@ impl Channel {
         match &self.state {
             State::Plain => true,
             State::Keyed(keys) => keys.is_confirmed,
-            State::Waiting(_) | State::Failed => false,
+            State::Waiting(..) | State::Failed => false,
+        }
+    }
+
+    /// Bytes that were sealed with the connection's key.
+    pub(crate) fn sealed(&self) -> u64 {
+        match &self.state {
+            State::Keyed(keys) => keys.sealing.bytes,
+            State::Plain | State::Waiting(..) | State::Failed => 0,
         }
     }
 
@@ -182,12 +256,12 @@ impl Channel {
         let sealing = match &mut self.state {
             State::Plain => return Ok(parts),
             State::Keyed(keys) => &mut keys.sealing,
-            State::Waiting(_) | State::Failed => return Err(SecureError::BadRecord),
+            State::Waiting(..) | State::Failed => return Err(SecureError::BadRecord),
         };
         let of = parts.len();
         let sealed = parts.into_iter().enumerate().map(|(at, part)| {
             let mut part = owned(part, TAG);
-            let nonce = sealing.nonce()?;
+            let nonce = sealing.nonce(part.len())?;
             let tag = sealing.key.seal_in_place_separate_tag(nonce, place(at, of), &mut part);
             part.extend_from_slice(tag.map_err(|_| SecureError::Local)?.as_ref());
             Ok(part.freeze())
@@ -211,10 +285,10 @@ impl State {
         match self {
             State::Plain => Ok((State::Plain, Opened::Message(parts))),
             State::Failed => Err(SecureError::BadRecord),
-            State::Waiting(mut noise) => {
-                read(&mut noise, &parts)?;
+            State::Waiting(purpose, mut noise) => {
+                read(purpose, &mut noise, &parts)?;
                 let is_initiator = noise.is_initiator();
-                let answer = if is_initiator { None } else { Some(write(&mut noise)?) };
+                let answer = if is_initiator { None } else { Some(write(purpose, &mut noise)?) };
                 let (forth, back) = noise.dangerously_get_raw_split();
                 let (sealing, opening) = if is_initiator { (forth, back) } else { (back, forth) };
                 let (sealing, opening) = (Direction::new(&sealing)?, Direction::new(&opening)?);
@@ -229,7 +303,7 @@ impl State {
                 }
                 let opened = parts.into_iter().enumerate().map(|(at, part)| {
                     let mut part = owned(part, 0);
-                    let nonce = opening.nonce()?;
+                    let nonce = opening.nonce(part.len())?;
                     let plain = opening.key.open_in_place(nonce, place(at, of), &mut part);
                     let length = plain.map_err(|_| SecureError::BadRecord)?.len();
                     part.truncate(length);
@@ -243,27 +317,28 @@ impl State {
     }
 }
 
-fn builder(key: &Key) -> Result<snow::Builder<'_>, SecureError> {
+fn builder(purpose: Purpose, key: &Key) -> Result<snow::Builder<'_>, SecureError> {
     let pattern = PATTERN.parse().map_err(|_| SecureError::Local)?;
     let builder = snow::Builder::new(pattern).psk(0, key.bytes()).map_err(|_| SecureError::Local)?;
-    builder.prologue(PROLOGUE).map_err(|_| SecureError::Local)
+    builder.prologue(purpose.prologue()).map_err(|_| SecureError::Local)
 }
 
-fn write(noise: &mut snow::HandshakeState) -> Result<Vec<Bytes>, SecureError> {
-    let mut message = [0; MAX_HANDSHAKE];
-    let (prologue, rest) = message.split_at_mut(PROLOGUE.len());
-    prologue.copy_from_slice(PROLOGUE);
-    let length = noise.write_message(&[], rest).map_err(|_| SecureError::Local)?;
-    Ok(vec![Bytes::copy_from_slice(&message[..PROLOGUE.len() + length])])
+fn write(purpose: Purpose, noise: &mut snow::HandshakeState) -> Result<Vec<Bytes>, SecureError> {
+    let mut message = [0; HANDSHAKE];
+    let prologue = purpose.prologue();
+    let (start, rest) = message.split_at_mut(prologue.len());
+    start.copy_from_slice(prologue);
+    noise.write_message(&[], rest).map_err(|_| SecureError::Local)?;
+    Ok(vec![Bytes::copy_from_slice(&message)])
 }
 
-fn read(noise: &mut snow::HandshakeState, parts: &[Bytes]) -> Result<(), SecureError> {
+fn read(purpose: Purpose, noise: &mut snow::HandshakeState, parts: &[Bytes]) -> Result<(), SecureError> {
     let [part] = parts else { return Err(SecureError::NotAHandshake) };
-    let Some(message) = part.strip_prefix(PROLOGUE) else { return Err(SecureError::NotAHandshake) };
-    if part.len() != MAX_HANDSHAKE {
+    let Some(message) = part.strip_prefix(purpose.prologue()) else { return Err(SecureError::NotAHandshake) };
+    if part.len() != HANDSHAKE {
         return Err(SecureError::NotAHandshake);
     }
-    let mut payload = [0; MAX_HANDSHAKE];
+    let mut payload = [0; HANDSHAKE];
     noise.read_message(message, &mut payload).map_err(|_| SecureError::WrongKey)?;
     Ok(())
 }

@@ -16,7 +16,8 @@
 use super::{Command, Config, Delivery, Event, Incarnation, Message, Queue, Queues, Reason, StartError, dials::Dials};
 use crate::cluster::{
     link::{Credit, Frame, Input, Link, Now, Output},
-    secure::{Channel, Opened},
+    refusals::Refusals,
+    secure::{Channel, Opened, Purpose},
     transport::{self, ConnectionId, Parts, Refused, Transport},
 };
 use parking_lot::Mutex;
@@ -54,13 +55,6 @@ struct Peer {
     link: Link,
     queue: Arc<Mutex<Queue>>,
     connection: Option<ConnectionId>,
-}
-
-/// Refusals are logged once a second, with the number of those that were not.
-#[derive(Default)]
-struct Refusals {
-    silent_until: Now,
-    unlogged: u64,
 }
 
 struct Io<T> {
@@ -220,8 +214,8 @@ impl<T: Transport> Io<T> {
     fn connected(&mut self, id: ConnectionId, remote: String) {
         let key = self.setup.config.key.as_ref();
         let made = match id.dialed {
-            true => Channel::initiator(key),
-            false => Channel::responder(key).map(|channel| (channel, None)),
+            true => Channel::initiator(Purpose::Messages, key),
+            false => Channel::responder(Purpose::Messages, key).map(|channel| (channel, None)),
         };
         let (channel, first) = match made {
             Ok(made) => made,
@@ -323,13 +317,7 @@ impl<T: Transport> Io<T> {
     /// Closes a connection that did what it may not.
     fn refuse(&mut self, id: ConnectionId, why: impl std::fmt::Display) {
         if let Some(connection) = self.connections.get(&id) {
-            if self.now >= self.refusals.silent_until {
-                let unlogged = mem::take(&mut self.refusals.unlogged);
-                self.refusals.silent_until = self.now + Duration::from_secs(1);
-                tracing::warn!(remote = connection.remote, unlogged, "connection refused: {why}");
-            } else {
-                self.refusals.unlogged += 1;
-            }
+            self.refusals.log(self.now, &connection.remote, &why);
         }
         self.transport.close(id);
         self.disconnected(id);
@@ -469,9 +457,17 @@ impl<T: Transport> Io<T> {
 
     fn seal_and_transmit(&mut self, id: ConnectionId, parts: Parts) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        match connection.channel.seal(parts) {
+        let sealed = connection.channel.seal(parts);
+        let is_worn = connection.channel.sealed() >= self.setup.config.renew_after;
+        match sealed {
             Ok(parts) => self.transmit(id, parts),
-            Err(error) => self.refuse(id, error),
+            Err(error) => return self.refuse(id, error),
+        }
+        if is_worn {
+            // Whoever has dialed it dials again, and the link goes on over that one.
+            tracing::debug!("connection closed, for new keys");
+            self.transport.close(id);
+            self.disconnected(id);
         }
     }
 

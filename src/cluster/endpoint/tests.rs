@@ -1,7 +1,9 @@
 //! Endpoints with real sockets, in one process and in several.
 
 mod attacks;
+mod log;
 mod processes;
+mod security;
 mod speed;
 #[cfg(feature = "transport-zeromq")]
 mod zeromq;

@@ -70,7 +70,7 @@ impl Key {
         Ok(Key(key))
     }
 
-    pub(super) fn bytes(&self) -> &[u8; 32] {
+    pub(in crate::cluster) fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 

@@ -9,8 +9,8 @@ fn key() -> Key {
 
 /// A connection's two ends, the handshake done. The responder waits to be shown the keys.
 fn pair(key: &Key) -> (Channel, Channel) {
-    let (mut initiator, first) = Channel::initiator(Some(key)).expect("it starts");
-    let mut responder = Channel::responder(Some(key)).expect("it starts");
+    let (mut initiator, first) = Channel::initiator(Purpose::Messages, Some(key)).expect("it starts");
+    let mut responder = Channel::responder(Purpose::Messages, Some(key)).expect("it starts");
     let answer = responder.open(first.expect("a first message")).expect("the same key");
     let Opened::Handshake(Some(answer)) = answer else { panic!("{answer:?}") };
     assert_eq!(initiator.open(answer), Ok(Opened::Handshake(None)));
@@ -39,8 +39,8 @@ fn messages_pass_both_ways_and_are_not_readable_on_the_way() {
 
 #[test]
 fn another_key_is_refused_by_the_responder() {
-    let (_, first) = Channel::initiator(Some(&key())).expect("it starts");
-    let mut responder = Channel::responder(Some(&key())).expect("it starts");
+    let (_, first) = Channel::initiator(Purpose::Messages, Some(&key())).expect("it starts");
+    let mut responder = Channel::responder(Purpose::Messages, Some(&key())).expect("it starts");
     assert_eq!(responder.open(first.expect("a first message")), Err(SecureError::WrongKey));
     assert!(!responder.is_open() && !responder.can_seal());
 }
@@ -48,7 +48,7 @@ fn another_key_is_refused_by_the_responder() {
 #[test]
 fn one_side_without_a_key_is_refused() {
     let key = key();
-    let mut responder = Channel::responder(Some(&key)).expect("it starts");
+    let mut responder = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
     assert_eq!(responder.open(parts(&[b"hello"])), Err(SecureError::NotAHandshake));
     assert!(SecureError::NotAHandshake.to_string().contains("key file"));
 }
@@ -57,14 +57,14 @@ fn one_side_without_a_key_is_refused() {
 #[test]
 fn a_replayed_handshake_confirms_nothing() {
     let key = key();
-    let (mut initiator, first) = Channel::initiator(Some(&key)).expect("it starts");
+    let (mut initiator, first) = Channel::initiator(Purpose::Messages, Some(&key)).expect("it starts");
     let first = first.expect("a first message");
-    let mut honest = Channel::responder(Some(&key)).expect("it starts");
+    let mut honest = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
     let Ok(Opened::Handshake(Some(answer))) = honest.open(first.clone()) else { panic!("the same key") };
     initiator.open(answer).expect("the same key");
     let record = initiator.seal(parts(&[b"intro"])).expect("it seals");
 
-    let mut victim = Channel::responder(Some(&key)).expect("it starts");
+    let mut victim = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
     assert!(matches!(victim.open(first), Ok(Opened::Handshake(Some(_)))));
     assert!(!victim.is_open());
     assert_eq!(victim.open(record), Err(SecureError::BadRecord));
@@ -160,7 +160,7 @@ proptest! {
     #[test]
     fn a_changed_handshake_is_refused(at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let key = key();
-        let (mut initiator, first) = Channel::initiator(Some(&key)).expect("it starts");
+        let (mut initiator, first) = Channel::initiator(Purpose::Messages, Some(&key)).expect("it starts");
         let flip = |message: &[Bytes]| {
             let mut changed = message[0].to_vec();
             let at = at.index(changed.len());
@@ -168,11 +168,11 @@ proptest! {
             vec![Bytes::from(changed)]
         };
         let first = first.expect("a first message");
-        let mut responder = Channel::responder(Some(&key)).expect("it starts");
+        let mut responder = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
         let answer = responder.open(flip(&first));
         prop_assert!(matches!(answer, Err(SecureError::NotAHandshake | SecureError::WrongKey)));
 
-        let mut responder = Channel::responder(Some(&key)).expect("it starts");
+        let mut responder = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
         let Ok(Opened::Handshake(Some(answer))) = responder.open(first) else { panic!("the same key") };
         prop_assert!(initiator.open(flip(&answer)).is_err());
         prop_assert!(!initiator.is_open());
@@ -184,7 +184,7 @@ proptest! {
     ) {
         let key = key();
         let garbage: Vec<Bytes> = garbage.into_iter().map(Bytes::from).collect();
-        let mut responder = Channel::responder(Some(&key)).expect("it starts");
+        let mut responder = Channel::responder(Purpose::Messages, Some(&key)).expect("it starts");
         prop_assert!(responder.open(garbage.clone()).is_err());
         let (mut a, _) = pair(&key);
         prop_assert!(a.open(garbage).is_err());

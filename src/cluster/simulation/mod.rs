@@ -21,6 +21,7 @@
 //! # Ok::<(), outray::cluster::simulation::Violation>(())
 //! ```
 
+mod links;
 mod random;
 mod workload;
 mod world;
@@ -58,6 +59,9 @@ pub struct Options {
     pub cancellations: usize,
     /// One packet in so many is lost, which delays it and what comes behind it; 0: none.
     pub loss: u64,
+    /// Whether messages go over real links, which lose, repeat and reorder their packets and whose
+    /// connections break; otherwise the network delivers each once and in order. `loss` is then of the links' packets.
+    pub links: bool,
     /// How long the head is busy with a message; others wait meanwhile.
     pub head_message_time: Duration,
     /// Whether to measure what the head costs, in real time.
@@ -81,6 +85,7 @@ impl Options {
             partitions: 0,
             cancellations: 0,
             loss: 0,
+            links: false,
             head_message_time: Duration::ZERO,
             measure_head: false,
         }
@@ -111,6 +116,12 @@ pub struct Report {
     pub latency_p99: Duration,
     /// From the first submission until the last task had ended.
     pub time: Duration,
+    /// With `links`: their packets, those of them that were lost, and connections that were made.
+    pub packets: usize,
+    /// See `packets`.
+    pub lost_packets: usize,
+    /// See `packets`.
+    pub connections: usize,
     /// Real time that the head took, if it was measured.
     pub head_time: Duration,
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Options, Report,
+    links::{self, Links, Weather},
     random::Random,
     workload::{self, Body},
 };
@@ -52,6 +53,7 @@ enum Event {
     Cancel,
     /// A node comes, in the place of one that died.
     Join(usize),
+    Links(links::Event),
 }
 
 struct SimNode {
@@ -96,6 +98,7 @@ pub(super) struct World<'a> {
     arrivals: HashMap<(ProcessId, ProcessId, bool), Nanos>,
     /// Some that some others cannot reach, and until when.
     cuts: Vec<(BTreeSet<ProcessId>, BTreeSet<ProcessId>, Nanos)>,
+    links: Option<Links>,
     /// When those that died did.
     crashed: HashMap<ProcessId, Nanos>,
     latencies: Vec<Nanos>,
@@ -125,6 +128,7 @@ impl<'a> World<'a> {
             next_process: 1,
             arrivals: HashMap::new(),
             cuts: Vec::new(),
+            links: options.links.then(|| Links::new(options.seed, options.loss)),
             crashed: HashMap::new(),
             latencies: Vec::new(),
             submitted: HashMap::new(),
@@ -215,6 +219,10 @@ impl<'a> World<'a> {
             Message::Pushed { size, .. } => Some(*size),
             _ => None,
         };
+        if self.links.is_some() {
+            let after = transfer_time(bulk.unwrap_or(0));
+            return self.at(after, Event::Links(links::Event::Send { from, to, message }));
+        }
         let mut after = LATENCY.0 + self.random.exponential(LATENCY.1) + transfer_time(bulk.unwrap_or(0));
         if self.random.one_in(self.options.loss) {
             after += RETRANSMISSION;
@@ -285,6 +293,7 @@ impl<'a> World<'a> {
 
     pub(super) fn run(mut self) -> Result<Report, String> {
         let faults = self.options.crashes + self.options.driver_crashes + self.options.partitions > 0;
+        let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
         while let Some(((time, _), event)) = self.queue.pop_first() {
@@ -402,6 +411,30 @@ impl<'a> World<'a> {
                 }
             }
             Event::Join(index) => self.join(index),
+            Event::Links(event) => self.link(event),
+        }
+    }
+
+    fn link(&mut self, event: links::Event) {
+        let Some(links) = &mut self.links else { return };
+        let mut out = links::Effects::default();
+        let (nodes, drivers, cuts, now) = (&self.nodes, &self.drivers, &self.cuts, self.now);
+        let is_alive = |process| process == HEAD || nodes.contains_key(&process) || drivers.contains_key(&process);
+        let is_cut = |a, b| {
+            let between = |(some, others, until): &(BTreeSet<_>, BTreeSet<_>, Nanos)| {
+                now < *until && (some.contains(&a) && others.contains(&b) || some.contains(&b) && others.contains(&a))
+            };
+            cuts.iter().any(between)
+        };
+        links.handle(&Weather { now, is_alive: &is_alive, is_cut: &is_cut }, event, &mut out);
+        (self.report.packets, self.report.lost_packets) = (links.packets, links.lost_packets);
+        self.report.connections = links.connections;
+        self.broken = self.broken.take().or(out.broken);
+        for (after, event) in out.later {
+            self.at(after, Event::Links(event));
+        }
+        for (from, to, message) in out.delivered {
+            self.at(0, Event::Deliver { from, to, message });
         }
     }
 

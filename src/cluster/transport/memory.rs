@@ -1,4 +1,5 @@
-//! A transport within one process, for tests: connections that can be cut, stalled, and lose messages.
+//! A transport within one process, for tests: connections that can be cut, stalled, and lose,
+//! repeat or change messages.
 
 use super::{BindError, ConnectionId, Event, Parts, Refused, Transport};
 use parking_lot::Mutex;
@@ -25,6 +26,9 @@ struct State {
     stalled: Vec<usize>,
     /// Messages to lose.
     to_lose: usize,
+    /// Messages to deliver twice, and to change.
+    to_repeat: usize,
+    to_change: usize,
 }
 
 #[derive(Default)]
@@ -126,6 +130,16 @@ impl Network {
     pub(crate) fn lose(&self, count: usize) {
         self.0.lock().to_lose = count;
     }
+
+    /// Delivers the next messages twice.
+    pub(crate) fn repeat(&self, count: usize) {
+        self.0.lock().to_repeat = count;
+    }
+
+    /// Changes a bit of the next messages.
+    pub(crate) fn change(&self, count: usize) {
+        self.0.lock().to_change = count;
+    }
 }
 
 pub(crate) struct Memory {
@@ -161,7 +175,7 @@ impl Transport for Memory {
         State::id(number, 0)
     }
 
-    fn send(&mut self, connection: ConnectionId, parts: Parts) -> Result<(), Refused> {
+    fn send(&mut self, connection: ConnectionId, mut parts: Parts) -> Result<(), Refused> {
         let state = &mut *self.network.0.lock();
         let number = connection.number as usize;
         let (from, to) = if connection.dialed { (0, 1) } else { (1, 0) };
@@ -176,6 +190,20 @@ impl Transport for Memory {
         if state.to_lose > 0 {
             state.to_lose -= 1;
             return Ok(());
+        }
+        if state.to_change > 0
+            && let Some(part) = parts.last_mut()
+        {
+            state.to_change -= 1;
+            let mut changed = part.to_vec();
+            if let Some(byte) = changed.last_mut() {
+                *byte ^= 1;
+            }
+            *part = changed.into();
+        }
+        if state.to_repeat > 0 {
+            state.to_repeat -= 1;
+            pipe.under_way[to].push_back(parts.clone());
         }
         pipe.under_way[to].push_back(parts);
         let end = pipe.ends[to];

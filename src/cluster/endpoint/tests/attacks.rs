@@ -2,14 +2,9 @@
 
 use super::{processes::Child, *};
 use std::io::ErrorKind;
-use tracing::{
-    Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
 
 /// ZMTP 3.0's greeting and READY of a DEALER: what comes before the first message.
-fn ready() -> Vec<u8> {
+pub(super) fn ready() -> Vec<u8> {
     let mut bytes = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3, 0];
     bytes.extend(b"NULL");
     bytes.resize(64, 0);
@@ -19,7 +14,7 @@ fn ready() -> Vec<u8> {
     bytes
 }
 
-fn connect(address: &str) -> TcpStream {
+pub(super) fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).expect("somebody listens");
     stream.set_read_timeout(Some(LONG)).expect("it is set");
     stream.set_write_timeout(Some(LONG)).expect("it is set");
@@ -27,7 +22,7 @@ fn connect(address: &str) -> TcpStream {
 }
 
 /// Whether the other side closes the connection.
-fn is_closed(stream: &mut TcpStream) -> bool {
+pub(super) fn is_closed(stream: &mut TcpStream) -> bool {
     let mut buffer = [0; 4096];
     loop {
         match stream.read(&mut buffer) {
@@ -159,50 +154,10 @@ fn silent_connections_keep_nobody_out_and_are_dropped() {
     assert!(silent.iter_mut().all(is_closed));
 }
 
-/// Collects what is logged by the I/O threads of this process.
-struct Log;
-
-static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Line(String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.push_str(&format!("{field}={value:?} "));
-    }
-}
-
-impl Subscriber for Log {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("outray") && *metadata.level() <= tracing::Level::WARN
-    }
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut line = Line(String::new());
-        event.record(&mut line);
-        LOGGED.lock().push(line.0);
-    }
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
-}
-
-fn until_logged(what: &str) {
-    let start = std::time::Instant::now();
-    while !LOGGED.lock().iter().any(|line| line.contains(what)) {
-        assert!(start.elapsed() < LONG, "not logged: {what}");
-        std::thread::yield_now();
-    }
-}
-
 /// They are dropped and logged, and those who have the key go on.
 #[test]
 fn who_has_another_key_or_speaks_garbage_is_dropped() {
-    // Another test of this process may have set one; then it is this one.
-    let _ = tracing::subscriber::set_global_default(Log);
+    log::collect();
     let key = || Some(Key::generate().expect("randomness"));
     let config = Config { key: key(), ..Config::default() };
     let (mut a, mut b) = (start_with(config.clone()), start_with(config));
@@ -210,10 +165,10 @@ fn who_has_another_key_or_speaks_garbage_is_dropped() {
 
     let wrong = start_with(Config { key: key(), ..Config::default() });
     wrong.0.connect(b.0.address());
-    until_logged("it has another cluster key");
+    log::until("it has another cluster key");
     let none = start();
     none.0.connect(b.0.address());
-    until_logged("it does not start with outray's handshake");
+    log::until("it does not start with outray's handshake");
 
     let garbage: [&[u8]; 4] = [b"\x00\x05hello", b"\x00\x00", b"\x01\x05hello\x00\x05hello", &[0; 3]];
     for garbage in garbage {

@@ -5,10 +5,13 @@
 use super::*;
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{self, Command as Process, Stdio},
 };
 
 const ROLE: &str = "OUTRAY_TEST_CHILD_BIND";
+/// The path of its key file.
+const KEY: &str = "OUTRAY_TEST_CHILD_KEY";
 
 /// A child process. It ends with this value, or with the parent, whose end closes its input.
 pub(super) struct Child {
@@ -19,10 +22,16 @@ pub(super) struct Child {
 impl Child {
     /// A process that answers each message with its first eight bytes.
     pub(super) fn start(bind: &str) -> Child {
+        Child::start_with(bind, None)
+    }
+
+    /// The same, with the key in a file.
+    pub(super) fn start_with(bind: &str, key: Option<&Path>) -> Child {
         let name = format!("{}::child", module_path!().split_once("::").expect("a crate").1);
         let mut process = Process::new(std::env::current_exe().expect("this test"))
             .args(["--exact", &name, "--nocapture", "--test-threads=1"])
             .env(ROLE, bind)
+            .envs(key.map(|key| (KEY, key)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -39,6 +48,11 @@ impl Child {
     fn signal(&self, signal: &str) {
         let pid = self.process.id().to_string();
         assert!(Process::new("kill").args([signal, &pid]).status().is_ok_and(|status| status.success()));
+    }
+
+    /// A file of the kernel's about it.
+    pub(super) fn file(&self, name: &str) -> Vec<u8> {
+        std::fs::read(format!("/proc/{}/{name}", self.process.id())).expect("it lives")
     }
 
     /// Resident memory, in MiB.
@@ -69,7 +83,8 @@ fn child() {
         let _ = std::io::stdin().read(&mut [0]);
         process::exit(0);
     });
-    let (endpoint, mut events) = start_with(Config { bind, ..impatient() });
+    let key = std::env::var_os(KEY).map(|path| Key::load(path.as_ref()).expect("a key"));
+    let (endpoint, mut events) = start_with(Config { bind, key, ..impatient() });
     println!("listens on {}", endpoint.address());
     let mut expected = HashMap::new();
     while let Some(event) = events.recv() {

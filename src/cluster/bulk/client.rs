@@ -1,0 +1,181 @@
+//! The side that wants an object.
+
+use super::{
+    Answer, Config, Directions, ObjectId, PullError, RECORD, Request, greet, read_record, within, write_record,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    net::TcpStream,
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+    time::{Instant, sleep},
+};
+
+/// Bytes on their way. Whoever drops it wants them no more.
+pub(crate) struct Pull<P>(oneshot::Receiver<Result<P, PullError>>);
+
+impl<P> Pull<P> {
+    /// Waits for them; not on a thread of tokio's.
+    pub(crate) fn wait(self) -> Result<P, PullError> {
+        self.0.blocking_recv().unwrap_or(Err(PullError::Closed))
+    }
+}
+
+impl<P> Future for Pull<P> {
+    type Output = Result<P, PullError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|pulled| pulled.unwrap_or(Err(PullError::Closed)))
+    }
+}
+
+impl<P> fmt::Debug for Pull<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pull").finish_non_exhaustive()
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    directions: Directions,
+    used: Instant,
+}
+
+struct Peer {
+    /// Connections with nothing to do, the latest last.
+    idle: Vec<Connection>,
+    /// Pulls that may begin.
+    room: Arc<Semaphore>,
+}
+
+pub(super) struct Client {
+    config: Config,
+    peers: Mutex<HashMap<String, Peer>>,
+}
+
+impl Client {
+    pub(super) fn new(config: Config) -> Client {
+        Client { config, peers: Mutex::default() }
+    }
+
+    /// Closes connections that are not used, now and then. Never ends by itself.
+    pub(super) async fn close_idle(&self) {
+        let limit = self.config.idle / 2;
+        loop {
+            sleep(limit / 2).await;
+            self.peers.lock().retain(|_, peer| {
+                peer.idle.retain(|connection| connection.used.elapsed() < limit);
+                // Somebody who waits for room has a reference to it.
+                !peer.idle.is_empty() || Arc::strong_count(&peer.room) > 1
+            });
+        }
+    }
+
+    /// To whom there are connections.
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> usize {
+        self.peers.lock().len()
+    }
+
+    /// Connections with nothing to do.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.peers.lock().values().map(|peer| peer.idle.len()).sum()
+    }
+
+    fn room(&self, address: &str) -> Arc<Semaphore> {
+        let mut peers = self.peers.lock();
+        let new = || Peer { idle: Vec::new(), room: Arc::new(Semaphore::new(self.config.per_peer)) };
+        peers.entry(address.into()).or_insert_with(new).room.clone()
+    }
+
+    async fn pull(&self, address: &str, object: ObjectId, offset: u64, place: &mut [u8]) -> Result<(), PullError> {
+        let room = self.room(address);
+        let _room = room.acquire().await.map_err(|_| PullError::Closed)?;
+        let request = Request { object, offset, length: place.len() as u64 };
+        let idle = self.peers.lock().get_mut(address).and_then(|peer| peer.idle.pop());
+        let (mut connection, answer) = match idle {
+            Some(mut connection) => match self.ask(&mut connection, request).await {
+                Ok(answer) => (connection, answer),
+                // The peer may just have closed it.
+                Err(_) => self.dial_and_ask(address, request).await?,
+            },
+            None => self.dial_and_ask(address, request).await?,
+        };
+        let outcome = match answer {
+            Answer::Busy => return Err(PullError::Busy),
+            Answer::Absent => Err(PullError::Absent),
+            Answer::TooShort { size } => Err(PullError::TooShort { size }),
+            Answer::Found => {
+                for record in place.chunks_mut(RECORD) {
+                    let opening = connection.directions.as_mut().map(|(_, opening)| opening);
+                    within(self.config.stall, "a record", read_record(&mut connection.stream, opening, record)).await?;
+                }
+                Ok(())
+            }
+        };
+        connection.used = Instant::now();
+        let brought = connection.directions.as_ref().map_or(0, |(_, opening)| opening.bytes());
+        if brought < self.config.renew_after
+            && let Some(peer) = self.peers.lock().get_mut(address)
+        {
+            peer.idle.push(connection);
+        }
+        outcome
+    }
+
+    async fn dial_and_ask(&self, address: &str, request: Request) -> Result<(Connection, Answer), PullError> {
+        let connect = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let directions = greet(&mut stream, self.config.key.as_ref(), true).await?;
+            Ok::<_, PullError>(Connection { stream, directions, used: Instant::now() })
+        };
+        let mut connection = within(self.config.handshake, "the handshake", connect).await?;
+        let answer = self.ask(&mut connection, request).await?;
+        Ok((connection, answer))
+    }
+
+    async fn ask(&self, connection: &mut Connection, request: Request) -> Result<Answer, PullError> {
+        let Connection { stream, directions, .. } = connection;
+        let asked = async {
+            let sealing = directions.as_mut().map(|(sealing, _)| sealing);
+            write_record(stream, sealing, request.encode()).await?;
+            let mut answer = [0; Answer::BYTES];
+            read_record(stream, directions.as_mut().map(|(_, opening)| opening), &mut answer).await?;
+            Answer::decode(&answer).ok_or(PullError::Refused(super::SecureError::BadRecord))
+        };
+        within(self.config.stall, "the answer", asked).await
+    }
+}
+
+pub(super) fn pull<P>(
+    runtime: &Handle,
+    client: &Arc<Client>,
+    from: &str,
+    object: ObjectId,
+    offset: u64,
+    mut place: P,
+) -> Pull<P>
+where
+    P: AsMut<[u8]> + Send + 'static,
+{
+    let (mut done, pull) = oneshot::channel();
+    let (client, from) = (client.clone(), from.to_string());
+    runtime.spawn(async move {
+        let pulled = tokio::select! {
+            pulled = client.pull(&from, object, offset, place.as_mut()) => pulled,
+            () = done.closed() => return,
+        };
+        // It may be wanted no more.
+        let _ = done.send(pulled.map(|()| place));
+    });
+    Pull(pull)
+}
