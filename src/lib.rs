@@ -39,6 +39,7 @@
 //! # Where to find what
 //! - [`Runtime`]: `put`, `submit`, `task` (options), `stream`, `actor`, `wait`, `map`, `reduce`.
 //! - [`ObjectRef`]: `get`, `get_shared`, `get_timeout`, `take`, `cancel`, `.await`.
+//! - [`Array`], [`buffer`]: numbers and bytes that are shared instead of copied, on a cluster too.
 //! - [`Actor`], [`ActorBuilder`], [`ActorPool`], [`Queue`], [`ObjectStream`].
 //! - [`task`]: what a task knows of itself; [`sleep`] for `async` code.
 //! - [`Runtime::stats`], `list_tasks`, `list_actors`, `list_objects`, `explain`, `timeline`.
@@ -50,11 +51,15 @@
 //!
 //! # Features
 //! - `progress` (default): progress bars on long maps, with `indicatif`.
+//! - `arrow`: `Batch`, record batches of Arrow that are shared.
+//! - `ndarray`: `NdArray`, arrays of many dimensions that are shared.
 //! - `rayon`: `rayon` calls inside a task use exactly the CPUs that the task leased.
 //! - `tokio`: [`Builder`] takes a tokio runtime in which `async` tasks are polled.
 
 mod actor;
 mod args;
+mod array;
+pub mod buffer;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 mod error;
@@ -77,6 +82,11 @@ pub use actor::{Actor, ActorBuilder, Call};
 pub use args::{IntoArg, IntoArgs};
 #[cfg(feature = "cluster")]
 pub use cluster::{LocalCluster, LocalClusterBuilder};
+#[cfg(feature = "arrow")]
+pub use array::Batch;
+#[cfg(feature = "ndarray")]
+pub use array::NdArray;
+pub use array::{Array, Element};
 pub use error::{Error, Origin, Result};
 pub use function::{Constructor, Method, RemoteFn, StreamFn};
 pub use local::timer::Sleep;

@@ -1,7 +1,8 @@
-//! Serialization of arguments, results and states, with the handles inside them.
+//! Serialization of arguments, results and states, with what cannot go into the bytes.
 //!
-//! Values become MessagePack. A handle inside a value stays a handle: while a value is serialized
-//! its handles are put aside, and the value holds their numbers.
+//! Values become MessagePack. A handle inside a value stays a handle, and an [`Array`](crate::Array)
+//! is not copied: while a value is serialized its handles and the bytes of its arrays are put aside,
+//! and the value holds their numbers.
 
 #[cfg(feature = "cluster")]
 use crate::cluster::{client::Client, wire};
@@ -9,8 +10,12 @@ use crate::{
     error::{Error, Result},
     object::Object,
 };
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{any::Any, cell::RefCell, sync::Arc};
+
+#[cfg(feature = "cluster")]
+pub(crate) mod encoded;
 
 /// A handle that can be inside a value.
 pub(crate) trait Passed: Any + Send + Sync {
@@ -19,7 +24,7 @@ pub(crate) trait Passed: Any + Send + Sync {
     fn export(&self, client: &Arc<Client>) -> Result<(wire::Handle, Box<dyn Any + Send + Sync>)>;
     /// The handle in this process, for one of another.
     #[cfg(feature = "cluster")]
-    fn import(client: &Arc<Client>, handle: &wire::Handle, value: Option<&bytes::Bytes>) -> Result<Self>
+    fn import(client: &Arc<Client>, handle: &wire::Handle, value: Option<&Bytes>) -> Result<Self>
     where
         Self: Sized;
 }
@@ -35,48 +40,74 @@ enum Handles {
     There(Imports),
 }
 
+impl Handles {
+    /// Those that were put aside.
+    fn here(self) -> Vec<Handle> {
+        match self {
+            Handles::Here(handles) => handles,
+            #[cfg(feature = "cluster")]
+            Handles::There(_) => Vec::new(),
+        }
+    }
+}
+
+impl Default for Handles {
+    fn default() -> Self {
+        Handles::Here(Vec::new())
+    }
+}
+
 /// The handles of a value that came from another process, and where they lead.
 #[cfg(feature = "cluster")]
 #[derive(Clone)]
 pub(crate) struct Imports {
     pub(crate) client: Arc<Client>,
-    pub(crate) handles: Vec<(wire::Handle, Option<bytes::Bytes>)>,
+    pub(crate) handles: Vec<(wire::Handle, Option<Bytes>)>,
+}
+
+/// What stands beside the bytes of a value.
+#[derive(Default)]
+struct Beside {
+    handles: Handles,
+    /// If there are none, arrays stand in the bytes.
+    buffers: Option<Vec<Bytes>>,
 }
 
 thread_local! {
-    /// The handles of the value that this thread serializes or deserializes.
-    static HANDLES: RefCell<Option<Handles>> = const { RefCell::new(None) };
+    /// Of the value that this thread serializes or deserializes.
+    static BESIDE: RefCell<Option<Beside>> = const { RefCell::new(None) };
 }
 
-/// A value as bytes, and the handles inside it.
+/// A value as bytes, with the handles and the arrays that stand beside them.
 #[derive(Clone)]
 pub(crate) struct Packed {
     bytes: Vec<u8>,
     handles: Vec<Handle>,
+    buffers: Vec<Bytes>,
 }
 
 impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Packed").field("bytes", &self.bytes.len()).field("handles", &self.handles.len()).finish()
+        f.debug_struct("Packed")
+            .field("bytes", &self.bytes.len())
+            .field("handles", &self.handles.len())
+            .field("buffers", &self.buffers.len())
+            .finish()
     }
 }
 
-/// Runs `f` with `handles` put up for it; returns what is there afterwards too.
-fn with_handles<R>(handles: Handles, f: impl FnOnce() -> R) -> (R, Vec<Handle>) {
-    /// Puts the outer ones back, also when `f` panics: it runs code of the user's.
-    struct Outer(Option<Handles>);
+/// Runs `f` with this put up for it; returns what is there afterwards too.
+fn with<R>(beside: Beside, f: impl FnOnce() -> R) -> (R, Beside) {
+    /// Puts back what was there, also when a user's code panics.
+    struct Outer(Option<Beside>);
     impl Drop for Outer {
         fn drop(&mut self) {
-            let outer = self.0.take();
-            HANDLES.with(|current| current.replace(outer));
+            BESIDE.set(self.0.take());
         }
     }
-    let _outer = Outer(HANDLES.with(|current| current.replace(Some(handles))));
+    let _outer = Outer(BESIDE.replace(Some(beside)));
     let result = f();
-    match HANDLES.with(|current| current.take()) {
-        Some(Handles::Here(used)) => (result, used),
-        _ => (result, Vec::new()),
-    }
+    (result, BESIDE.take().unwrap_or_default())
 }
 
 fn failed<T>(what: &str, error: impl std::fmt::Display) -> Error {
@@ -86,23 +117,34 @@ fn failed<T>(what: &str, error: impl std::fmt::Display) -> Error {
     }
 }
 
-pub(crate) fn pack<T: Serialize>(value: &T, what: &str) -> Result<Packed> {
+fn to_message_pack<T: Serialize>(value: &T, what: &str, buffers: Option<Vec<Bytes>>) -> Result<(Vec<u8>, Beside)> {
     // Structs as maps: what serde's attributes make of a struct needs the names.
-    let (bytes, handles) = with_handles(Handles::Here(Vec::new()), || rmp_serde::to_vec_named(value));
-    Ok(Packed { bytes: bytes.map_err(|error| failed::<T>(what, error))?, handles })
+    let (bytes, beside) = with(Beside { handles: Handles::default(), buffers }, || rmp_serde::to_vec_named(value));
+    Ok((bytes.map_err(|error| failed::<T>(what, error))?, beside))
+}
+
+fn from_message_pack<T: DeserializeOwned>(bytes: &[u8], beside: Beside, what: &str) -> Result<T> {
+    let (value, _) = with(beside, || rmp_serde::from_slice(bytes));
+    value.map_err(|error| failed::<T>(what, error))
+}
+
+pub(crate) fn pack<T: Serialize>(value: &T, what: &str) -> Result<Packed> {
+    let (bytes, beside) = to_message_pack(value, what, Some(Vec::new()))?;
+    Ok(Packed { bytes, handles: beside.handles.here(), buffers: beside.buffers.unwrap_or_default() })
 }
 
 pub(crate) fn unpack<T: DeserializeOwned>(packed: &Packed, what: &str) -> Result<T> {
-    let (value, _) = with_handles(Handles::Here(packed.handles.clone()), || rmp_serde::from_slice(&packed.bytes));
-    value.map_err(|error| failed::<T>(what, error))
+    let handles = Handles::Here(packed.handles.clone());
+    let beside = Beside { handles, buffers: Some(packed.buffers.clone()) };
+    from_message_pack(&packed.bytes, beside, what)
 }
 
 /// The value as bytes for another process. The handles inside it cannot follow it there.
 #[cfg(feature = "cluster")]
 pub(crate) fn to_bytes<T: Serialize>(value: &T, what: &str) -> Result<Vec<u8>> {
-    let packed = pack(value, what)?;
-    match packed.handles.len() {
-        0 => Ok(packed.bytes),
+    let (bytes, beside) = to_message_pack(value, what, None)?;
+    match beside.handles.here().len() {
+        0 => Ok(bytes),
         count => Err(failed::<T>(
             what,
             format_args!(
@@ -115,23 +157,7 @@ pub(crate) fn to_bytes<T: Serialize>(value: &T, what: &str) -> Result<Vec<u8>> {
 /// A value from the bytes of another process.
 #[cfg(feature = "cluster")]
 pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
-    let (value, _) = with_handles(Handles::Here(Vec::new()), || rmp_serde::from_slice(bytes));
-    value.map_err(|error| failed::<T>(what, error))
-}
-
-/// A value that came from another process, whose handles lead to that one's objects.
-#[cfg(feature = "cluster")]
-pub(crate) fn unpack_there<T: DeserializeOwned>(bytes: &[u8], imports: Imports, what: &str) -> Result<T> {
-    let (value, _) = with_handles(Handles::There(imports), || rmp_serde::from_slice(bytes));
-    value.map_err(|error| failed::<T>(what, error))
-}
-
-#[cfg(feature = "cluster")]
-impl Packed {
-    /// The bytes, and the handles that were in the value.
-    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Arc<dyn Passed>>) {
-        (self.bytes, self.handles)
-    }
+    from_message_pack(bytes, Beside::default(), what)
 }
 
 /// The value as another process would see it.
@@ -139,18 +165,71 @@ pub(crate) fn round_trip<T: Object>(value: &T, what: &str) -> Result<T> {
     unpack(&pack(value, what)?, what)
 }
 
-/// Puts a handle aside while its value is serialized.
-pub(crate) fn put_handle<S: serde::Serializer>(handle: Arc<dyn Passed>, serializer: S) -> Result<S::Ok, S::Error> {
-    let number = HANDLES.with(|current| match current.borrow_mut().as_mut() {
-        Some(Handles::Here(handles)) => {
-            handles.push(handle);
-            Some(handles.len() - 1)
+/// A value that came from another process, whose handles lead to that one's objects. `is_row`: its arrays stand
+/// beside it (see [`encoded`]).
+#[cfg(feature = "cluster")]
+pub(crate) fn unpack_there<T: DeserializeOwned>(
+    bytes: &Bytes,
+    is_row: bool,
+    imports: Imports,
+    what: &str,
+) -> Result<T> {
+    let handles = Handles::There(imports);
+    if !is_row {
+        return from_message_pack(bytes, Beside { handles, buffers: None }, what);
+    }
+    let (bytes, buffers) = encoded::split(bytes).ok_or_else(|| failed::<T>(what, "these bytes are not an encoded value"))?;
+    from_message_pack(&bytes, Beside { handles, buffers: Some(buffers) }, what)
+}
+
+#[cfg(feature = "cluster")]
+impl Packed {
+    /// Without the handles that were in the value, and these.
+    pub(crate) fn take_handles(&mut self) -> Vec<Arc<dyn Passed>> {
+        std::mem::take(&mut self.handles)
+    }
+
+    /// Whether arrays stand beside its bytes.
+    pub(crate) fn has_buffers(&self) -> bool {
+        !self.buffers.is_empty()
+    }
+
+    /// The MessagePack.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Its length.
+    pub(crate) fn bytes_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// All of it, in MessagePack alone or with its arrays behind it.
+    pub(crate) fn write(&self, to: &mut impl std::io::Write) -> std::io::Result<()> {
+        match self.has_buffers() {
+            true => self.encode(to),
+            false => to.write_all(&self.bytes),
         }
+    }
+
+    /// How much that is.
+    pub(crate) fn written_len(&self) -> usize {
+        match self.has_buffers() {
+            true => self.encoded_len(),
+            false => self.bytes.len(),
+        }
+    }
+}
+
+/// Puts a handle aside while its value is serialized.
+pub(crate) fn put_handle<S: serde::Serializer>(handle: Handle, serializer: S) -> Result<S::Ok, S::Error> {
+    let number = BESIDE.with_borrow_mut(|beside| match beside.as_mut().map(|beside| &mut beside.handles) {
+        Some(Handles::Here(handles)) => Some(push(handles, handle)),
         _ => None,
     });
     let outside = "a handle can be serialized only inside arguments, results and states that outray itself passes on";
     let number = number.ok_or_else(|| serde::ser::Error::custom(outside))?;
-    serializer.serialize_u64(number as u64)
+    serializer.serialize_u64(number)
 }
 
 /// Finds a handle again while its value is deserialized.
@@ -160,10 +239,10 @@ pub(crate) fn take_handle<'de, T: Passed + Clone, D: serde::Deserializer<'de>>(d
     enum Found {
         Here(Handle),
         #[cfg(feature = "cluster")]
-        There(Arc<Client>, wire::Handle, Option<bytes::Bytes>),
+        There(Arc<Client>, wire::Handle, Option<Bytes>),
     }
     // The borrow ends before the handle is made: that may serialize and deserialize, too.
-    let found = HANDLES.with(|current| match current.borrow().as_ref()? {
+    let found = BESIDE.with_borrow(|beside| match &beside.as_ref()?.handles {
         Handles::Here(handles) => handles.get(number as usize).cloned().map(Found::Here),
         #[cfg(feature = "cluster")]
         Handles::There(imports) => imports
@@ -182,4 +261,24 @@ pub(crate) fn take_handle<'de, T: Passed + Clone, D: serde::Deserializer<'de>>(d
         }
         None => Err(outside()),
     }
+}
+
+/// Puts bytes aside while their value is serialized, unless they have to stand in it.
+pub(crate) fn put_buffer(bytes: &Bytes) -> Option<u64> {
+    BESIDE.with_borrow_mut(|beside| Some(push(beside.as_mut()?.buffers.as_mut()?, bytes.clone())))
+}
+
+/// Whether the value that is deserialized has its arrays beside it.
+pub(crate) fn has_buffers() -> bool {
+    BESIDE.with_borrow(|beside| beside.as_ref().is_some_and(|beside| beside.buffers.is_some()))
+}
+
+/// Finds bytes again while their value is deserialized.
+pub(crate) fn take_buffer(number: u64) -> Option<Bytes> {
+    BESIDE.with_borrow(|beside| beside.as_ref()?.buffers.as_ref()?.get(number as usize).cloned())
+}
+
+fn push<T>(list: &mut Vec<T>, item: T) -> u64 {
+    list.push(item);
+    list.len() as u64 - 1
 }

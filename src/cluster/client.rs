@@ -26,7 +26,7 @@ use super::{
     remote::{Remote, RemoteCell},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply},
-    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Parcel, Question, Site},
+    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
 };
 use crate::{
     actor::HostedActor,
@@ -775,11 +775,10 @@ impl Client {
 
     /// A value of this process's is there, or has failed.
     fn fulfil(self: &Arc<Self>, object: ObjectId, result: Result<Packed, Arc<Error>>) {
-        let (outcome, payload, inside) = match result.and_then(|packed| self.parcel(packed).map_err(Arc::new)) {
+        let (outcome, payload, inside) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
             Err(error) => (Outcome::Failed(error), None, Vec::new()),
-            Ok((parcel, handles)) => {
-                let bytes = parcel.encode();
-                let objects: Vec<_> = parcel.handles.iter().map(Handle::object).collect();
+            Ok((outgoing, handles)) => {
+                let (bytes, objects) = (outgoing.encode(), outgoing.objects());
                 // The handles keep the objects until the record does.
                 self.with(|state, out| {
                     objects.iter().for_each(|object| self.hold(state, *object));
@@ -807,12 +806,18 @@ impl Client {
         });
     }
 
-    /// A value, with its handles as others know them.
-    fn parcel(self: &Arc<Self>, packed: Packed) -> Result<(Parcel, Guards)> {
-        let (bytes, handles) = packed.into_parts();
+    /// A value whose handles others know.
+    fn outgoing(self: &Arc<Self>, mut packed: Packed) -> Result<(Outgoing, Guards)> {
+        let handles = packed.take_handles();
         let known = handles.iter().map(|handle| handle.export(self)).collect::<Result<Vec<_>>>()?;
         let (handles, guards) = known.into_iter().unzip();
-        Ok((Parcel { handles, bytes: Blob(bytes.into()) }, guards))
+        Ok((Outgoing { handles, packed }, guards))
+    }
+
+    /// The same, as part of an order.
+    fn parcel(self: &Arc<Self>, packed: Packed) -> Result<(Parcel, Guards)> {
+        let (outgoing, guards) = self.outgoing(packed)?;
+        Ok((outgoing.into_parcel(), guards))
     }
 
     /// Submits a task to the cluster.
@@ -1052,12 +1057,13 @@ impl Client {
 
     /// Sends an item of a stream that is produced here.
     pub(super) fn send_item(self: &Arc<Self>, stream: ObjectId, number: u32, packed: Packed) -> Result<()> {
-        let (parcel, handles) = self.parcel(packed)?;
+        let (outgoing, handles) = self.outgoing(packed)?;
+        let value = Bytes::from(outgoing.encode());
         self.with(|state, out| {
             if !handles.is_empty() {
                 state.offered.insert((stream, number), handles);
             }
-            out.letters.push((stream.owner, Letter::Item { stream, number }, vec![parcel.encode().into()]));
+            out.letters.push((stream.owner, Letter::Item { stream, number }, vec![value]));
         });
         Ok(())
     }
@@ -1179,11 +1185,10 @@ impl Client {
     pub(crate) fn ended(self: &Arc<Self>, reply: Reply, result: Result<Packed, Arc<Error>>) {
         self.running.lock().remove(&(reply.id, reply.attempt));
         let Reply { id, attempt, is_call, inside, .. } = reply;
-        let (end, payload, handles, objects) = match result.and_then(|packed| self.parcel(packed).map_err(Arc::new)) {
+        let (end, payload, handles, objects) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
             Err(error) => (End::Failed(error), Vec::new(), Vec::new(), Vec::new()),
-            Ok((parcel, handles)) => {
-                let objects: Vec<_> = parcel.handles.iter().map(Handle::object).collect();
-                (End::Value, vec![Bytes::from(parcel.encode())], handles, objects)
+            Ok((outgoing, handles)) => {
+                (End::Value, vec![Bytes::from(outgoing.encode())], handles, outgoing.objects())
             }
         };
         let node = self.me.station();

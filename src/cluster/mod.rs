@@ -4,6 +4,7 @@
 //! ```text
 //! decisions       head, node, owner, protocol, capacity   state machines, no I/O; run by `simulation`
 //! functions       function, image, entry                  how a function travels, and becomes a worker's
+//! objects         store                                   files in shared memory, written once, read in place
 //! messages        endpoint                                one I/O thread per process: peers, dialing, timers
 //!                   link                                  exactly once and in order between two lives (no I/O)
 //!                   secure                                the cluster's key: handshake, encrypted records (no I/O)
@@ -37,6 +38,8 @@ pub mod image;
 
 #[doc(hidden)]
 pub mod travel;
+// And `store::map`, which maps files.
+mod store;
 
 mod capacity;
 mod head;

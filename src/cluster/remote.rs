@@ -86,15 +86,14 @@ impl<T: Object> RemoteCell<T> {
 
     fn decode(&self, bytes: &Bytes) -> Result<T> {
         let parcel = Parcel::decode(bytes)?;
-        if parcel.handles.is_empty() {
-            return serial::from_bytes(&parcel.bytes.0, "a value that arrived");
-        }
         // Until this process has a claim of its own to what is inside, the whole keeps it alive.
-        let inside: Vec<ObjectId> = parcel.handles.iter().map(|handle| handle.object()).collect();
+        let inside = parcel.objects();
         let handles = parcel.handles.into_iter().map(|handle| (handle, None)).collect();
         let imports = Imports { client: self.client.clone(), handles };
-        let value = serial::unpack_there(&parcel.bytes.0, imports, "a value that arrived");
-        self.client.claim_all(&inside, Some(self.id));
+        let value = serial::unpack_there(&parcel.bytes.0, parcel.is_row, imports, "a value that arrived");
+        if !inside.is_empty() {
+            self.client.claim_all(&inside, Some(self.id));
+        }
         value
     }
 

@@ -9,7 +9,6 @@ use super::{
     protocol::{ObjectId, ProcessId},
     remote::Remote,
     travel::{Arrival, Arrived, Incoming, Reply, wrong_kind},
-    wire::Parcel,
 };
 use crate::{
     args::Deferred,
@@ -343,12 +342,5 @@ impl<T: Object> Feed for Feeder<T> {
     fn stop(&self) {
         let node: Arc<dyn Node> = self.items.clone();
         self.end(Err(Arc::new(Error::Cancelled { origin: node.origin() })));
-    }
-}
-
-impl Parcel {
-    /// The objects inside.
-    pub(super) fn objects(&self) -> Vec<ObjectId> {
-        self.handles.iter().map(super::wire::Handle::object).collect()
     }
 }

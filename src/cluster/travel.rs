@@ -85,7 +85,7 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub(crate) fn decode<T: DeserializeOwned>(&self, what: &str) -> Result<T> {
-        serial::unpack_there(&self.order.parcel.bytes.0, self.imports.clone(), what)
+        serial::unpack_there(&self.order.parcel.bytes.0, self.order.parcel.is_row, self.imports.clone(), what)
     }
 
     /// Options of what was submitted elsewhere.

@@ -9,10 +9,18 @@ use super::{
     image::Image,
     protocol::{HEAD, Message, ObjectId, ProcessId},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    serial::Packed,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
 
 /// So many bits of a process's number say which worker of its station it is.
 const WORKER_BITS: u32 = 16;
@@ -116,34 +124,99 @@ impl Handle {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Parcel {
     pub(crate) handles: Vec<Handle>,
+    /// Arrays stand behind the bytes.
+    pub(crate) is_row: bool,
     pub(crate) bytes: Blob,
 }
 
-impl Parcel {
-    /// In one piece: the length of the list of handles, or 0 if there are none; the list; the bytes.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let handles = match self.handles.is_empty() {
-            true => Vec::new(),
-            false => encode(&self.handles),
-        };
-        let mut out = Vec::with_capacity(4 + handles.len() + self.bytes.0.len());
-        out.extend((handles.len() as u32).to_le_bytes());
-        out.extend(handles);
-        out.extend_from_slice(&self.bytes.0);
-        out
+/// A value on its way out, whose handles are known to others.
+pub(crate) struct Outgoing {
+    pub(crate) handles: Vec<Handle>,
+    pub(crate) packed: Packed,
+}
+
+/// What the bytes of a value are aligned to, if there is more in front of them than that there is nothing.
+const ALIGNMENT: usize = 64;
+
+impl Outgoing {
+    /// In one piece:
+    /// ```text
+    /// 0: u32, the value             without handles, and without arrays beside it
+    /// n: u32, is_row: u8, the list of handles in n bytes, zeros up to a multiple of 64, the value
+    /// ```
+    pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let head = self.head();
+        to.write_all(&head)?;
+        self.packed.write(to)
     }
 
+    fn head(&self) -> Vec<u8> {
+        let is_row = self.packed.has_buffers();
+        if self.handles.is_empty() && !is_row {
+            return vec![0; 4];
+        }
+        let handles = encode(&self.handles);
+        let mut head = (handles.len() as u32).to_le_bytes().to_vec();
+        head.push(is_row.into());
+        head.extend(handles);
+        head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
+        head
+    }
+
+    /// How long that is.
+    pub(crate) fn len(&self) -> usize {
+        self.head().len() + self.packed.written_len()
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.len());
+        match self.write(&mut out) {
+            Ok(()) => out,
+            Err(error) => unreachable!("memory takes all: {error}"),
+        }
+    }
+
+    pub(crate) fn objects(&self) -> Vec<ObjectId> {
+        self.handles.iter().map(Handle::object).collect()
+    }
+
+    /// As part of something else.
+    pub(crate) fn into_parcel(self) -> Parcel {
+        let is_row = self.packed.has_buffers();
+        let bytes = match is_row {
+            false => self.packed.into_bytes(),
+            true => {
+                let mut row = Vec::with_capacity(self.packed.written_len());
+                match self.packed.write(&mut row) {
+                    Ok(()) => row,
+                    Err(error) => unreachable!("memory takes all: {error}"),
+                }
+            }
+        };
+        Parcel { handles: self.handles, is_row, bytes: Blob(bytes.into()) }
+    }
+}
+
+impl Parcel {
+    /// What [`Outgoing::write`] wrote; the value's bytes are a part of these.
     pub(crate) fn decode(bytes: &Bytes) -> Result<Parcel> {
         let broken = || Error::Unsupported { reason: "a value that arrived is cut off; send it again".into() };
         let length = bytes.first_chunk::<4>().map(|length| u32::from_le_bytes(*length) as usize).ok_or_else(broken)?;
-        if bytes.len() < 4 + length {
+        if length == 0 {
+            return Ok(Parcel { handles: Vec::new(), is_row: false, bytes: Blob(bytes.slice(4..)) });
+        }
+        let start = (5 + length).next_multiple_of(ALIGNMENT);
+        let (is_row, list) = (bytes.get(4).ok_or_else(broken)?, bytes.get(5..5 + length).ok_or_else(broken)?);
+        if bytes.len() < start {
             return Err(broken());
         }
-        let handles = match length {
-            0 => Vec::new(),
-            _ => decode(&bytes[4..4 + length]).ok_or_else(broken)?,
-        };
-        Ok(Parcel { handles, bytes: Blob(bytes.slice(4 + length..)) })
+        let handles = decode(list).ok_or_else(broken)?;
+        Ok(Parcel { handles, is_row: *is_row != 0, bytes: Blob(bytes.slice(start..)) })
+    }
+
+    /// The objects inside.
+    pub(crate) fn objects(&self) -> Vec<ObjectId> {
+        self.handles.iter().map(Handle::object).collect()
     }
 }
 
