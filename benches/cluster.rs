@@ -113,14 +113,20 @@ fn objects(rt: &Runtime) {
         let object = rt.put(value);
         assert_eq!(rt.submit(length, &object).get(), Ok(SIZE));
         let took = started.elapsed();
-        println!("put_and_use      {took:>12.1?} {kind}, 100 MiB from the driver: {:.2} GB/s", SIZE as f64 / took.as_secs_f64() / 1e9);
+        println!(
+            "put_and_use      {took:>12.1?} {kind}, 100 MiB from the driver: {:.2} GB/s",
+            SIZE as f64 / took.as_secs_f64() / 1e9
+        );
     }
     let there = rt.submit(|| vec![1u8; SIZE], ());
     rt.submit(length, &there).get().expect("it runs");
     let started = Instant::now();
     assert_eq!(there.get_shared().map(|v| v.len()), Ok(SIZE));
     let took = started.elapsed();
-    println!("get              {took:>12.1?}, 100 MiB to the driver: {:.2} GB/s", SIZE as f64 / took.as_secs_f64() / 1e9);
+    println!(
+        "get              {took:>12.1?}, 100 MiB to the driver: {:.2} GB/s",
+        SIZE as f64 / took.as_secs_f64() / 1e9
+    );
 }
 
 /// The memory of some processes that they do not share, and their part of what they do, in MiB.
@@ -145,8 +151,14 @@ fn main() {
     let cluster = LocalCluster::start(2).expect("a cluster");
     println!("idle             {:>12.1} MiB PSS, a head and two nodes", proportional(&cluster.pids()));
     let rt = cluster.connect().expect("a runtime");
-    let rows: [(&str, fn(&Runtime)); 6] =
-        [("tasks", tasks), ("round_trip", round_trip), ("actor", actor), ("tree", tree), ("chain", chain), ("objects", objects)];
+    let rows: [(&str, fn(&Runtime)); 6] = [
+        ("tasks", tasks),
+        ("round_trip", round_trip),
+        ("actor", actor),
+        ("tree", tree),
+        ("chain", chain),
+        ("objects", objects),
+    ];
     for (name, row) in rows {
         if wanted.as_ref().is_none_or(|wanted| name.contains(wanted.as_str())) {
             row(&rt);

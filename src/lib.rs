@@ -80,13 +80,13 @@ pub mod task;
 
 pub use actor::{Actor, ActorBuilder, Call};
 pub use args::{IntoArg, IntoArgs};
-#[cfg(feature = "cluster")]
-pub use cluster::{LocalCluster, LocalClusterBuilder};
 #[cfg(feature = "arrow")]
 pub use array::Batch;
 #[cfg(feature = "ndarray")]
 pub use array::NdArray;
 pub use array::{Array, Element};
+#[cfg(feature = "cluster")]
+pub use cluster::{LocalCluster, LocalClusterBuilder};
 pub use error::{Error, Origin, Result};
 pub use function::{Constructor, Method, RemoteFn, StreamFn};
 pub use local::timer::Sleep;

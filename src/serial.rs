@@ -178,7 +178,8 @@ pub(crate) fn unpack_there<T: DeserializeOwned>(
     if !is_row {
         return from_message_pack(bytes, Beside { handles, buffers: None }, what);
     }
-    let (bytes, buffers) = encoded::split(bytes).ok_or_else(|| failed::<T>(what, "these bytes are not an encoded value"))?;
+    let (bytes, buffers) =
+        encoded::split(bytes).ok_or_else(|| failed::<T>(what, "these bytes are not an encoded value"))?;
     from_message_pack(&bytes, Beside { handles, buffers: Some(buffers) }, what)
 }
 
@@ -197,11 +198,6 @@ impl Packed {
     /// The MessagePack.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
-    }
-
-    /// Its length.
-    pub(crate) fn bytes_len(&self) -> usize {
-        self.bytes.len()
     }
 
     /// All of it, in MessagePack alone or with its arrays behind it.

@@ -103,3 +103,65 @@ fn retries_and_options() {
     let squares = rt.map(|x: u64| x * x, 0..1000).collect().unwrap();
     assert_eq!(squares[31], 961);
 }
+
+#[test]
+fn what_ran_on_a_killed_node_runs_again_and_what_it_held_is_made_again() {
+    fn slow(n: u64) -> Vec<u64> {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        vec![n; 20_000] // too large to travel inline
+    }
+    let mut cluster = LocalCluster::start(3).unwrap();
+    let rt = cluster.connect().unwrap();
+    let made: Vec<_> = (0..30).map(|n| rt.submit(slow, n)).collect();
+    rt.wait(&made, 10, None);
+    cluster.kill_node(1);
+    let sums: Vec<_> = made.iter().map(|v| rt.submit(|v: Arc<Vec<u64>>| v.iter().sum::<u64>(), v)).collect();
+    let expected: Vec<u64> = (0..30).map(|n| n * 20_000).collect();
+    assert_eq!(rt.get_all(&sums).unwrap(), expected);
+}
+
+#[test]
+fn handles_inside_values_stay_good() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    // Made in a worker, and returned inside a value: the worker is its owner.
+    let inner = rt.submit(
+        |n: u64| {
+            let rt = Runtime::current();
+            (0..n).map(|i| rt.submit(|i: u64| i * i, i)).collect::<Vec<ObjectRef<u64>>>()
+        },
+        10,
+    );
+    let handles = inner.get().unwrap();
+    drop(inner);
+    let sum = rt.submit(|all: Vec<u64>| all.iter().sum::<u64>(), &handles);
+    assert_eq!(sum.get(), Ok(285));
+    assert_eq!(handles[3].get(), Ok(9));
+    // Put here, passed inside a value, and passed on by the task.
+    let put = rt.put(vec![1u64, 2, 3]);
+    let pass = |boxed: Vec<ObjectRef<Vec<u64>>>| boxed;
+    let back = rt.submit(pass, vec![put.clone()]).get();
+    drop(put);
+    assert!(back.is_ok());
+}
+
+#[test]
+fn options_and_contexts_are_those_of_the_task() {
+    let cluster =
+        LocalCluster::builder().nodes(2).cpus(2.0).gpus(2).resource("licence", 1.0).label("zone", "a").start();
+    let cluster = cluster.unwrap();
+    let rt = cluster.connect().unwrap();
+    let here = || (task::context().name().to_owned(), task::context().node().to_owned(), task::context().gpus().len());
+    let (name, node, gpus) =
+        rt.task(here).name("me").gpus(1.5 + 0.5).cpus(2.0).resource("licence", 1.0).submit(()).get().unwrap();
+    assert_eq!((name.as_str(), gpus), ("me", 2));
+    assert!(cluster.nodes().contains(&node.as_str()), "{node}");
+    for wanted in cluster.nodes() {
+        let there = outray::Strategy::Node { name: wanted.to_owned(), soft: false };
+        let node = rt.task(|| task::context().node().to_owned()).strategy(there).submit(()).get().unwrap();
+        assert_eq!(node, wanted);
+    }
+    let required = vec![("zone".to_owned(), "b".to_owned())];
+    let error = rt.task(|| ()).strategy(outray::Strategy::Labels { required }).submit(()).get().unwrap_err();
+    assert!(error.to_string().contains("zone=b"), "{error}");
+}

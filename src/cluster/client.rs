@@ -24,6 +24,7 @@ use super::{
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
+    store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply},
     wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
@@ -50,6 +51,7 @@ use std::{
     any::Any,
     collections::{HashMap, HashSet},
     panic::Location,
+    path::{Path, PathBuf},
     sync::{Arc, Weak, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
@@ -83,6 +85,10 @@ pub(crate) struct Client {
     /// Streams that are produced here, and those that are consumed here.
     feeders: Mutex<HashMap<ObjectId, Arc<dyn Feed>>>,
     sinks: Mutex<HashMap<ObjectId, Arc<dyn Sink>>>,
+    /// Values that wait for the files that they are to be written to.
+    drafts: Mutex<HashMap<(ObjectId, u32), WriteTo>>,
+    /// Nodes whose files this process can open.
+    neighbours: Mutex<HashSet<ProcessId>>,
     /// What those died of that lived here.
     dead: Mutex<HashMap<ObjectId, Arc<Error>>>,
     /// How many calls of an actor are under way.
@@ -119,6 +125,9 @@ pub(super) struct State {
     /// Actors that this process has started, or calls.
     pub(super) actors: HashMap<ObjectId, View>,
 }
+
+/// Writes to the file of this path, or is told why there is none.
+type WriteTo = Box<dyn FnOnce(std::result::Result<PathBuf, String>) + Send>;
 
 /// What keeps objects that are known by their numbers.
 type Guards = Vec<Box<dyn Any + Send + Sync>>;
@@ -234,6 +243,8 @@ impl Client {
             hosted: Mutex::default(),
             feeders: Mutex::default(),
             sinks: Mutex::default(),
+            drafts: Mutex::default(),
+            neighbours: Mutex::default(),
             dead: Mutex::default(),
             calls: Mutex::default(),
             kept: Mutex::default(),
@@ -523,7 +534,18 @@ impl Client {
                     out.trash.push(Box::new(handles));
                 }
             }),
-            Letter::Run { task, attempt, body, devices } => self.run(task, attempt, body.0, devices, payload),
+            Letter::Run { task, attempt, body, devices, files } => {
+                let values = self.arguments_from(files, payload);
+                self.run(task, attempt, body.0, devices, values);
+            }
+            Letter::Reserved { object, attempt, path } => {
+                let draft = self.drafts.lock().remove(&(object, attempt));
+                if let Some(write) = draft {
+                    // It may be large; other letters do not wait for it.
+                    std::thread::spawn(move || write(path));
+                }
+            }
+            Letter::InFile { object, path, size } => self.in_file(object, &path, size),
             Letter::Stop { task, attempt } => {
                 let node = self.running.lock().get(&(task, attempt)).and_then(Weak::upgrade);
                 if let Some(node) = node {
@@ -775,35 +797,61 @@ impl Client {
 
     /// A value of this process's is there, or has failed.
     fn fulfil(self: &Arc<Self>, object: ObjectId, result: Result<Packed, Arc<Error>>) {
-        let (outcome, payload, inside) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
-            Err(error) => (Outcome::Failed(error), None, Vec::new()),
-            Ok((outgoing, handles)) => {
-                let (bytes, objects) = (outgoing.encode(), outgoing.objects());
-                // The handles keep the objects until the record does.
-                self.with(|state, out| {
-                    objects.iter().for_each(|object| self.hold(state, *object));
-                    out.trash.push(Box::new(handles));
-                });
-                match bytes.len() > INLINE {
-                    true => (Outcome::Stored { size: bytes.len() as u64 }, Some(Bytes::from(bytes)), objects),
-                    false => (Outcome::Inline(bytes.into()), None, objects),
-                }
-            }
+        let (outgoing, handles) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
+            Ok(outgoing) => outgoing,
+            Err(error) => return self.with(|state, out| self.is_fulfilled(state, object, Outcome::Failed(error), out)),
         };
+        let objects = outgoing.objects();
+        // The handles keep the objects until the record does.
         self.with(|state, out| {
-            if !inside.is_empty() {
-                state.inside.insert(object.number, inside);
+            objects.iter().for_each(|object| self.hold(state, *object));
+            out.trash.push(Box::new(handles));
+            if !objects.is_empty() {
+                state.inside.insert(object.number, objects);
             }
-            let outcome = match (payload, state.home) {
-                (Some(value), Some(home)) => {
-                    out.letters.push((home, Letter::Store { object }, vec![value]));
-                    outcome
-                }
-                (Some(value), None) => Outcome::Inline(Arc::from(&value[..])),
-                (None, _) => outcome,
-            };
-            state.owner.fulfil(object, outcome, &mut out.effects);
         });
+        let home = self.with(|state, _| state.home);
+        match home.filter(|_| outgoing.len() > INLINE) {
+            None => {
+                let outcome = Outcome::Inline(outgoing.encode().into());
+                self.with(|state, out| self.is_fulfilled(state, object, outcome, out));
+            }
+            Some(home) if self.is_neighbour(home) => {
+                let client = self.clone();
+                self.write_to_store(home, object, 0, outgoing, move |written| {
+                    client.with(|state, out| {
+                        let is_well = written.is_ok();
+                        out.letters.push((home, Letter::Written { object, is_well }, Vec::new()));
+                        let outcome = match written {
+                            Ok(size) => Outcome::Stored { size },
+                            Err(error) => Outcome::Failed(Arc::new(error)),
+                        };
+                        client.is_fulfilled(state, object, outcome, out);
+                    });
+                });
+            }
+            Some(home) => {
+                let value = Bytes::from(outgoing.encode());
+                self.with(|state, out| {
+                    let outcome = Outcome::Stored { size: value.len() as u64 };
+                    out.letters.push((home, Letter::Store { object }, vec![value]));
+                    self.is_fulfilled(state, object, outcome, out);
+                });
+            }
+        }
+    }
+
+    fn is_fulfilled(&self, state: &mut State, object: ObjectId, outcome: Outcome, out: &mut Out) {
+        state.owner.fulfil(object, outcome, &mut out.effects);
+    }
+
+    /// A node's files can be opened here.
+    pub(crate) fn is_near(&self, node: ProcessId) {
+        self.neighbours.lock().insert(node);
+    }
+
+    fn is_neighbour(&self, node: ProcessId) -> bool {
+        self.me.station() == node || self.neighbours.lock().contains(&node)
     }
 
     /// A value whose handles others know.
@@ -1146,7 +1194,14 @@ impl Client {
     }
 
     /// A task of another process's is to run here.
-    fn run(self: &Arc<Self>, id: ObjectId, attempt: u32, body: Bytes, devices: Vec<(usize, u32)>, values: Vec<Bytes>) {
+    fn run(
+        self: &Arc<Self>,
+        id: ObjectId,
+        attempt: u32,
+        body: Bytes,
+        devices: Vec<(usize, u32)>,
+        values: Vec<Option<Bytes>>,
+    ) {
         let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, inside };
         let Some(order) = Order::decode(&body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
@@ -1154,7 +1209,7 @@ impl Client {
         let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
         for (place, value) in order.dependencies.iter().zip(values) {
             if let Some(handle) = handles.get_mut(*place as usize) {
-                handle.1 = Some(value);
+                handle.1 = value;
             }
         }
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
@@ -1176,6 +1231,54 @@ impl Client {
         }
     }
 
+    /// The arguments that came along, and those that are in files. One that cannot be read is asked for.
+    fn arguments_from(&self, files: Vec<Option<(PathBuf, u64)>>, payload: Vec<Bytes>) -> Vec<Option<Bytes>> {
+        let mut payload = payload.into_iter();
+        let value = |file: Option<(PathBuf, u64)>| match file {
+            None => payload.next(),
+            Some((path, size)) => store::map(&path, size).ok(),
+        };
+        files.into_iter().map(value).collect()
+    }
+
+    /// An object that is wanted is in a file of the node's.
+    fn in_file(self: &Arc<Self>, object: ObjectId, path: &Path, size: u64) {
+        let value = store::map(path, size);
+        self.with(|state, out| {
+            state.wants.remove(&object);
+            let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) else { return };
+            match value {
+                Ok(value) => out.arrivals.push((cell, Ok(value))),
+                // It was moved meanwhile.
+                Err(_) => self.fetch(state, object, out),
+            }
+        });
+    }
+
+    /// Writes a value to a file of the node's, and then says so, or why not.
+    fn write_to_store(
+        self: &Arc<Self>,
+        node: ProcessId,
+        object: ObjectId,
+        attempt: u32,
+        outgoing: Outgoing,
+        then: impl FnOnce(Result<u64>) + Send + 'static,
+    ) {
+        let size = outgoing.len() as u64;
+        let write = move |path: std::result::Result<PathBuf, String>| {
+            let unsupported = |reason: String| Error::Unsupported { reason };
+            let written = path.map_err(unsupported).and_then(|path| {
+                let mut draft = Draft::open(&path, size).map_err(|error| unsupported(error.to_string()))?;
+                draft.fill(|writer| outgoing.write(writer)).map_err(|error| unsupported(error.to_string()))?;
+                draft.finish();
+                Ok(size)
+            });
+            then(written);
+        };
+        self.drafts.lock().insert((object, attempt), Box::new(write));
+        self.post(node, Letter::Reserve { object, attempt, size }, Vec::new());
+    }
+
     /// It runs here from now on.
     pub(crate) fn runs(&self, id: ObjectId, attempt: u32, node: &Arc<dyn Node>) {
         self.running.lock().insert((id, attempt), Arc::downgrade(node));
@@ -1185,14 +1288,37 @@ impl Client {
     pub(crate) fn ended(self: &Arc<Self>, reply: Reply, result: Result<Packed, Arc<Error>>) {
         self.running.lock().remove(&(reply.id, reply.attempt));
         let Reply { id, attempt, is_call, inside, .. } = reply;
-        let (end, payload, handles, objects) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
-            Err(error) => (End::Failed(error), Vec::new(), Vec::new(), Vec::new()),
-            Ok((outgoing, handles)) => {
-                (End::Value, vec![Bytes::from(outgoing.encode())], handles, outgoing.objects())
-            }
-        };
         let node = self.me.station();
-        let client = self.clone();
+        let what = (id, attempt, is_call);
+        match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
+            Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default()),
+            Ok((outgoing, handles)) if outgoing.len() <= INLINE => {
+                let value = vec![Bytes::from(outgoing.encode())];
+                self.tell_ended(what, inside, End::Value, value, (handles, outgoing.objects()));
+            }
+            Ok((outgoing, handles)) => {
+                let (objects, client) = (outgoing.objects(), self.clone());
+                self.write_to_store(node, id, attempt, outgoing, move |written| {
+                    let end = match written {
+                        Ok(_) => End::Written,
+                        Err(error) => End::Failed(Arc::new(error)),
+                    };
+                    client.tell_ended(what, inside, end, Vec::new(), (handles, objects));
+                });
+            }
+        }
+    }
+
+    /// Says how something ended, when what is still held of what came with it (`inside`) is claimed.
+    fn tell_ended(
+        self: &Arc<Self>,
+        (id, attempt, is_call): (ObjectId, u32, bool),
+        inside: Vec<ObjectId>,
+        end: End,
+        payload: Vec<Bytes>,
+        (handles, objects): (Guards, Vec<ObjectId>),
+    ) {
+        let (node, client) = (self.me.station(), self.clone());
         let tell = move || {
             client.with(|state, out| {
                 if !objects.is_empty() {
@@ -1202,7 +1328,6 @@ impl Client {
                 out.letters.push((node, Letter::Ended { id, attempt, is_call, end }, payload));
             });
         };
-        // What is still held of what came with it is claimed first.
         if inside.is_empty() {
             return tell();
         }

@@ -7,7 +7,7 @@ use super::{
     protocol::{HEAD, ProcessId},
     secure::Key,
     station::{Happening, Station},
-    wire::{Envelope, Job, Letter, Question, Role},
+    wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
     error::{Error, Result},
@@ -160,7 +160,7 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
 
 fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
     let next = Cell::new(Instant::now() + TICK);
-    let me = station.me;
+    let (me, ours) = (station.me, host());
     station.run(
         events,
         || next.get(),
@@ -188,7 +188,11 @@ fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meet
                 }
             }
             Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
-            Happening::Met { .. } => {}
+            Happening::Met { station, host, .. } => {
+                if host == ours {
+                    client.wait().is_near(station);
+                }
+            }
             Happening::Lost { station: lost, reason } if lost == HEAD => {
                 meeting.set(Progress::Gone(reason.clone()));
                 if let Some(client) = client.get() {

@@ -77,7 +77,7 @@ impl HeadProcess {
             |happening| {
                 match happening {
                     Happening::Letter(envelope) => self.letter(envelope),
-                    Happening::Met { station, role, address } => {
+                    Happening::Met { station, role, address, .. } => {
                         if !matches!(role, Role::Guest) {
                             self.stations.insert(station, Known { address, role });
                         }

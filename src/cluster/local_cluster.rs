@@ -4,7 +4,7 @@ use super::{
     driver, entry,
     roles::{HeadSetup, NodeSetup, RoleSetup},
     secure::Key,
-    wire,
+    store, wire,
 };
 use crate::{
     error::{Error, Result},
@@ -17,7 +17,11 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
+
+/// Nodes may take so long to end in good order.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A head and nodes as processes of their own on this machine, started from the running executable. They end
 /// when this is dropped, and also when this process ends in any other way.
@@ -48,6 +52,7 @@ pub struct LocalClusterBuilder {
     nodes: usize,
     cpus: f64,
     gpus: u32,
+    store: Option<u64>,
     resources: BTreeMap<String, f64>,
     labels: BTreeMap<String, String>,
 }
@@ -68,6 +73,13 @@ impl LocalClusterBuilder {
     /// How many GPUs each node has, for admission; by default none.
     pub fn gpus(mut self, gpus: u32) -> Self {
         self.gpus = gpus;
+        self
+    }
+
+    /// How many bytes of objects each node keeps in shared memory before it moves some to disk; three tenths of
+    /// the machine's memory by default.
+    pub fn store(mut self, bytes: u64) -> Self {
+        self.store = Some(bytes);
         self
     }
 
@@ -116,7 +128,8 @@ impl LocalCluster {
 
     /// A cluster with options.
     pub fn builder() -> LocalClusterBuilder {
-        LocalClusterBuilder { nodes: 2, cpus: 1.0, gpus: 0, resources: BTreeMap::new(), labels: BTreeMap::new() }
+        let (resources, labels) = (BTreeMap::new(), BTreeMap::new());
+        LocalClusterBuilder { nodes: 2, cpus: 1.0, gpus: 0, store: None, resources, labels }
     }
 
     /// A runtime on this cluster.
@@ -155,6 +168,8 @@ impl LocalCluster {
             cpus: Some(self.builder.cpus),
             gpus: self.builder.gpus,
             memory: None,
+            store: self.builder.store,
+            spill: self.directory.0.join("spilled"),
             resources: self.builder.resources.clone(),
             labels: self.builder.labels.clone(),
         };
@@ -239,10 +254,34 @@ impl Role {
     }
 }
 
+impl Role {
+    /// Asks it to end, by the end of its pipe.
+    fn ask_to_end(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Waits until it has ended, but not for ever.
+    fn wait(&mut self, until: Instant) {
+        while Instant::now() < until && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 impl Drop for Role {
     fn drop(&mut self) {
         let _ = self.child.kill(); // it may have ended
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        self.nodes.iter_mut().for_each(Role::ask_to_end);
+        self.nodes.iter_mut().for_each(|node| node.wait(until));
+        self.nodes.clear();
+        store::sweep(); // what nodes have left that were killed
     }
 }
 

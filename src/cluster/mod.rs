@@ -67,6 +67,7 @@ mod node_process;
 mod pipe;
 mod remote;
 mod roles;
+mod shelf;
 mod station;
 pub(crate) mod streams;
 pub(crate) mod wire;

@@ -254,7 +254,10 @@ impl Node {
             new.push(*object);
         }
         let is_ready = fetching.is_empty();
-        self.tasks.insert(key, Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false });
+        self.tasks.insert(
+            key,
+            Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false },
+        );
         if is_ready {
             self.is_ready(key);
         }

@@ -15,9 +15,11 @@ use super::{
     image::{Cache, Image},
     node::Node,
     pipe,
-    protocol::{Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, TaskSpec},
+    protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, TaskSpec},
+    shelf::{Kept, Shelf},
     station::{Happening, Station},
-    wire::{Blob, End, Envelope, Job, Letter, Order, Question},
+    store,
+    wire::{Blob, End, Envelope, Job, Letter, Order, Question, host},
 };
 use crate::error::{Error, Origin};
 use bytes::{Bytes, BytesMut};
@@ -43,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) labels: Vec<Label>,
     /// Where executables are kept.
     pub(crate) cache: PathBuf,
+    /// Where objects are kept.
+    pub(crate) store: store::Config,
 }
 
 pub(crate) struct NodeProcess {
@@ -57,11 +61,13 @@ pub(crate) struct NodeProcess {
 
 struct State {
     node: Node,
-    store: HashMap<ObjectId, Bytes>,
+    shelf: Shelf,
+    /// Stations whose processes can open this node's files.
+    neighbours: BTreeSet<ProcessId>,
     jobs: BTreeMap<ProcessId, JobState>,
     workers: BTreeMap<ProcessId, Worker>,
     /// Which worker runs what.
-    runs: BTreeMap<(ObjectId, u32), ProcessId>,
+    runs: BTreeMap<(ObjectId, u32), Run>,
     actors: HashMap<ObjectId, ActorPlace>,
     /// What those died of that were here.
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
@@ -76,9 +82,15 @@ struct JobState {
     image: BytesMut,
     worker: Option<ProcessId>,
     /// Until there is a worker.
-    waiting: Vec<(TaskSpec, Vec<Bytes>)>,
+    waiting: Vec<TaskSpec>,
     /// Why there will be none.
     refused: Option<Arc<Error>>,
+}
+
+/// What a worker runs, and the files of the arguments, which stay until it has ended.
+struct Run {
+    worker: ProcessId,
+    _files: Vec<store::Object>,
 }
 
 /// Where an actor is.
@@ -105,7 +117,9 @@ struct Worker {
 
 impl NodeProcess {
     pub(crate) fn new(station: Arc<Station>, setup: Setup) -> Result<Arc<NodeProcess>, Error> {
-        let Setup { capacity, labels, cache } = setup;
+        let Setup { capacity, labels, cache, store } = setup;
+        let unsupported = |error: store::StoreError| Error::Unsupported { reason: error.to_string() };
+        let shelf = Shelf::open(&store).map_err(unsupported)?;
         let me = station.me;
         let cpus = capacity.cpu;
         let mut out = Effects::default();
@@ -120,7 +134,8 @@ impl NodeProcess {
             started: Instant::now(),
             state: Mutex::new(State {
                 node,
-                store: HashMap::new(),
+                shelf,
+                neighbours: BTreeSet::new(),
                 jobs: BTreeMap::new(),
                 workers: BTreeMap::new(),
                 runs: BTreeMap::new(),
@@ -136,14 +151,18 @@ impl NodeProcess {
 
     /// Serves until the cluster ends.
     pub(crate) fn run(self: Arc<Self>, events: Events) {
-        let next = Cell::new(Instant::now());
+        let (next, ours) = (Cell::new(Instant::now()), host());
         self.station.clone().run(
             events,
             || next.get(),
             |happening| {
                 match happening {
                     Happening::Letter(envelope) => self.receive(envelope),
-                    Happening::Met { .. } => {}
+                    Happening::Met { station, host, .. } => {
+                        if host == ours {
+                            self.state.lock().neighbours.insert(station);
+                        }
+                    }
                     Happening::Lost { station, reason } => self.lost(station, &reason),
                     Happening::Tick => {}
                 }
@@ -160,12 +179,15 @@ impl NodeProcess {
         self.end();
     }
 
-    fn end(&self) {
+    /// Ends the workers, removes the objects, and says that it leaves. What `run` runs in ends after that.
+    pub(crate) fn end(&self) {
         let workers = std::mem::take(&mut self.state.lock().workers);
         for worker in workers.values() {
             let _ = worker.child.lock().kill(); // it may have ended
         }
-        self.station.close(Duration::from_secs(1));
+        self.state.lock().shelf.close();
+        self.station.post(&self.envelope(HEAD, Letter::Leaving, Vec::new()));
+        self.station.close(Duration::from_millis(500));
     }
 
     fn now(&self) -> u64 {
@@ -189,9 +211,17 @@ impl NodeProcess {
         let mut effects = VecDeque::from([out]);
         while let Some(out) = effects.pop_front() {
             for (to, message) in out.sends {
+                if let Message::Here { object } = &message
+                    && (to.station() == self.me || state.neighbours.contains(&to))
+                    && let Some(Kept::File(file)) = state.shelf.get(*object)
+                {
+                    let (path, size) = (file.path().to_owned(), file.size());
+                    self.send(state, self.envelope(to, Letter::InFile { object: *object, path, size }, Vec::new()));
+                    continue;
+                }
                 let payload = match &message {
                     Message::Pushed { object, .. } | Message::Here { object } => {
-                        state.store.get(object).cloned().into_iter().collect()
+                        state.shelf.bytes(*object).into_iter().collect()
                     }
                     _ => Vec::new(),
                 };
@@ -210,15 +240,15 @@ impl NodeProcess {
             }
             for (task, attempt) in out.stops {
                 match state.runs.get(&(task, attempt)) {
-                    Some(worker) => {
-                        let stop = self.envelope(*worker, Letter::Stop { task, attempt }, Vec::new());
+                    Some(run) => {
+                        let stop = self.envelope(run.worker, Letter::Stop { task, attempt }, Vec::new());
                         self.send(state, stop);
                     }
                     // It waits for its worker.
                     None => {
                         let mut more = Effects::default();
                         for job in state.jobs.values_mut() {
-                            job.waiting.retain(|(spec, _)| (spec.id, spec.attempt) != (task, attempt));
+                            job.waiting.retain(|spec| (spec.id, spec.attempt) != (task, attempt));
                         }
                         let why = Outcome::Crashed { why: "it was stopped".into() };
                         state.node.finished(self.now(), task, attempt, why, &mut more);
@@ -255,11 +285,21 @@ impl NodeProcess {
             Letter::Control(message) => self.control(state, from, message, payload, out),
             Letter::Store { object } => {
                 if let Some(value) = payload.into_iter().next()
-                    && state.node.put(object, value.len() as u64)
+                    && self.keep(state, object, &value).is_ok()
+                    && !state.node.put(object, value.len() as u64)
                 {
-                    state.store.insert(object, value);
+                    state.shelf.remove(object);
                 }
             }
+            Letter::Reserve { object, attempt, size } => {
+                let path = state.shelf.reserve(object, size).map_err(|error| error.to_string());
+                let reserved = Letter::Reserved { object, attempt, path };
+                self.send(state, self.envelope(from, reserved, Vec::new()));
+            }
+            Letter::Written { object, is_well } => match state.shelf.adopt(object) {
+                Ok(size) if is_well && state.node.put(object, size) => {}
+                _ => state.shelf.remove(object), // who asks for it is told that it is lost
+            },
             Letter::Ended { id, attempt, is_call, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
                 self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
@@ -328,8 +368,10 @@ impl NodeProcess {
         let mut freed = None;
         match &message {
             Message::Pushed { object, .. } => {
-                if let Some(value) = payload.into_iter().next() {
-                    state.store.insert(*object, value);
+                if let Some(value) = payload.into_iter().next()
+                    && !state.node.stores(*object)
+                {
+                    let _ = self.keep(state, *object, &value); // it is said why
                 }
                 freed = Some(*object); // if nobody waits for it any more
             }
@@ -350,11 +392,11 @@ impl NodeProcess {
         };
         state.node.handle(self.now(), from, message, out);
         if let Some(object) = freed.filter(|object| !state.node.stores(*object)) {
-            state.store.remove(&object);
+            state.shelf.remove(object);
         }
         if buried.is_some() {
             let node = &state.node;
-            state.store.retain(|object, _| node.stores(*object));
+            state.shelf.retain(|object| node.stores(*object));
             state.dead_actors.retain(|actor, _| Some(actor.owner) != buried);
         }
     }
@@ -369,21 +411,36 @@ impl NodeProcess {
         value: Bytes,
         out: &mut Effects,
     ) {
-        let outcome = match end {
-            End::Failed(error) => Outcome::Failed(error),
-            End::Value if value.len() <= INLINE => Outcome::Inline(Arc::from(&value[..])),
-            End::Value => Outcome::Stored { size: value.len() as u64 },
+        let size = value.len() as u64;
+        let too_much = |error: &dyn std::fmt::Display| {
+            let reason = format!("node {} cannot keep a result: {error}", self.name);
+            Outcome::Failed(Arc::new(Error::Unsupported { reason }))
         };
-        let is_stored = matches!(outcome, Outcome::Stored { .. });
-        if is_stored {
-            state.store.insert(id, value.clone());
-        }
+        let outcome = match end {
+            End::Failed(error) => {
+                state.shelf.remove(id); // if a file was reserved for it
+                Outcome::Failed(error)
+            }
+            End::Value if value.len() <= INLINE => Outcome::Inline(Arc::from(&value[..])),
+            End::Value => match state.shelf.insert(id, &value) {
+                Ok(()) => Outcome::Stored { size },
+                Err(error) => too_much(&error),
+            },
+            End::Written => match state.shelf.adopt(id) {
+                Ok(size) => Outcome::Stored { size },
+                Err(error) => too_much(&error),
+            },
+        };
+        let stored = match &outcome {
+            Outcome::Stored { size } => Some(*size),
+            _ => None,
+        };
         if let Some(worker) = call_of {
             if let Some(worker) = state.workers.get_mut(&worker) {
                 worker.calls.remove(&id);
             }
-            if is_stored {
-                state.node.put(id, value.len() as u64);
+            if let Some(size) = stored {
+                state.node.put(id, size);
             }
             out.send(id.owner, Message::Finished { task: id, attempt, outcome });
         } else {
@@ -396,18 +453,21 @@ impl NodeProcess {
             }
             state.node.finished(self.now(), id, attempt, outcome, out);
         }
-        if is_stored && !state.node.stores(id) {
-            state.store.remove(&id);
+        if stored.is_some() && !state.node.stores(id) {
+            state.shelf.remove(id);
         }
+    }
+
+    fn keep(&self, state: &mut State, object: ObjectId, value: &Bytes) -> Result<(), store::StoreError> {
+        let kept = state.shelf.insert(object, value);
+        if let Err(error) = &kept {
+            tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
+        }
+        kept
     }
 
     /// Hands a task to its job's worker.
     fn start(self: &Arc<Self>, state: &mut State, spec: TaskSpec, out: &mut Effects) {
-        let arguments = spec.args.iter().map(|arg| match arg {
-            super::protocol::Arg::Inline(value) => Bytes::from_owner(value.clone()),
-            super::protocol::Arg::Object { id, .. } => state.store.get(id).cloned().unwrap_or_default(),
-        });
-        let arguments: Vec<_> = arguments.collect();
         let Some(driver) = Order::driver(&spec.body) else {
             let error = Arc::new(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
             return state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error), out);
@@ -419,9 +479,9 @@ impl NodeProcess {
             return state.node.finished(self.now(), spec.id, spec.attempt, outcome, out);
         }
         if let Some(worker) = job.worker {
-            return self.hand_over(state, worker, spec, arguments);
+            return self.hand_over(state, worker, spec);
         }
-        job.waiting.push((spec, arguments));
+        job.waiting.push(spec);
         if is_new {
             self.station.post(&self.envelope(HEAD, Letter::WhichJob { driver }, Vec::new()));
         } else if let Some(known) = job.job.clone()
@@ -431,14 +491,33 @@ impl NodeProcess {
         }
     }
 
-    fn hand_over(&self, state: &mut State, worker: ProcessId, spec: TaskSpec, arguments: Vec<Bytes>) {
-        state.runs.insert((spec.id, spec.attempt), worker);
+    fn hand_over(&self, state: &mut State, worker: ProcessId, spec: TaskSpec) {
+        let (mut arguments, mut files, mut held) = (Vec::new(), Vec::new(), Vec::new());
+        for arg in &spec.args {
+            let kept = match arg {
+                Arg::Inline(value) => Some(Kept::Here(Bytes::from_owner(value.clone()))),
+                Arg::Object { id, .. } => state.shelf.get(*id),
+            };
+            match kept {
+                Some(Kept::Here(value)) => {
+                    arguments.push(value);
+                    files.push(None);
+                }
+                Some(Kept::File(file)) => {
+                    files.push(Some((file.path().to_owned(), file.size())));
+                    held.push(file);
+                }
+                // The worker asks for it, and is told what has become of it.
+                None => files.push(Some((PathBuf::new(), 0))),
+            }
+        }
+        state.runs.insert((spec.id, spec.attempt), Run { worker, _files: held });
         if spec.stays {
             state.actors.insert(spec.id, ActorPlace { worker, attempt: spec.attempt, is_made: false });
         }
         let devices = state.node.devices(spec.id, spec.attempt);
         let body = Blob(Bytes::from_owner(spec.body.clone()));
-        let run = Letter::Run { task: spec.id, attempt: spec.attempt, body, devices };
+        let run = Letter::Run { task: spec.id, attempt: spec.attempt, body, devices, files };
         let run = self.envelope(worker, run, arguments);
         self.send(state, run);
     }
@@ -512,7 +591,7 @@ impl NodeProcess {
         };
         let error = Arc::new(Error::Unsupported { reason: format!("node {}: {reason}", self.name) });
         job.refused = Some(error.clone());
-        for (spec, _) in std::mem::take(&mut job.waiting) {
+        for spec in std::mem::take(&mut job.waiting) {
             state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error.clone()), out);
         }
     }
@@ -617,8 +696,8 @@ impl NodeProcess {
         }
         let Some(job) = state.jobs.get_mut(&driver) else { return };
         job.worker = Some(from);
-        for (spec, arguments) in std::mem::take(&mut job.waiting) {
-            self.hand_over(state, from, spec, arguments);
+        for spec in std::mem::take(&mut job.waiting) {
+            self.hand_over(state, from, spec);
         }
     }
 
@@ -634,7 +713,7 @@ impl NodeProcess {
             let reason = format!("{why}, before it could run anything; does the program run by itself?");
             return self.refuse(state, worker.driver, Error::Unsupported { reason }, out);
         }
-        let lost: Vec<_> = state.runs.iter().filter(|(_, on)| **on == id).map(|(key, _)| *key).collect();
+        let lost: Vec<_> = state.runs.iter().filter(|(_, run)| run.worker == id).map(|(key, _)| *key).collect();
         for (task, attempt) in lost {
             state.runs.remove(&(task, attempt));
             match state.actors.remove(&task) {
@@ -660,7 +739,8 @@ impl NodeProcess {
 
     fn answer(&self, state: &State, question: &Question) -> serde_json::Value {
         let (tasks, objects, fetches) = state.node.holds();
-        let bytes: usize = state.store.values().map(Bytes::len).sum();
+        let bytes: u64 = state.shelf.sizes().map(|(_, size)| size).sum();
+        let stats = state.shelf.stats();
         let summary = json!({
             "node": self.name, "address": self.station.address,
             "capacity": json_of(state.node.capacity()), "free": json_of(state.node.free()),
@@ -685,13 +765,14 @@ impl NodeProcess {
                 actors.collect()
             }
             Question::Objects => {
-                let objects = state.store.iter().map(|(id, value)| {
-                    json!({ "node": self.name, "id": format!("{id:?}"), "owner": id.owner.to_string(), "bytes": value.len() })
+                let objects = state.shelf.sizes().map(|(id, size)| {
+                    json!({ "node": self.name, "id": format!("{id:?}"), "owner": id.owner.to_string(), "bytes": size })
                 });
                 objects.collect()
             }
             Question::Memory => json!({
                 "node": self.name, "objects": objects, "stored_bytes": bytes,
+                "shared_bytes": stats.used, "spare_bytes": stats.spare, "spilled_bytes": stats.on_disk,
                 "workers": state.workers.iter().map(|(id, worker)| {
                     json!({ "worker": id.to_string(), "pid": worker.pid, "resident_bytes": resident(worker.pid) })
                 }).collect::<Vec<_>>(),

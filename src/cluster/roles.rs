@@ -9,6 +9,7 @@ use super::{
     protocol::HEAD,
     secure::Key,
     station::Station,
+    store,
     wire::{self, Role},
 };
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ use std::{
     io::{self, Read, Write},
     path::PathBuf,
     process::exit,
+    sync::Arc,
 };
 
 /// What a process is to be.
@@ -45,6 +47,10 @@ pub(crate) struct NodeSetup {
     pub(crate) cpus: Option<f64>,
     pub(crate) gpus: u32,
     pub(crate) memory: Option<u64>,
+    /// Bytes of objects in shared memory; three tenths of the memory by default.
+    pub(crate) store: Option<u64>,
+    /// Where objects go that are too many.
+    pub(crate) spill: PathBuf,
     pub(crate) resources: BTreeMap<String, f64>,
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -72,7 +78,7 @@ pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
 }
 
 /// Runs a node until its cluster ends; `ready` is told its address.
-pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str)) -> Result<()> {
+pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodeProcess>)) -> Result<()> {
     let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
     let available = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     let capacity = Capacity {
@@ -82,6 +88,11 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str)) -> Result<(
         custom: setup.resources.iter().map(|(name, amount)| (name.as_str().into(), thousandths(*amount))).collect(),
     };
     let labels = setup.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+    let store = store::Config {
+        budget: setup.store.unwrap_or_else(|| capacity.memory / 10 * 3),
+        memory: None,
+        spill: setup.spill,
+    };
     let me = new_station()?;
     let bind = match &setup.bind {
         Some(bind) => bind.clone(),
@@ -89,8 +100,8 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str)) -> Result<(
     };
     let (station, events) = Station::start(me, Role::Node, &bind, key(setup.key_file.as_ref())?).map_err(failed)?;
     station.dial(&setup.head);
-    let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache })?;
-    ready(&me.to_string(), &station.address);
+    let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store })?;
+    ready(&me.to_string(), &station.address, &process);
     process.run(events);
     Ok(())
 }
@@ -103,16 +114,26 @@ pub(crate) fn serve(mut input: File, mut output: File) -> io::Result<()> {
     input.read_exact(&mut setup)?;
     let setup: RoleSetup = wire::decode(&setup).ok_or_else(|| io::Error::other("a setup that cannot be read"))?;
     // Whoever started this process ends it by ending the pipe, or by its own end.
-    std::thread::spawn(move || {
-        let _ = io::copy(&mut input, &mut io::sink()); // however it ends
-        exit(0);
-    });
+    let end_with_pipe = move |end: Box<dyn FnOnce() + Send>| {
+        std::thread::spawn(move || {
+            let _ = io::copy(&mut input, &mut io::sink()); // however it ends
+            end();
+            exit(0);
+        });
+    };
     let mut told = |line: &str| {
         let _ = writeln!(output, "{line}"); // the other end is watched
     };
     let result = match setup {
-        RoleSetup::Head(setup) => head(&setup, |address| told(&format!("ok {address}"))),
-        RoleSetup::Node(setup) => node(setup, |name, address| told(&format!("ok {name} {address}"))),
+        RoleSetup::Head(setup) => {
+            end_with_pipe(Box::new(|| {}));
+            head(&setup, |address| told(&format!("ok {address}")))
+        }
+        RoleSetup::Node(setup) => node(setup, |name, address, process| {
+            let process = process.clone();
+            end_with_pipe(Box::new(move || process.end()));
+            told(&format!("ok {name} {address}"));
+        }),
     };
     if let Err(error) = result {
         told(&format!("error {error}"));

@@ -8,7 +8,7 @@ use super::{
     protocol::{HEAD, ProcessId},
     secure::Key,
     transport::omq::Omq,
-    wire::{Envelope, Letter, Role},
+    wire::{Envelope, Letter, Role, host},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -58,9 +58,9 @@ struct Routes {
 }
 
 struct Arriving {
-    header: Bytes,
+    /// Of the header, and of the payloads.
     lengths: Vec<usize>,
-    payload: Vec<BytesMut>,
+    parts: Vec<BytesMut>,
 }
 
 /// What happens to a station.
@@ -71,6 +71,7 @@ pub(crate) enum Happening {
         station: ProcessId,
         role: Role,
         address: String,
+        host: String,
     },
     /// What was under way to and from it is lost.
     Lost {
@@ -192,6 +193,7 @@ impl Station {
                     role: self.role.clone(),
                     address: self.address.clone(),
                     version: env!("CARGO_PKG_VERSION").into(),
+                    host: host(),
                 };
                 let hello = Envelope { from: self.me, to: HEAD, letter: hello, payload: Vec::new() };
                 self.send(peer, &mut messages(&hello).into());
@@ -224,7 +226,7 @@ impl Station {
                     None => return,
                 };
                 match envelope.letter {
-                    Letter::Hello { role, address, .. } => {
+                    Letter::Hello { role, address, host, .. } => {
                         let station = envelope.from.station();
                         {
                             let routes = &mut *self.routes.lock();
@@ -233,7 +235,7 @@ impl Station {
                             routes.gone.remove(&station);
                             self.flush(routes, station);
                         }
-                        happens(Happening::Met { station, role, address });
+                        happens(Happening::Met { station, role, address, host });
                     }
                     Letter::Station { station, address } => {
                         let routes = &mut *self.routes.lock();
@@ -267,7 +269,7 @@ impl Station {
                     let length = header.try_get_u64_le().ok().filter(|length| *length <= LONGEST)?;
                     lengths.push(length as usize);
                 }
-                let arriving = Arriving { header, lengths, payload: vec![BytesMut::new()] };
+                let arriving = Arriving { lengths, parts: vec![BytesMut::new()] };
                 self.routes.lock().arriving.insert(peer, arriving);
                 None
             }
@@ -275,21 +277,22 @@ impl Station {
                 let routes = &mut *self.routes.lock();
                 let arriving = routes.arriving.get_mut(&peer)?;
                 for chunk in payloads {
-                    let at = arriving.payload.len() - 1;
-                    let (length, place) = (*arriving.lengths.get(at)?, arriving.payload.get_mut(at)?);
+                    let at = arriving.parts.len() - 1;
+                    let (length, place) = (*arriving.lengths.get(at)?, arriving.parts.get_mut(at)?);
                     if place.is_empty() {
                         place.reserve(length.min(64 * CHUNK));
                     }
                     place.extend_from_slice(&chunk);
                 }
-                // Empty payloads have no chunk of their own.
-                while arriving.payload.last()?.len() >= *arriving.lengths.get(arriving.payload.len() - 1)? {
-                    if arriving.payload.len() == arriving.lengths.len() {
+                // What is empty has no chunk of its own.
+                while arriving.parts.last()?.len() >= *arriving.lengths.get(arriving.parts.len() - 1)? {
+                    if arriving.parts.len() == arriving.lengths.len() {
                         let arrived = routes.arriving.remove(&peer)?;
-                        let payload = arrived.payload.into_iter().map(BytesMut::freeze).collect();
-                        return Envelope::parse(&arrived.header, payload);
+                        let mut parts = arrived.parts.into_iter().map(BytesMut::freeze);
+                        let header = parts.next()?;
+                        return Envelope::parse(&header, parts.collect());
                     }
-                    arriving.payload.push(BytesMut::new());
+                    arriving.parts.push(BytesMut::new());
                 }
                 None
             }
@@ -329,21 +332,22 @@ fn messages(envelope: &Envelope) -> Vec<Message> {
         whole.extend(header);
         return vec![Message { header: whole.into(), payloads: envelope.payload.clone() }];
     }
+    let header = Bytes::from(header);
+    let parts = || std::iter::once(&header).chain(&envelope.payload);
     let mut first = BytesMut::new();
     first.put_u8(FIRST);
-    first.put_u16_le(envelope.payload.len() as u16);
-    envelope.payload.iter().for_each(|payload| first.put_u64_le(payload.len() as u64));
-    first.put_slice(&header);
+    first.put_u16_le(1 + envelope.payload.len() as u16);
+    parts().for_each(|part| first.put_u64_le(part.len() as u64));
     let mut messages = vec![Message { header: first.freeze(), payloads: Vec::new() }];
     let more = Bytes::from_static(&[MORE]);
-    for payload in &envelope.payload {
-        let mut rest = payload.clone();
+    for part in parts() {
+        let mut rest = part.clone();
         while !rest.is_empty() {
             let chunk = rest.split_to(rest.len().min(CHUNK));
             messages.push(Message { header: more.clone(), payloads: vec![chunk] });
         }
     }
-    // Also when all payloads are empty.
+    // Also when the last are empty.
     messages.push(Message { header: more, payloads: Vec::new() });
     messages
 }

@@ -51,6 +51,7 @@ mod space;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use directory::sweep;
 pub(crate) use draft::Draft;
 pub(crate) use error::StoreError;
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{
     fmt,
     io::{self, Write},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -295,6 +296,8 @@ pub(crate) struct ActorExtras {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum End {
     Value,
+    /// It was written to the file that was reserved for it.
+    Written,
     Failed(Arc<Error>),
 }
 
@@ -331,6 +334,7 @@ pub(crate) enum Letter {
         role: Role,
         address: String,
         version: String,
+        host: String,
     },
     /// To the head: where is it?
     WhereIs {
@@ -375,11 +379,13 @@ pub(crate) enum Letter {
         object: ObjectId,
     },
     /// Node to worker: run this; the payload is the arguments that the task waited for.
+    /// Those that `files` has are in files instead, each of so many bytes.
     Run {
         task: ObjectId,
         attempt: u32,
         body: Blob,
         devices: Vec<(usize, u32)>,
+        files: Vec<Option<(PathBuf, u64)>>,
     },
     /// Node to worker: nobody wants it any more.
     Stop {
@@ -398,6 +404,28 @@ pub(crate) enum Letter {
         attempt: u32,
         is_call: bool,
         end: End,
+    },
+    /// A process on the node's machine to the node: a file for an object, please; and the answer.
+    Reserve {
+        object: ObjectId,
+        attempt: u32,
+        size: u64,
+    },
+    Reserved {
+        object: ObjectId,
+        attempt: u32,
+        path: Result<PathBuf, String>,
+    },
+    /// An owner to its node: it has written the object to its file, or has not.
+    Written {
+        object: ObjectId,
+        is_well: bool,
+    },
+    /// As `Here`: the object is in this file, of so many bytes.
+    InFile {
+        object: ObjectId,
+        path: PathBuf,
+        size: u64,
     },
     /// Owner to worker: it holds what was inside the result.
     Took {
@@ -538,4 +566,13 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 pub(crate) fn decode<T: de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     rmp_serde::from_slice(bytes).ok()
+}
+
+/// What processes have alike that can open each other's files: the machine, since it was started, the user, and
+/// what they see of the file system.
+pub(crate) fn host() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mounts = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
+    let user = std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about)).unwrap_or(0);
+    format!("{} {user} {}", boot.trim(), mounts.display())
 }

@@ -83,8 +83,8 @@ mod tests {
         error::Result,
         serial::{Beside, Handles, failed, from_message_pack, pack},
     };
-    use serde::de::DeserializeOwned;
     use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
 
     type Value = (String, Vec<Array<u64>>, Array<u8>);
 

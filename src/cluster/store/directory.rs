@@ -34,7 +34,7 @@ impl Directory {
                 format!("its mode is {mode:o}, so others could replace what is in it"),
             ));
         }
-        let prefix = format!("outray-store-{}-", rustix::process::geteuid().as_raw());
+        let prefix = prefix();
         remove_abandoned(parent, &prefix).map_err(failed)?;
 
         let mut number = 0_u32;
@@ -75,6 +75,17 @@ fn lock(path: &Path) -> Option<File> {
         File::options().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     is_at(&file.metadata().ok()?, &path).then_some(file)
+}
+
+fn prefix() -> String {
+    format!("outray-store-{}-", rustix::process::geteuid().as_raw())
+}
+
+/// Removes what killed nodes have left in shared memory, without waiting for the next one that starts.
+pub(crate) fn sweep() {
+    for parent in [Path::new("/dev/shm"), &std::env::temp_dir()] {
+        let _ = remove_abandoned(parent, &prefix()); // the next one tries again
+    }
 }
 
 fn remove_abandoned(parent: &Path, prefix: &str) -> io::Result<()> {

@@ -112,9 +112,19 @@ impl Draft {
                 format!("the value is not of {size} bytes"),
             )));
         }
+        self.fill(|writer| value.encode(writer))
+    }
+
+    /// Writes all of it from the start.
+    pub(crate) fn fill<'a>(
+        &'a mut self,
+        write: impl FnOnce(&mut BufWriter<At<'a>>) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let (path, size) = (self.path.clone(), self.size);
         // Small parts are put together, large ones pass by.
         let mut writer = BufWriter::with_capacity(64 << 10, At { draft: self, offset: 0 });
-        value.encode(&mut writer).and_then(|()| writer.flush()).map_err(failed)
+        let written = write(&mut writer).and_then(|()| writer.flush());
+        written.map_err(|error| StoreError::write(&path, size as u64, &error))
     }
 
     /// Ends the writing. The node may seal it then.
@@ -146,7 +156,8 @@ impl Drop for Draft {
     }
 }
 
-struct At<'a> {
+/// A draft, written from its start to its end.
+pub(crate) struct At<'a> {
     draft: &'a mut Draft,
     offset: usize,
 }

@@ -25,6 +25,8 @@ pub(crate) enum StoreError {
     Foreign { path: String, reason: String },
     /// The writer has not let go of it.
     StillWritten { path: String },
+    /// Its node ends.
+    Closed,
     /// A file on disk is no longer what was written to it.
     Damaged { path: String },
 }
@@ -69,6 +71,7 @@ impl fmt::Display for StoreError {
                 f,
                 "no space for {needed} bytes in a store of {budget}: {in_use} are in use and cannot move to disk now; drop what is not needed, or give the node's store a larger budget"
             ),
+            StoreError::Closed => write!(f, "the node ends"),
             StoreError::Exists { id } => write!(f, "there is an object {:x}-{:x} already", id.0, id.1),
             StoreError::NotReserved { id } => write!(f, "nothing was reserved for an object {:x}-{:x}", id.0, id.1),
             StoreError::Gone { path } => {

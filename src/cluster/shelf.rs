@@ -1,0 +1,122 @@
+//! The objects of a node: small ones in its own memory, large ones in the store that its workers map.
+
+use super::{
+    client::INLINE,
+    protocol::ObjectId,
+    store::{self, Store, StoreError},
+};
+use bytes::Bytes;
+use std::{collections::HashMap, path::PathBuf};
+
+pub(crate) struct Shelf {
+    /// Until the node ends.
+    store: Option<Store>,
+    small: HashMap<ObjectId, Bytes>,
+    /// What is in the store, or is to be written there.
+    large: HashMap<ObjectId, u64>,
+}
+
+/// Where an object is.
+pub(crate) enum Kept {
+    Here(Bytes),
+    /// A file that every process of this machine and user can map, as long as this is held.
+    File(store::Object),
+}
+
+fn key(id: ObjectId) -> store::Id {
+    (id.owner.0, id.number)
+}
+
+impl Shelf {
+    pub(crate) fn open(config: &store::Config) -> Result<Shelf, StoreError> {
+        Ok(Shelf { store: Some(Store::open(config)?), small: HashMap::new(), large: HashMap::new() })
+    }
+
+    fn store(&self) -> Result<&Store, StoreError> {
+        self.store.as_ref().ok_or(StoreError::Closed)
+    }
+
+    /// Removes the store's files; those who have them mapped keep them.
+    pub(crate) fn close(&mut self) {
+        self.store = None;
+    }
+
+    /// Keeps an object's bytes.
+    pub(crate) fn insert(&mut self, id: ObjectId, value: &Bytes) -> Result<(), StoreError> {
+        self.remove(id);
+        if value.len() <= INLINE {
+            self.small.insert(id, value.clone());
+            return Ok(());
+        }
+        let mut writer = self.store()?.create(key(id), value.len() as u64)?;
+        writer.write_at(0, value)?;
+        writer.seal()?;
+        self.large.insert(id, value.len() as u64);
+        Ok(())
+    }
+
+    /// A file of this size for another process to write the object to.
+    pub(crate) fn reserve(&mut self, id: ObjectId, size: u64) -> Result<PathBuf, StoreError> {
+        self.remove(id);
+        let path = self.store()?.reserve(key(id), size)?;
+        self.large.insert(id, size);
+        Ok(path)
+    }
+
+    /// It has been written.
+    pub(crate) fn adopt(&mut self, id: ObjectId) -> Result<u64, StoreError> {
+        self.store()?.adopt(key(id)).map(|object| object.size())
+    }
+
+    pub(crate) fn get(&self, id: ObjectId) -> Option<Kept> {
+        if let Some(value) = self.small.get(&id) {
+            return Some(Kept::Here(value.clone()));
+        }
+        match self.store().and_then(|store| store.get(key(id))) {
+            Ok(object) => object.map(Kept::File),
+            Err(error) => {
+                tracing::error!(%error, "object {id:?} cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Its bytes in this process.
+    pub(crate) fn bytes(&self, id: ObjectId) -> Option<Bytes> {
+        match self.get(id)? {
+            Kept::Here(value) => Some(value),
+            Kept::File(object) => match object.map() {
+                Ok(value) => Some(value),
+                Err(error) => {
+                    tracing::error!(%error, "object {id:?} cannot be read");
+                    None
+                }
+            },
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: ObjectId) {
+        if self.small.remove(&id).is_none() && self.large.remove(&id).is_some() {
+            if let Some(store) = &self.store {
+                store.remove(key(id));
+            }
+        }
+    }
+
+    /// Keeps only those.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&ObjectId) -> bool) {
+        self.small.retain(|id, _| keep(id));
+        let gone: Vec<_> = self.large.keys().filter(|id| !keep(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.remove(id));
+    }
+
+    /// All objects, and their sizes.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = (ObjectId, u64)> + '_ {
+        let small = self.small.iter().map(|(id, value)| (*id, value.len() as u64));
+        small.chain(self.large.iter().map(|(id, size)| (*id, *size)))
+    }
+
+    pub(crate) fn stats(&self) -> store::Stats {
+        self.store.as_ref().map(Store::stats).unwrap_or_default()
+    }
+}
