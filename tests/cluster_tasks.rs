@@ -165,3 +165,39 @@ fn options_and_contexts_are_those_of_the_task() {
     let error = rt.task(|| ()).strategy(outray::Strategy::Labels { required }).submit(()).get().unwrap_err();
     assert!(error.to_string().contains("zone=b"), "{error}");
 }
+
+#[test]
+fn a_large_object_goes_from_node_to_node_and_arrays_are_read_where_they_lie() {
+    use outray::{Array, Strategy};
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let on = |node: usize| Strategy::Node { name: cluster.nodes()[node].to_owned(), soft: false };
+    let make = |n: u64| Array::from((0..n).collect::<Vec<u64>>());
+    let made = rt.task(make).strategy(on(0)).submit(2 << 20);
+    let sum =
+        |array: Array<u64>| (array.iter().sum::<u64>(), array.as_ptr().addr() % 64, task::context().node().to_owned());
+    for node in [1, 0, 1] {
+        let (sum, offset, there) = rt.task(sum).strategy(on(node)).submit(&made).get().unwrap();
+        assert_eq!((sum, offset, there.as_str()), ((0..2 << 20).sum(), 0, cluster.nodes()[node]));
+    }
+    let here = made.get_shared().unwrap();
+    assert_eq!((here.len(), here.as_ptr().addr() % 64), (2 << 20, 0));
+    let put = rt.put(Array::from(vec![1.5f64; 1 << 20]));
+    assert_eq!(rt.submit(|array: Array<f64>| array.iter().sum::<f64>(), &put).get(), Ok(1.5 * (1 << 20) as f64));
+}
+
+#[test]
+fn objects_beyond_the_budget_go_to_disk_and_come_back() {
+    use outray::Array;
+    const SIZE: usize = 4 << 20;
+    let cluster = LocalCluster::builder().nodes(1).store(6 * SIZE as u64).start().unwrap();
+    let rt = cluster.connect().unwrap();
+    let make = |n: u8| Array::from(vec![n; SIZE]);
+    let all: Vec<_> = (0..20).map(|n| rt.submit(make, n)).collect();
+    let first = |array: Array<u8>| u64::from(array[0]) * array.len() as u64;
+    let sums: Vec<_> = all.iter().map(|array| rt.submit(first, array)).collect();
+    let expected: Vec<u64> = (0..20).map(|n| n * SIZE as u64).collect();
+    assert_eq!(rt.get_all(&sums).unwrap(), expected);
+    let error = rt.submit(|n: u8| Array::from(vec![n; 7 * SIZE]), 1).get().unwrap_err();
+    assert!(error.to_string().contains("budget"), "{error}");
+}

@@ -8,6 +8,7 @@
 //! which nothing blocks. Whatever takes long (to read or write an executable, to start a process) has a thread.
 
 use super::{
+    bulk::{self, Bulk},
     capacity::Capacity,
     client::INLINE,
     endpoint::Events,
@@ -31,7 +32,7 @@ use std::{
     io::{self, BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, Weak, mpsc},
     time::{Duration, Instant},
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct Setup {
     pub(crate) cache: PathBuf,
     /// Where objects are kept.
     pub(crate) store: store::Config,
+    pub(crate) bulk: bulk::Config,
 }
 
 pub(crate) struct NodeProcess {
@@ -54,6 +56,8 @@ pub(crate) struct NodeProcess {
     name: String,
     cpus: u32,
     station: Arc<Station>,
+    /// Large objects go from node to node on connections of their own.
+    bulk: Bulk,
     cache: Cache,
     started: Instant,
     state: Mutex<State>,
@@ -117,7 +121,7 @@ struct Worker {
 
 impl NodeProcess {
     pub(crate) fn new(station: Arc<Station>, setup: Setup) -> Result<Arc<NodeProcess>, Error> {
-        let Setup { capacity, labels, cache, store } = setup;
+        let Setup { capacity, labels, cache, store, bulk } = setup;
         let unsupported = |error: store::StoreError| Error::Unsupported { reason: error.to_string() };
         let shelf = Shelf::open(&store).map_err(unsupported)?;
         let me = station.me;
@@ -125,7 +129,18 @@ impl NodeProcess {
         let mut out = Effects::default();
         let mut node = Node::new(me, capacity, labels, &mut out);
         node.hand_out_ahead(AHEAD);
+        let objects = Arc::new(OnceLock::<Weak<NodeProcess>>::new());
+        let bulk = {
+            let objects = objects.clone();
+            let lookup = move |object| {
+                let node = objects.get().and_then(Weak::upgrade)?;
+                let state = node.state.lock();
+                state.shelf.bytes(object)
+            };
+            Bulk::start(bulk, lookup).map_err(|error| Error::Unsupported { reason: error.to_string() })?
+        };
         let process = Arc::new(NodeProcess {
+            bulk,
             me,
             name: me.to_string(),
             cpus,
@@ -145,6 +160,7 @@ impl NodeProcess {
                 is_ending: false,
             }),
         });
+        let _ = objects.set(Arc::downgrade(&process)); // this is the only place
         process.with(|_, effects| *effects = out);
         Ok(process)
     }
@@ -217,6 +233,18 @@ impl NodeProcess {
                 {
                     let (path, size) = (file.path().to_owned(), file.size());
                     self.send(state, self.envelope(to, Letter::InFile { object: *object, path, size }, Vec::new()));
+                    continue;
+                }
+                if let Message::Pushed { object, size, attempt } = &message
+                    && !to.is_worker()
+                    && let Some(Kept::File(_)) = state.shelf.get(*object)
+                {
+                    let (object, size, attempt) = (*object, *size, *attempt);
+                    let address = self.bulk.address().to_owned();
+                    self.send(
+                        state,
+                        self.envelope(to, Letter::Pullable { object, size, attempt, address }, Vec::new()),
+                    );
                     continue;
                 }
                 let payload = match &message {
@@ -348,6 +376,9 @@ impl NodeProcess {
             Letter::JobIs { driver, job } => self.job_is(state, driver, job, out),
             Letter::ImagePart { offset } => self.image_part(state, from, offset, payload, out),
             Letter::Ready { refused } => self.ready(state, from, refused, out),
+            Letter::Pullable { object, size, attempt, address } => {
+                self.pull(state, from, Message::Pushed { object, size, attempt }, address, out);
+            }
             Letter::Ask { number, question } => {
                 let answer = self.answer(state, &question).to_string();
                 self.station.post(&self.envelope(from, Letter::Answer { number, answer }, Vec::new()));
@@ -456,6 +487,41 @@ impl NodeProcess {
         if stored.is_some() && !state.node.stores(id) {
             state.shelf.remove(id);
         }
+    }
+
+    /// Fetches a large object from another node, and takes it as pushed when it is here.
+    fn pull(self: &Arc<Self>, state: &mut State, from: ProcessId, pushed: Message, address: String, out: &mut Effects) {
+        let Message::Pushed { object, size, .. } = pushed else { return };
+        if state.node.stores(object) {
+            return;
+        }
+        let room = match state.shelf.room(object, size) {
+            Ok(room) => room,
+            Err(error) => {
+                tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
+                return state.node.handle(self.now(), from, Message::Gone { object }, out);
+            }
+        };
+        let pull = self.bulk.pull(&address, object, 0, room);
+        let node = self.clone();
+        std::thread::spawn(move || {
+            let pulled = pull.wait().map_err(|error| error.to_string());
+            node.with(|state, out| {
+                let filled =
+                    pulled.and_then(|room| state.shelf.filled(object, room).map_err(|error| error.to_string()));
+                let message = match filled {
+                    Ok(()) => pushed,
+                    Err(error) => {
+                        tracing::warn!(error, "node {} did not get object {object:?} from {from}", node.name);
+                        Message::Gone { object }
+                    }
+                };
+                state.node.handle(node.now(), from, message, out);
+                if !state.node.stores(object) {
+                    state.shelf.remove(object);
+                }
+            });
+        });
     }
 
     fn keep(&self, state: &mut State, object: ObjectId, value: &Bytes) -> Result<(), store::StoreError> {

@@ -2,6 +2,7 @@
 //! from the running executable.
 
 use super::{
+    bulk,
     capacity::Capacity,
     driver::{bind_for, new_station},
     head_process::HeadProcess,
@@ -98,9 +99,13 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodePro
         Some(bind) => bind.clone(),
         None => bind_for(&setup.head)?,
     };
-    let (station, events) = Station::start(me, Role::Node, &bind, key(setup.key_file.as_ref())?).map_err(failed)?;
+    let key = key(setup.key_file.as_ref())?;
+    let (station, events) = Station::start(me, Role::Node, &bind, key.clone()).map_err(failed)?;
+    // On the same interface, at another port.
+    let host = station.address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
+    let bulk = bulk::Config { bind: format!("{host}:0"), key, ..bulk::Config::default() };
     station.dial(&setup.head);
-    let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store })?;
+    let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store, bulk })?;
     ready(&me.to_string(), &station.address, &process);
     process.run(events);
     Ok(())

@@ -16,6 +16,16 @@ pub(crate) struct Shelf {
     large: HashMap<ObjectId, u64>,
 }
 
+/// The memory of an object that is on its way.
+pub(crate) struct Room(store::Writer);
+
+impl AsMut<[u8]> for Room {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // It has been mapped already; a place without bytes is refused by who fills it.
+        self.0.bytes().unwrap_or_default()
+    }
+}
+
 /// Where an object is.
 pub(crate) enum Kept {
     Here(Bytes),
@@ -61,6 +71,21 @@ impl Shelf {
         let path = self.store()?.reserve(key(id), size)?;
         self.large.insert(id, size);
         Ok(path)
+    }
+
+    /// Room for an object that is to be fetched from another node.
+    pub(crate) fn room(&mut self, id: ObjectId, size: u64) -> Result<Room, StoreError> {
+        self.remove(id);
+        let mut writer = self.store()?.create(key(id), size)?;
+        writer.bytes()?; // from here on it can be written in place
+        Ok(Room(writer))
+    }
+
+    /// It has been fetched.
+    pub(crate) fn filled(&mut self, id: ObjectId, room: Room) -> Result<(), StoreError> {
+        let size = room.0.seal()?.size();
+        self.large.insert(id, size);
+        Ok(())
     }
 
     /// It has been written.

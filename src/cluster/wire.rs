@@ -421,6 +421,13 @@ pub(crate) enum Letter {
         object: ObjectId,
         is_well: bool,
     },
+    /// As `Pushed`, but the receiver is to fetch the object itself, from this address (see `bulk`).
+    Pullable {
+        object: ObjectId,
+        size: u64,
+        attempt: u32,
+        address: String,
+    },
     /// As `Here`: the object is in this file, of so many bytes.
     InFile {
         object: ObjectId,
