@@ -30,9 +30,10 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io::{self, BufRead, BufReader},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, OnceLock, Weak, mpsc},
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -107,7 +108,7 @@ struct ActorPlace {
 
 struct Worker {
     driver: ProcessId,
-    letters: mpsc::Sender<Envelope>,
+    letters: pipe::Sender,
     child: Arc<Mutex<Child>>,
     pid: u32,
     is_ready: bool,
@@ -298,7 +299,7 @@ impl NodeProcess {
         }
         if let Some(worker) = state.workers.get_mut(&envelope.to) {
             match worker.is_ready {
-                true => drop(worker.letters.send(envelope)), // if it has ended, that is noticed by its reader
+                true => worker.letters.send(&envelope),
                 false => worker.waiting.push(envelope),
             }
         }
@@ -664,15 +665,18 @@ impl NodeProcess {
 
     fn spawn(self: &Arc<Self>, job: Job, path: PathBuf) {
         let start = || {
-            Command::new(&path)
+            let (near, far) = UnixStream::pair()?;
+            let letters = pipe::Sender::ready(near)?;
+            let child = Command::new(&path)
                 .env(entry::VARIABLE, entry::OF_A_NODE)
-                .stdin(Stdio::piped())
+                .stdin(OwnedFd::from(far))
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
-                .spawn()
+                .spawn()?;
+            Ok((child, letters))
         };
         // A process that is being forked may still have the new file open for writing.
-        let busy = |result: &io::Result<Child>| {
+        let busy = |result: &io::Result<(Child, pipe::Sender)>| {
             result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ExecutableFileBusy)
         };
         let mut child = start();
@@ -683,25 +687,23 @@ impl NodeProcess {
             std::thread::sleep(Duration::from_millis(10));
             child = start();
         }
-        let mut child = match child {
-            Ok(child) => child,
+        let (mut child, letters) = match child {
+            Ok(started) => started,
             Err(error) => {
                 let reason = format!("could not start the worker {}: {error}", path.display());
                 return self.with(|state, out| self.refuse(state, job.driver, Error::Unsupported { reason }, out));
             }
         };
-        let (Some(input), Some(output), Some(errors)) = (child.stdout.take(), child.stdin.take(), child.stderr.take())
-        else {
-            unreachable!("all three were asked for")
+        let (Some(input), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+            unreachable!("both were asked for")
         };
         let pid = child.id();
         let child = Arc::new(Mutex::new(child));
-        let (letters, queue) = mpsc::channel();
         let id = self.with(|state, _| {
             let id = self.me.worker(state.next_worker);
             state.next_worker = state.next_worker.checked_add(1).unwrap_or(1);
             let you = Letter::Welcome { you: id, node: self.name.clone(), job: job.clone(), cpus: self.cpus };
-            let _ = letters.send(self.envelope(id, you, Vec::new())); // the queue is here
+            letters.send(&self.envelope(id, you, Vec::new()));
             let (waiting, calls) = (Vec::new(), BTreeSet::new());
             let child = child.clone();
             state.workers.insert(
@@ -710,8 +712,6 @@ impl NodeProcess {
             );
             id
         });
-        let writer = move || pipe::write(output, &queue);
-        std::thread::spawn(writer);
         let node = self.clone();
         let driver = job.driver;
         let printed = std::thread::spawn(move || node.pass_on_lines(driver, id, pid, errors));
@@ -758,7 +758,7 @@ impl NodeProcess {
         }
         worker.is_ready = true;
         for envelope in std::mem::take(&mut worker.waiting) {
-            let _ = worker.letters.send(envelope); // as in `send`
+            worker.letters.send(&envelope);
         }
         let Some(job) = state.jobs.get_mut(&driver) else { return };
         job.worker = Some(from);

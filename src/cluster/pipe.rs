@@ -9,37 +9,126 @@
 
 use super::wire::Envelope;
 use bytes::Bytes;
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::{
-    io::{self, BufWriter, Read, Write},
-    sync::mpsc,
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
 };
 
 /// The longest header, in bytes, and the most payloads.
 const LONGEST: [u32; 2] = [256 << 20, 1 << 20];
 
-/// Writes what is put into the channel, until that is closed or nobody reads the pipe any more.
-pub(crate) fn write(output: impl Write, letters: &mpsc::Receiver<Envelope>) -> io::Result<()> {
-    let mut output = BufWriter::with_capacity(64 << 10, output);
-    while let Ok(first) = letters.recv() {
-        let mut next = Some(first);
-        while let Some(envelope) = next {
-            write_one(&mut output, &envelope)?;
-            next = letters.try_recv().ok();
-        }
-        output.flush()?;
-    }
-    Ok(())
+/// The writing end, for any number of threads. Whoever finds nobody writing writes what there is, and what others add
+/// meanwhile; so letters that come together go together, and no other thread is woken for one.
+#[derive(Clone)]
+pub(crate) struct Sender(Arc<Shared>);
+
+struct Shared {
+    output: Output,
+    state: Mutex<State>,
 }
 
-fn write_one(output: &mut impl Write, envelope: &Envelope) -> io::Result<()> {
-    let header = envelope.header();
-    output.write_all(&(header.len() as u32).to_le_bytes())?;
-    output.write_all(&(envelope.payload.len() as u32).to_le_bytes())?;
-    for payload in &envelope.payload {
-        output.write_all(&(payload.len() as u64).to_le_bytes())?;
+enum Output {
+    /// Writing may wait.
+    Waiting(File),
+    /// Writing never waits: what does not fit is left to a thread.
+    Ready(UnixStream),
+}
+
+#[derive(Default)]
+struct State {
+    buffer: Vec<u8>,
+    is_busy: bool,
+    is_broken: bool,
+}
+
+impl Sender {
+    /// For a worker, whose node always reads.
+    pub(crate) fn waiting(file: File) -> Sender {
+        Sender(Arc::new(Shared { output: Output::Waiting(file), state: Mutex::default() }))
     }
-    output.write_all(&header)?;
-    envelope.payload.iter().try_for_each(|payload| output.write_all(payload))
+
+    /// For a node, which must not wait for a worker.
+    pub(crate) fn ready(stream: UnixStream) -> io::Result<Sender> {
+        stream.set_nonblocking(true)?;
+        Ok(Sender(Arc::new(Shared { output: Output::Ready(stream), state: Mutex::default() })))
+    }
+
+    /// Sends a letter, after those before it. If the other end is gone nothing happens; whoever reads notices that.
+    pub(crate) fn send(&self, envelope: &Envelope) {
+        let header = envelope.header();
+        {
+            let state = &mut *self.0.state.lock();
+            if state.is_broken {
+                return;
+            }
+            let buffer = &mut state.buffer;
+            buffer.extend((header.len() as u32).to_le_bytes());
+            buffer.extend((envelope.payload.len() as u32).to_le_bytes());
+            envelope.payload.iter().for_each(|payload| buffer.extend((payload.len() as u64).to_le_bytes()));
+            buffer.extend(header);
+            envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
+            if std::mem::replace(&mut state.is_busy, true) {
+                return;
+            }
+        }
+        self.0.clone().write(false);
+    }
+}
+
+impl Shared {
+    /// Writes all there is. `may_wait`: this thread has nothing else to do.
+    fn write(self: Arc<Self>, may_wait: bool) {
+        let mut rest = Vec::new();
+        let mut at = 0;
+        loop {
+            if at == rest.len() {
+                let state = &mut *self.state.lock();
+                if state.buffer.is_empty() {
+                    state.is_busy = false;
+                    return;
+                }
+                rest.clear();
+                std::mem::swap(&mut rest, &mut state.buffer);
+                at = 0;
+            }
+            let written = match &self.output {
+                Output::Waiting(file) => (&*file).write(&rest[at..]),
+                Output::Ready(stream) => (&*stream).write(&rest[at..]),
+            };
+            match written {
+                Ok(count) => at += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !may_wait {
+                        rest.drain(..at);
+                        return self.leave(rest);
+                    }
+                    if let Output::Ready(stream) = &self.output {
+                        let _ = poll(&mut [PollFd::new(stream, PollFlags::OUT)], None); // then it is tried again
+                    }
+                }
+                Err(_) => {
+                    let state = &mut *self.state.lock();
+                    (state.is_broken, state.buffer) = (true, Vec::new());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The other end is slow: a thread does the rest.
+    fn leave(self: Arc<Self>, mut rest: Vec<u8>) {
+        {
+            let state = &mut *self.state.lock();
+            rest.append(&mut state.buffer);
+            state.buffer = rest;
+        }
+        std::thread::spawn(move || self.write(true));
+    }
 }
 
 /// The next letter; `None` at the end.
@@ -85,18 +174,43 @@ mod tests {
     use super::*;
     use crate::cluster::{protocol::HEAD, wire::Letter};
 
+    fn letter(size: usize) -> Envelope {
+        let payload = vec![Bytes::from(vec![7; size]), Bytes::new()];
+        Envelope { from: HEAD, to: HEAD, letter: Letter::Leaving, payload }
+    }
+
     #[test]
-    fn letters_come_as_they_were_sent_and_a_broken_pipe_is_an_error() {
-        let (letters, queue) = mpsc::channel();
-        for size in [0, 1, 100_000] {
-            let payload = vec![Bytes::from(vec![7; size]), Bytes::new()];
-            letters.send(Envelope { from: HEAD, to: HEAD, letter: Letter::Leaving, payload }).unwrap();
+    fn letters_come_in_order_from_many_threads_also_when_the_reader_is_slow() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let sender = Sender::ready(near).unwrap();
+        // Much more than the socket holds, before anybody reads.
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let sender = sender.clone();
+                std::thread::spawn(move || (0..200).for_each(|n| sender.send(&letter(thread * 1_000 + n))))
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let mut next = [0; 4];
+        for _ in 0..800 {
+            let size = read(&mut far).unwrap().unwrap().payload[0].len();
+            assert_eq!(size % 1_000, next[size / 1_000]);
+            next[size / 1_000] += 1;
         }
-        drop(letters);
+        drop(far);
+        (0..10).for_each(|_| sender.send(&letter(1_000))); // nobody reads it
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_off_is_an_error_and_the_end_is_none() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let sender = Sender::ready(near).unwrap();
+        [0, 1, 50_000].map(|size| sender.send(&letter(size)));
+        drop(sender);
         let mut bytes = Vec::new();
-        write(&mut bytes, &queue).unwrap();
+        far.read_to_end(&mut bytes).unwrap();
         let mut input = &bytes[..];
-        for size in [0, 1, 100_000] {
+        for size in [0, 1, 50_000] {
             let envelope = read(&mut input).unwrap().unwrap();
             assert_eq!(envelope.payload.iter().map(Bytes::len).collect::<Vec<_>>(), [size, 0]);
         }

@@ -121,10 +121,11 @@ impl Shelf {
     }
 
     pub(crate) fn remove(&mut self, id: ObjectId) {
-        if self.small.remove(&id).is_none() && self.large.remove(&id).is_some() {
-            if let Some(store) = &self.store {
-                store.remove(key(id));
-            }
+        if self.small.remove(&id).is_none()
+            && self.large.remove(&id).is_some()
+            && let Some(store) = &self.store
+        {
+            store.remove(key(id));
         }
     }
 

@@ -13,7 +13,6 @@ use std::{
     fs::File,
     io::{self, BufReader},
     process::exit,
-    sync::mpsc,
     time::Duration,
 };
 
@@ -26,10 +25,9 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     let Some(Envelope { letter: Letter::Welcome { you, node, job, cpus }, .. }) = pipe::read(&mut input)? else {
         return Err(io::Error::other("the node's first letter is not a welcome"));
     };
-    let (letters, queue) = mpsc::channel::<Envelope>();
-    let writer = std::thread::Builder::new().name("outray-pipe".into()).spawn(move || pipe::write(output, &queue))?;
+    let letters = pipe::Sender::waiting(output);
     let to_node = letters.clone();
-    let post: Post = Box::new(move |envelope| drop(to_node.send(envelope))); // without a node this process ends
+    let post: Post = Box::new(move |envelope| to_node.send(&envelope));
     let core = Core::open(Config {
         // The node admits what comes from elsewhere; this bounds what tasks submit here.
         total: Amounts { cpu: cpus.max(WHOLE), ..Amounts::default() },
@@ -44,7 +42,7 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     client.set_node_name(&node);
     let _ = core.client.set(client.clone()); // the core is new
     let ready = Letter::Ready { refused: None };
-    let _ = letters.send(Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });
+    letters.send(&Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });
     let clock = client.clone();
     std::thread::Builder::new().name("outray-clock".into()).spawn(move || {
         loop {
@@ -52,14 +50,12 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
             clock.tick();
         }
     })?;
-    drop(letters);
     loop {
         match pipe::read(&mut input) {
             Ok(Some(envelope)) => client.receive(envelope),
             Ok(None) => exit(0),
             Err(error) => {
                 eprintln!("outray: the node cannot be understood: {error}");
-                drop(writer);
                 exit(1);
             }
         }
