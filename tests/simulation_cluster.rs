@@ -84,6 +84,48 @@ fn simulation_over_links_with_everything_that_can_happen() {
 }
 
 #[test]
+fn simulation_of_borrowers() {
+    let reports = all(100, |seed| Options { borrowing: true, tasks: 60, ..Options::with_seed(seed) });
+    assert!(reports.iter().all(|report| report.ended > 60));
+}
+
+#[test]
+fn simulation_of_borrowers_with_everything_that_can_happen() {
+    all(200, |seed| Options {
+        nodes: 3 + seed as usize % 4,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 3,
+        tasks: 80,
+        borrowing: true,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        worker_crashes: seed as usize % 5,
+        partitions: seed as usize % 3,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+}
+
+#[test]
+fn simulation_of_placement_groups() {
+    let reports = all(100, |seed| Options {
+        nodes: 3 + seed as usize % 3,
+        tasks: 60,
+        groups: true,
+        borrowing: seed % 2 == 0,
+        cancellations: seed as usize % 10,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        partitions: seed as usize % 3,
+        loss: 50,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.groups) > reports.len());
+}
+
+#[test]
 fn simulation_of_many_nodes() {
     let interval = Duration::from_micros(50);
     let options = Options { nodes: 1_000, drivers: 20, tasks: 5_000, crashes: 10, interval, ..Options::with_seed(1) };

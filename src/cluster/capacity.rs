@@ -95,8 +95,32 @@ impl Capacity {
             return None;
         }
         let devices = place_gpus(&self.gpus, demand.gpu)?;
+        self.hold(demand, &devices);
+        Some(devices)
+    }
+
+    /// So much, to be taken from.
+    pub(crate) fn of(demand: &Demand) -> Self {
+        let gpus = match demand.gpu {
+            share if share < WHOLE => vec![share],
+            whole => vec![WHOLE; (whole / WHOLE) as usize],
+        };
+        Capacity { cpu: demand.cpu, gpus, memory: demand.memory, custom: demand.custom.clone() }
+    }
+
+    /// What was taken, to be taken from: these devices have the numbers that they have in the whole.
+    pub(crate) fn taken(&self, demand: &Demand, devices: &Devices) -> Self {
+        let mut gpus = vec![0; self.gpus.len()];
+        for (device, share) in devices {
+            gpus[*device] = *share;
+        }
+        Capacity { gpus, ..Capacity::of(demand) }
+    }
+
+    /// Takes just these devices; they must be there.
+    pub(crate) fn hold(&mut self, demand: &Demand, devices: &Devices) {
         self.cpu -= demand.cpu;
-        for (device, share) in &devices {
+        for (device, share) in devices {
             self.gpus[*device] -= share;
         }
         self.memory -= demand.memory;
@@ -105,7 +129,6 @@ impl Capacity {
                 *free -= amount;
             }
         }
-        Some(devices)
     }
 
     /// Gives back what `take` took.

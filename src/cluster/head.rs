@@ -6,6 +6,14 @@
 //! in the order of the first term, so that the best is found without a look at all of them: only
 //! the first that is big enough, and the holders of arguments, can be it.
 //!
+//! A node that has no room for a task, because of what is set aside or held by tasks that stay, is not
+//! chosen. If that goes for all that are big enough the task waits here.
+//!
+//! # Placement groups
+//! The head finds places for all bundles, with what it knows of the room on nodes, has each node set
+//! its part aside (`Reserve`), and takes all back if one refuses or is not done in time. It tries again
+//! when there is more room. Bundles on a node that died get new places in the same way.
+//!
 //! # Invariants
 //! - `order` has every node once, under its present waiting time.
 //! - What the head has assigned, and the node has not told of yet, counts as waiting there, so
@@ -15,10 +23,14 @@
 //!   ever run fails at once.
 //! - Whoever is declared dead is told to all, is told so itself whenever it speaks, and is never heard.
 
+mod groups;
+
+use self::groups::Group;
 use super::{
     capacity::{Capacity, Demand},
     protocol::{
-        Arg, Effects, HEAD, Label, Load, Message, Nanos, ProcessId, Strategy, TaskSpec, ms, transfer_time, waiting_time,
+        Arg, Effects, HEAD, Label, Load, Message, Nanos, ObjectId, ProcessId, Strategy, TaskSpec, ms, transfer_time,
+        waiting_time,
     },
 };
 use std::{
@@ -41,6 +53,8 @@ const WORTH_STEALING: Nanos = ms(1);
 
 struct NodeView {
     capacity: Capacity,
+    /// What was assigned to it for good, and when, as it counts assignments.
+    promised: Vec<(u64, Demand)>,
     labels: Vec<Label>,
     load: Load,
     /// How many tasks the head has assigned to it, ever.
@@ -56,7 +70,30 @@ impl NodeView {
     }
 
     fn estimate(&self) -> Nanos {
-        waiting_time(self.tasks(), self.capacity.cpu, self.load.mean)
+        let cpu = self.load.room.as_ref().map_or(self.capacity.cpu, |room| room.cpu);
+        waiting_time(self.tasks(), cpu, self.load.mean)
+    }
+
+    /// What is not taken for good, as far as is known.
+    fn room(&self) -> Capacity {
+        let mut room = self.load.room.as_ref().unwrap_or(&self.capacity).clone();
+        for (_, demand) in &self.promised {
+            room.take(demand);
+        }
+        room
+    }
+
+    fn has_room(&self, demand: &Demand) -> bool {
+        match self.load.room.is_none() && self.promised.is_empty() {
+            true => self.capacity.fits(demand),
+            false => self.room().fits(demand),
+        }
+    }
+
+    /// It is told to take this for good.
+    fn promise(&mut self, demand: &Demand) {
+        self.assigned += 1;
+        self.promised.push((self.assigned, demand.clone()));
     }
 }
 
@@ -76,8 +113,9 @@ pub(crate) struct Head {
     /// The node that became a home last.
     last_home: ProcessId,
     dead: BTreeMap<ProcessId, Departed>,
-    /// For a node like one that died lately.
+    /// For room, or for a node like one that died lately.
     waiting: Vec<TaskSpec>,
+    groups: BTreeMap<ObjectId, Group>,
     /// For how many nodes the pace was set.
     paced_for: u64,
     looked: Nanos,
@@ -98,6 +136,7 @@ impl Head {
             last_home: HEAD,
             dead: BTreeMap::new(),
             waiting: Vec::new(),
+            groups: BTreeMap::new(),
             paced_for: 0,
             looked: 0,
         }
@@ -117,7 +156,8 @@ impl Head {
             Message::JoinNode { capacity, labels } => {
                 let load = Load::default();
                 self.welcome(now, from, out);
-                self.nodes.insert(from, NodeView { capacity, labels, load, assigned: 0, heard: now, wait: 0 });
+                let view = NodeView { capacity, promised: Vec::new(), labels, load, assigned: 0, heard: now, wait: 0 };
+                self.nodes.insert(from, view);
                 self.order.insert((0, from));
                 self.reorder(from);
                 self.set_pace(from, out);
@@ -125,28 +165,51 @@ impl Head {
                 for owner in homeless.map(|(id, _)| *id).collect::<Vec<_>>() {
                     self.find_home(owner, None, out);
                 }
-                for spec in std::mem::take(&mut self.waiting) {
-                    self.place(spec, out);
-                }
+                self.try_again(now, out);
             }
             Message::JoinOwner { wish, on } => {
                 self.welcome(now, from, out);
                 self.owners.insert(from, OwnerView { heard: now, home: None, on });
                 self.find_home(from, wish, out);
             }
-            Message::Died { process } if self.owners.get(&process).is_some_and(|owner| owner.on == Some(from)) => {
-                self.bury(now, process, out);
+            Message::Died { process } => {
+                // One that is not known may be about to join, or never will.
+                let is_theirs = self.owners.get(&process).is_none_or(|owner| owner.on == Some(from));
+                if is_theirs && !self.nodes.contains_key(&process) && !self.dead.contains_key(&process) {
+                    self.bury(now, process, out);
+                }
             }
             Message::Place(spec) => self.place(spec, out),
             Message::Load(load) => {
                 let Some(node) = self.nodes.get_mut(&from) else { return };
-                let idle =
-                    load.waiting == 0 && load.running * 1_000 < node.capacity.cpu && load.assigned == node.assigned;
+                let cpu = load.room.as_ref().map_or(node.capacity.cpu, |room| room.cpu);
+                let idle = load.waiting == 0 && load.running * 1_000 < cpu && load.assigned == node.assigned;
+                let known = node.promised.len();
+                node.promised.retain(|(assigned, _)| *assigned > load.assigned);
+                let may_have_more = node.promised.len() < known || node.load.room != load.room;
                 node.load = load;
                 self.reorder(from);
+                if may_have_more {
+                    self.try_again(now, out);
+                }
                 if idle {
                     self.find_work(from, out);
                 }
+            }
+            Message::CreateGroup { group, bundles, policy, patience } if group.owner == from => {
+                let until = patience.map(|patience| now.saturating_add(patience));
+                self.groups.insert(group, Group::new(bundles, policy, until));
+                self.place_group(now, group, out);
+            }
+            Message::RemoveGroup { group } if group.owner == from => {
+                self.drop_group(group, out);
+                self.try_again(now, out); // the tasks that wait for it
+            }
+            Message::Reserved { group, bundle, round, ok } => {
+                self.reserved(now, from, (group, bundle), (round, ok), out);
+            }
+            Message::ExplainGroup { group } => {
+                out.send(from, Message::GroupExplained { group, text: self.explain_group(group).into() });
             }
             // A beat has been heard above; the rest is not said to a head.
             _ => {}
@@ -190,6 +253,16 @@ impl Head {
         for departed in self.dead.values_mut().filter(|departed| departed.since + MEMORY <= now) {
             departed.node = None;
         }
+        self.look_after_groups(now, out);
+        self.try_again(now, out);
+    }
+
+    /// Tries to find places for what has none.
+    fn try_again(&mut self, now: Nanos, out: &mut Effects) {
+        let missing: Vec<_> = self.groups.iter().filter(|(_, group)| group.is_missing()).map(|(id, _)| *id).collect();
+        for group in missing {
+            self.place_group(now, group, out);
+        }
         for spec in std::mem::take(&mut self.waiting) {
             self.place(spec, out);
         }
@@ -216,6 +289,7 @@ impl Head {
         for owner in homeless {
             self.find_home(owner, None, out);
         }
+        self.bury_groups(now, process, out);
     }
 
     /// Names a node for the tasks of an owner: the one it wishes, or the next in the row.
@@ -247,9 +321,13 @@ impl Head {
         }
         spec.forget_holders(|holder| self.dead.contains_key(holder));
         match self.choose(&spec) {
-            Ok(node) => {
-                if let Some(view) = self.nodes.get_mut(&node) {
-                    view.assigned += 1;
+            Ok(None) => self.waiting.push(spec),
+            Ok(Some(node)) => {
+                let in_bundle = matches!(spec.strategy, Strategy::Bundle { .. });
+                match self.nodes.get_mut(&node) {
+                    Some(view) if spec.stays && !in_bundle => view.promise(&spec.demand),
+                    Some(view) => view.assigned += 1,
+                    None => {}
                 }
                 self.reorder(node);
                 spec.hop += 1;
@@ -265,7 +343,7 @@ impl Head {
     /// Whether a node that died lately could have run it.
     fn was_there(&self, spec: &TaskSpec) -> bool {
         let labels = match &spec.strategy {
-            Strategy::Node { soft: false, .. } => return false, // that node will not come back
+            Strategy::Node { soft: false, .. } | Strategy::Bundle { .. } => return false, // that will not come back
             Strategy::Labels(labels) => labels.as_slice(),
             _ => &[],
         };
@@ -277,22 +355,32 @@ impl Head {
         self.nodes.get(&node).is_some_and(|view| view.capacity.fits(&spec.demand))
     }
 
-    fn choose(&self, spec: &TaskSpec) -> Result<ProcessId, String> {
+    fn has_room(&self, node: ProcessId, spec: &TaskSpec) -> bool {
+        self.nodes.get(&node).is_some_and(|view| view.has_room(&spec.demand))
+    }
+
+    /// The node for a task; none if it has to wait for room; or why it can never run.
+    fn choose(&self, spec: &TaskSpec) -> Result<Option<ProcessId>, String> {
         match &spec.strategy {
-            Strategy::Node { node, .. } if self.is_big_enough(*node, spec) => return Ok(*node),
+            Strategy::Bundle { group, bundle, .. } => return self.place_of(*group, *bundle, &spec.demand),
+            Strategy::Node { node, .. } if self.has_room(*node, spec) => return Ok(Some(*node)),
             Strategy::Node { node, soft: false } => {
-                return Err(match self.nodes.get(node) {
-                    None => format!("it must run on node {node:?}, which is not there"),
-                    Some(view) => format!("it must run on node {node:?}: {}", lack(view, &spec.demand)),
-                });
+                return match self.nodes.get(node) {
+                    None => Err(format!("it must run on node {node:?}, which is not there")),
+                    Some(view) if view.capacity.fits(&spec.demand) => Ok(None),
+                    Some(view) => Err(format!("it must run on node {node:?}: {}", lack(view, &spec.demand))),
+                };
             }
             Strategy::Labels(labels) => {
                 let has_all = |view: &NodeView| labels.iter().all(|label| view.labels.contains(label));
                 let with = self.order.iter().filter(|(_, id)| self.nodes.get(id).is_some_and(has_all));
-                let mut fits = with.clone().map(|(_, id)| *id).filter(|id| self.is_big_enough(*id, spec));
+                let mut fits = with.clone().map(|(_, id)| *id).filter(|id| self.is_big_enough(*id, spec)).peekable();
                 let wanted =
                     || labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ");
-                return fits.next().ok_or_else(|| match with.clone().next() {
+                if fits.peek().is_some() {
+                    return Ok(fits.find(|id| self.has_room(*id, spec)));
+                }
+                return Err(match with.clone().next() {
                     None => format!("no node has the labels {}", wanted()),
                     Some((_, id)) => format!(
                         "of the nodes with {}, none is big enough; {id:?}: {}",
@@ -302,24 +390,33 @@ impl Head {
                 });
             }
             Strategy::Spread => {
-                let fits = self.nodes.iter().filter(|(_, view)| view.capacity.fits(&spec.demand));
-                let fewest = fits.min_by_key(|(id, view)| (view.tasks(), **id)).map(|(id, _)| *id);
-                return fewest.ok_or_else(|| self.too_big(&spec.demand));
+                let roomy = self.nodes.iter().filter(|(_, view)| view.has_room(&spec.demand));
+                let fewest = roomy.min_by_key(|(id, view)| (view.tasks(), **id)).map(|(id, _)| *id);
+                return fewest.map_or_else(|| self.wait_or_fail(spec), |node| Ok(Some(node)));
             }
             Strategy::Default | Strategy::Node { .. } => {}
         }
-        let soonest = self.order.iter().map(|(_, id)| *id).find(|id| self.is_big_enough(*id, spec));
-        let soonest = soonest.ok_or_else(|| self.too_big(&spec.demand))?;
+        let Some(soonest) = self.order.iter().map(|(_, id)| *id).find(|id| self.has_room(*id, spec)) else {
+            return self.wait_or_fail(spec);
+        };
         let holders = spec.args.iter().flat_map(|arg| match arg {
             Arg::Object { holders, .. } => holders.as_slice(),
             Arg::Inline(_) => &[],
         });
-        let candidates = holders.copied().filter(|id| self.is_big_enough(*id, spec));
+        let candidates = holders.copied().filter(|id| self.has_room(*id, spec));
         let cost = |id: &ProcessId| {
             let wait = self.nodes.get(id).map_or(Nanos::MAX, |view| view.wait);
             (wait.saturating_add(transfer_time(spec.missing_bytes(*id))), *id != soonest)
         };
-        Ok(candidates.chain([soonest]).min_by_key(cost).unwrap_or(soonest))
+        Ok(Some(candidates.chain([soonest]).min_by_key(cost).unwrap_or(soonest)))
+    }
+
+    /// No node has room for it: waits if one is big enough.
+    fn wait_or_fail(&self, spec: &TaskSpec) -> Result<Option<ProcessId>, String> {
+        match self.nodes.keys().any(|id| self.is_big_enough(*id, spec)) {
+            true => Ok(None),
+            false => Err(self.too_big(&spec.demand)),
+        }
     }
 
     /// No node is big enough: says which comes nearest, and what it lacks.
@@ -339,10 +436,11 @@ impl Head {
         if victim == thief || wait < ours.wait + WORTH_STEALING || theirs.load.waiting == 0 {
             return;
         }
-        let share = u64::from(theirs.load.waiting) * u64::from(ours.capacity.cpu)
-            / u64::from(ours.capacity.cpu + theirs.capacity.cpu).max(1);
+        let capacity = ours.room();
+        let share = u64::from(theirs.load.waiting) * u64::from(capacity.cpu)
+            / u64::from(capacity.cpu + theirs.capacity.cpu).max(1);
         let most = (share as u32).max(1);
-        out.send(victim, Message::Steal { thief, capacity: ours.capacity.clone(), most });
+        out.send(victim, Message::Steal { thief, capacity, most });
         // Until it tells of its own load, the victim is not asked again for these.
         if let Some(theirs) = self.nodes.get_mut(&victim) {
             theirs.load.waiting -= most.min(theirs.load.waiting);
@@ -355,9 +453,9 @@ impl Head {
         self.dead.contains_key(&process)
     }
 
-    /// Nodes that live, and tasks that wait for one.
-    pub(crate) fn holds(&self) -> (usize, usize) {
-        (self.nodes.len(), self.waiting.len())
+    /// Nodes that live, tasks that wait for one, and placement groups.
+    pub(crate) fn holds(&self) -> (usize, usize, usize) {
+        (self.nodes.len(), self.waiting.len(), self.groups.len())
     }
 }
 
@@ -469,7 +567,7 @@ mod tests {
     fn an_idle_node_gets_work_from_the_busiest() {
         let mut head = head(&[2, 2]);
         let mut out = Effects::default();
-        let load = Load { waiting: 40, running: 2, mean: ms(1), assigned: 0 };
+        let load = Load { waiting: 40, running: 2, mean: ms(1), ..Load::default() };
         head.handle(0, node(1), Message::Load(load), &mut out);
         assert!(out.sends.is_empty());
         head.handle(0, node(2), Message::Load(Load::default()), &mut out);
@@ -488,6 +586,11 @@ mod tests {
         assert!(!head.has_buried(worker) && !head.has_buried(OWNER));
         head.handle(0, node(1), Message::Died { process: worker }, &mut out);
         assert!(head.has_buried(worker));
+        head.handle(0, node(1), Message::Died { process: node(2) }, &mut out);
+        head.handle(0, node(1), Message::Died { process: ProcessId(102) }, &mut out);
+        out = Effects::default();
+        head.handle(0, ProcessId(102), Message::JoinOwner { wish: None, on: None }, &mut out);
+        assert!(!head.has_buried(node(2)) && matches!(out.sends[..], [(ProcessId(102), Message::Fenced)]));
     }
 
     #[test]

@@ -5,12 +5,19 @@
 //! Submit --keep--> fetching args --all here--> ready --resources free--> running --> Finished
 //!    '--pass on--> head            Assign, Stolen --^
 //! ```
+//! # Room
+//! What is set aside for bundles of placement groups, and what tasks hold that stay, is not there for
+//! others for good. Tasks that need some of it to be there go back to the head, after word of what room
+//! there is. A bundle is reserved when it is free; until then nothing else starts. Tasks in a
+//! bundle are given what was set aside, and wait for each other only.
+//!
 //! # Invariants
 //! - What runs holds its demand, and all demands together fit the capacity.
 //! - A ready task lets at most [`PASSES`] younger ones pass that need less; then it is waited for.
 //! - Every task that came is told of to its owner once, as finished or as moved, unless the owner
 //!   cancelled it, or died. One that stays is told of once more if it ends without being told to.
 //! - What stays holds its demand until it has ended.
+//! - What runs in a bundle fits the bundle; the bundle is given back when nothing runs in it any more.
 //! - A copy of an object is announced to its owner, who frees it.
 
 use super::{
@@ -33,7 +40,7 @@ const TOO_LONG: Nanos = ms(2);
 const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
 const WINDOW: usize = 256;
-const OWNER_DIED: &str = "its owner died";
+pub(crate) const OWNER_DIED: &str = "its owner died";
 /// So many tasks are with their worker ahead of their turn while nothing is known of their times.
 const AHEAD: usize = 8;
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
@@ -71,6 +78,21 @@ struct Fetch {
     not: Vec<ProcessId>,
 }
 
+/// A bundle of a placement group.
+type BundleKey = (ObjectId, u32);
+
+/// Something that is set aside, or is going to be.
+struct Bundle {
+    demand: Demand,
+    round: u32,
+    /// What was taken, and what of it is free.
+    held: Option<(Devices, Capacity)>,
+    ready: VecDeque<Key>,
+    running: u32,
+    /// Nobody needs it any more.
+    closing: bool,
+}
+
 pub(crate) struct Node {
     id: ProcessId,
     capacity: Capacity,
@@ -84,6 +106,11 @@ pub(crate) struct Node {
     /// When the last task ended.
     finished: Nanos,
     labels: Vec<Label>,
+    /// What is not taken for good.
+    room: Capacity,
+    bundles: BTreeMap<BundleKey, Bundle>,
+    /// Tasks that run and stay, or will, but for those in bundles.
+    stayers: BTreeSet<Key>,
     tasks: BTreeMap<Key, Task>,
     ready: VecDeque<Key>,
     /// How many of them need no CPU.
@@ -113,8 +140,11 @@ impl Node {
             ahead: VecDeque::new(),
             most_ahead: 0,
             finished: 0,
-            capacity,
             labels,
+            room: capacity.clone(),
+            capacity,
+            bundles: BTreeMap::new(),
+            stayers: BTreeSet::new(),
             tasks: BTreeMap::new(),
             ready: VecDeque::new(),
             cpuless: 0,
@@ -171,6 +201,8 @@ impl Node {
             Message::Lost { object, why } => self.lost(object, &why, out),
             Message::Free { object, attempt } => self.free_object(object, attempt),
             Message::Pace { every } => self.pace = every,
+            Message::Reserve { group, bundle, round, demand } => self.reserve((group, bundle), round, demand, out),
+            Message::Unreserve { group, bundle } => self.unreserve((group, bundle), out),
             Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
             _ => {}
@@ -188,13 +220,102 @@ impl Node {
         if now >= self.next_tick() {
             self.told = now;
             self.changed = false;
-            let load = Load {
-                waiting: (self.tasks.len() as u32).saturating_sub(self.running),
-                running: self.running - self.staying,
-                mean: self.mean,
-                assigned: self.assigned,
-            };
-            out.send(HEAD, Message::Load(load));
+            self.tell_load(out);
+        }
+    }
+
+    fn tell_load(&self, out: &mut Effects) {
+        let load = Load {
+            waiting: (self.tasks.len() as u32).saturating_sub(self.running),
+            running: self.running - self.staying,
+            mean: self.mean,
+            assigned: self.assigned,
+            room: (self.room != self.capacity).then(|| self.room.clone()),
+        };
+        out.send(HEAD, Message::Load(load));
+    }
+
+    /// Counts what is not taken for good; takes back nothing that has been promised.
+    fn measure(&mut self) {
+        self.changed = true;
+        let mut room = self.capacity.clone();
+        for task in self.stayers.iter().filter_map(|key| self.tasks.get(key)) {
+            if let Some((_, devices)) = &task.running {
+                room.hold(&task.spec.demand, devices);
+            }
+        }
+        let (held, wanted): (Vec<_>, Vec<_>) = self.bundles.values().partition(|bundle| bundle.held.is_some());
+        for (bundle, devices) in held.iter().filter_map(|bundle| Some((bundle, &bundle.held.as_ref()?.0))) {
+            room.hold(&bundle.demand, devices);
+        }
+        for bundle in wanted {
+            room.take(&bundle.demand); // always fits when it is entered
+        }
+        self.room = room;
+    }
+
+    /// There is less room now: what does not fit any more goes back to the head.
+    fn make_room(&mut self, out: &mut Effects) {
+        self.measure();
+        let is_too_big = |key: &&Key| self.tasks.get(key).is_some_and(|task| !self.room.fits(&task.spec.demand));
+        let too_big: Vec<Key> = self.ready.iter().filter(is_too_big).copied().collect();
+        for key in too_big {
+            self.send_back(key, out);
+        }
+    }
+
+    fn send_back(&mut self, key: Key, out: &mut Effects) {
+        if let Some(task) = self.end(key) {
+            self.pass_on(task.spec, out);
+        }
+    }
+
+    fn pass_on(&self, spec: TaskSpec, out: &mut Effects) {
+        self.tell_load(out);
+        out.send(HEAD, Message::Place(spec));
+    }
+
+    /// Whether a task fits what is not taken for good, or its bundle.
+    fn has_room(&self, spec: &TaskSpec) -> bool {
+        match bundle_of(spec) {
+            None => self.room.fits(&spec.demand),
+            Some(key) => self.bundles.get(&key).is_some_and(|bundle| {
+                bundle.held.is_some() && !bundle.closing && Capacity::of(&bundle.demand).fits(&spec.demand)
+            }),
+        }
+    }
+
+    fn reserve(&mut self, key: BundleKey, round: u32, demand: Demand, out: &mut Effects) {
+        self.assigned += 1;
+        let ok = self.room.fits(&demand) && !self.dead.contains(&key.0.owner) && !self.bundles.contains_key(&key);
+        if ok {
+            let ready = VecDeque::new();
+            self.bundles.insert(key, Bundle { demand, round, held: None, ready, running: 0, closing: false });
+            self.make_room(out);
+        } else {
+            self.tell_load(out);
+            out.send(HEAD, Message::Reserved { group: key.0, bundle: key.1, round, ok });
+        }
+    }
+
+    fn unreserve(&mut self, key: BundleKey, out: &mut Effects) {
+        let Some(bundle) = self.bundles.get_mut(&key) else { return };
+        bundle.closing = true;
+        for task in std::mem::take(&mut bundle.ready) {
+            self.send_back(task, out);
+        }
+        self.close(key);
+    }
+
+    /// Gives a bundle back, if nobody needs it.
+    fn close(&mut self, key: BundleKey) {
+        if self.bundles.get(&key).is_some_and(|bundle| bundle.closing && bundle.running == 0)
+            && let Some(bundle) = self.bundles.remove(&key)
+        {
+            if let Some((devices, _)) = &bundle.held {
+                self.free.give(&bundle.demand, devices);
+            }
+            self.measure();
         }
     }
 
@@ -219,11 +340,12 @@ impl Node {
         let here = match &spec.strategy {
             Strategy::Default => true,
             Strategy::Node { node, .. } => *node == self.id,
+            Strategy::Bundle { .. } => return self.has_room(spec),
             Strategy::Spread | Strategy::Labels(_) => false,
         };
-        let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.capacity.cpu, self.mean)
+        let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(transfer_time(spec.missing_bytes(self.id)));
-        here && self.capacity.fits(&spec.demand) && (wait <= TOO_LONG || matches!(spec.strategy, Strategy::Node { .. }))
+        here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || matches!(spec.strategy, Strategy::Node { .. }))
     }
 
     fn keep(&mut self, spec: TaskSpec, out: &mut Effects) {
@@ -231,6 +353,17 @@ impl Node {
         let key = (spec.id, spec.attempt);
         if self.dead.contains(&spec.id.owner) {
             return;
+        }
+        // Of an owner that died before, nobody will hear any more.
+        let mut objects = spec.args.iter().filter_map(|arg| match arg {
+            Arg::Object { id, .. } => Some(*id),
+            Arg::Inline(_) => None,
+        });
+        if let Some(object) = objects.find(|object| self.dead.contains(&object.owner)) {
+            return tell(key, Outcome::Lacking(lost(object, OWNER_DIED)), out);
+        }
+        if !self.has_room(&spec) {
+            return self.pass_on(spec, out);
         }
         let mut fetching = BTreeSet::new();
         let mut new = Vec::new();
@@ -259,7 +392,7 @@ impl Node {
             Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false },
         );
         if is_ready {
-            self.is_ready(key);
+            self.is_ready(key, out);
         }
         for object in new {
             self.ask_next(object, object.owner, out);
@@ -321,55 +454,64 @@ impl Node {
         for key in fetch.wanted_by {
             let Some(task) = self.tasks.get_mut(&key) else { continue };
             if task.fetching.remove(&object) && task.fetching.is_empty() {
-                self.is_ready(key);
+                self.is_ready(key, out);
             }
         }
     }
 
-    fn is_ready(&mut self, key: Key) {
-        if let Some(task) = self.tasks.get(&key) {
-            self.cpuless += usize::from(task.spec.demand.cpu == 0);
-            self.ready.push_back(key);
+    fn is_ready(&mut self, key: Key, out: &mut Effects) {
+        let Some(task) = self.tasks.get(&key) else { return };
+        let has_room = self.has_room(&task.spec);
+        match bundle_of(&task.spec).map(|key| self.bundles.get_mut(&key)) {
+            Some(Some(bundle)) => bundle.ready.push_back(key),
+            Some(None) => {}
+            None => {
+                self.cpuless += usize::from(task.spec.demand.cpu == 0);
+                self.ready.push_back(key);
+            }
+        }
+        if !has_room {
+            self.send_back(key, out);
         }
     }
 
     /// Starts what can start.
     fn start(&mut self, now: Nanos, out: &mut Effects) {
         self.catch_up(now);
-        let mut at = 0;
-        while at < self.ready.len().min(WINDOW) && (self.free.cpu + self.spare() > 0 || self.cpuless > 0) {
-            let spare = self.spare();
-            let Some(task) = self.tasks.get_mut(&self.ready[at]) else { return }; // what is ready is there
-            let demand = &task.spec.demand;
-            // The CPUs of those that wait are taken only if the rest does not do.
-            let borrowed = demand.cpu.saturating_sub(self.free.cpu);
-            let taken = if borrowed <= spare {
-                self.free.cpu += borrowed;
-                self.free.take(demand)
-            } else {
-                None
+        let mut is_full = false;
+        for ((group, bundle), wanted) in self.bundles.iter_mut().filter(|(_, bundle)| bundle.held.is_none()) {
+            let Some(devices) = self.free.take(&wanted.demand) else {
+                is_full = true;
+                continue;
             };
-            match &taken {
-                Some(_) => self.overdraft += borrowed,
-                None if borrowed <= spare => self.free.cpu -= borrowed,
-                None => {}
-            }
-            match taken {
-                Some(devices) => {
-                    task.running = Some((now, devices));
-                    self.running += 1;
-                    out.starts.push(task.spec.clone());
-                    self.cpuless -= usize::from(task.spec.demand.cpu == 0);
-                    self.ready.remove(at);
-                    for passed in self.ready.range(..at) {
-                        if let Some(passed) = self.tasks.get_mut(passed) {
-                            passed.passed += 1;
-                        }
-                    }
-                }
-                None if task.passed >= PASSES => break,
-                None => at += 1,
-            }
+            let free = self.capacity.taken(&wanted.demand, &devices);
+            wanted.held = Some((devices, free));
+            let (group, bundle, round) = (*group, *bundle, wanted.round);
+            out.send(HEAD, Message::Reserved { group, bundle, round, ok: true });
+        }
+        for bundle in self.bundles.values_mut() {
+            let Some((_, free)) = bundle.held.as_mut().filter(|_| !bundle.ready.is_empty()) else { continue };
+            let mut cpuless = bundle.ready.len();
+            let started = start_from(&mut bundle.ready, free, &mut self.tasks, &mut cpuless, now, out);
+            bundle.running += started.len() as u32;
+            self.running += started.len() as u32;
+        }
+        if is_full {
+            return; // what is given back next is for the bundle
+        }
+        // The CPUs of those that wait for others can be used, too.
+        let spare = self.spare();
+        self.free.cpu += spare;
+        let started = start_from(&mut self.ready, &mut self.free, &mut self.tasks, &mut self.cpuless, now, out);
+        let unused = spare.min(self.free.cpu);
+        self.free.cpu -= unused;
+        self.overdraft += spare - unused;
+        self.running += started.len() as u32;
+        let before = self.stayers.len();
+        let stays = |key: &Key| self.tasks.get(key).is_some_and(|task| task.spec.stays);
+        self.stayers.extend(started.into_iter().filter(stays));
+        if self.stayers.len() > before {
+            self.make_room(out);
         }
         self.start_ahead(now, out);
     }
@@ -508,15 +650,34 @@ impl Node {
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
+        let bundle_key = bundle_of(&task.spec);
+        let bundle = bundle_key.map(|key| self.bundles.get_mut(&key));
         if let Some((_, devices)) = &task.running {
-            if !task.is_ahead {
-                self.give(&task.spec.demand, devices);
+            match bundle {
+                Some(Some(Bundle { held: Some((_, free)), running, .. })) => {
+                    free.give(&task.spec.demand, devices);
+                    *running -= 1;
+                }
+                Some(_) => {} // a bundle is there while something runs in it
+                None if task.is_ahead => {}
+                None => self.give(&task.spec.demand, devices),
             }
             self.running -= 1;
             self.staying -= u32::from(task.stays);
         } else if task.fetching.is_empty() {
-            self.ready.retain(|ready| *ready != key);
-            self.cpuless -= usize::from(task.spec.demand.cpu == 0);
+            match bundle {
+                Some(bundle) => bundle.into_iter().for_each(|bundle| bundle.ready.retain(|ready| *ready != key)),
+                None => {
+                    self.ready.retain(|ready| *ready != key);
+                    self.cpuless -= usize::from(task.spec.demand.cpu == 0);
+                }
+            }
+        }
+        if self.stayers.remove(&key) {
+            self.measure();
+        }
+        if let Some(key) = bundle_key {
+            self.close(key);
         }
         for object in &task.fetching {
             if let Some(fetch) = self.fetches.get_mut(object) {
@@ -582,6 +743,10 @@ impl Node {
             fetch.askers.remove(&process);
             !fetch.wanted_by.is_empty() || !fetch.askers.is_empty()
         });
+        let bundles: Vec<_> = self.bundles.keys().filter(|key| key.0.owner == process).copied().collect();
+        for bundle in bundles {
+            self.unreserve(bundle, out);
+        }
         self.store.retain(|object, _| object.owner != process);
         // Or a node: what it was asked for is asked of another.
         let asked: Vec<_> = self.fetches.iter().filter(|(_, f)| f.from == process).map(|(object, _)| *object).collect();
@@ -630,6 +795,12 @@ impl Node {
         task.and_then(|task| task.running.as_ref()).map(|(_, devices)| devices.clone()).unwrap_or_default()
     }
 
+    /// What is set aside: what each bundle has, and how many tasks run in it.
+    pub(crate) fn reserved(&self) -> impl Iterator<Item = (ObjectId, u32, &Demand)> + '_ {
+        let held = self.bundles.iter().filter(|(_, bundle)| bundle.held.is_some());
+        held.map(|((group, bundle), held)| (*group, *bundle, &held.demand))
+    }
+
     /// What is not taken.
     pub(crate) fn free(&self) -> &Capacity {
         &self.free
@@ -640,6 +811,46 @@ impl Node {
     }
 }
 
+/// Starts those of the ready tasks that fit, and says which. `cpuless` of them need no CPU, or fewer.
+fn start_from(
+    ready: &mut VecDeque<Key>,
+    free: &mut Capacity,
+    tasks: &mut BTreeMap<Key, Task>,
+    cpuless: &mut usize,
+    now: Nanos,
+    out: &mut Effects,
+) -> Vec<Key> {
+    let mut started = Vec::new();
+    let mut at = 0;
+    while at < ready.len().min(WINDOW) && (free.cpu > 0 || *cpuless > 0) {
+        let Some(task) = tasks.get_mut(&ready[at]) else { break }; // what is ready is there
+        match free.take(&task.spec.demand) {
+            Some(devices) => {
+                task.running = Some((now, devices));
+                out.starts.push(task.spec.clone());
+                *cpuless -= usize::from(task.spec.demand.cpu == 0);
+                started.extend(ready.remove(at));
+                for passed in ready.range(..at) {
+                    if let Some(passed) = tasks.get_mut(passed) {
+                        passed.passed += 1;
+                    }
+                }
+            }
+            None if task.passed >= PASSES => break,
+            None => at += 1,
+        }
+    }
+    started
+}
+
+/// The bundle that a task runs in.
+fn bundle_of(spec: &TaskSpec) -> Option<BundleKey> {
+    match spec.strategy {
+        Strategy::Bundle { group, bundle, .. } => Some((group, bundle)),
+        _ => None,
+    }
+}
+
 fn tell((task, attempt): Key, outcome: Outcome, out: &mut Effects) {
     out.send(task.owner, Message::Finished { task, attempt, outcome });
 }
@@ -647,7 +858,6 @@ fn tell((task, attempt): Key, outcome: Outcome, out: &mut Effects) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::capacity::Demand;
 
     const US: ProcessId = ProcessId(1);
     const OTHER: ProcessId = ProcessId(2);
@@ -715,12 +925,14 @@ mod tests {
         let out = end(&mut node, actor.id);
         assert!(matches!(out.sends[..], [(OWNER, Message::Finished { .. })]));
         assert_eq!((node.free().cpu, node.mean), (0, 0));
-        assert!(say(&mut node, HEAD, Message::Assign(next.clone())).starts.is_empty());
+        let out = say(&mut node, HEAD, Message::Assign(next.clone()));
+        assert!(matches!(out.sends[..], [(HEAD, Message::Load(_)), (HEAD, Message::Place(_))]));
         assert_eq!(say(&mut node, OWNER, Message::Cancel { task: actor.id }).stops, [(actor.id, 1)]);
         assert_eq!(node.free().cpu, 0);
         let mut out = Effects::default();
         node.ended(ms(60), actor.id, 1, &mut out);
-        assert!(out.sends.is_empty() && out.starts.len() == 1);
+        assert!(out.sends.is_empty());
+        assert_eq!(say(&mut node, HEAD, Message::Assign(next.clone())).starts.len(), 1);
         end(&mut node, next.id);
         assert_eq!((node.free().cpu, node.staying, node.holds().0), (2_000, 0, 0));
     }
@@ -743,6 +955,84 @@ mod tests {
             }
             assert_eq!((node.free().cpu, node.staying, node.holds().0), (2_000, 0, 0));
         }
+    }
+
+    const GROUP: ObjectId = ObjectId { owner: OWNER, number: 50 };
+
+    fn reserve(node: &mut Node, bundle: u32, cpus: u32) -> Effects {
+        let demand = Demand::cpus(cpus * 1_000);
+        say(node, HEAD, Message::Reserve { group: GROUP, bundle, round: 1, demand })
+    }
+
+    fn reserved(out: &Effects) -> Option<bool> {
+        out.sends.iter().find_map(|(_, message)| match message {
+            Message::Reserved { ok, .. } => Some(*ok),
+            _ => None,
+        })
+    }
+
+    fn in_bundle(number: u64, cpus: u32) -> TaskSpec {
+        let strategy = Strategy::Bundle { group: GROUP, bundle: 0, node: Some(US) };
+        TaskSpec { strategy, demand: Arc::new(Demand::cpus(cpus * 1_000)), ..task(number, false) }
+    }
+
+    #[test]
+    fn a_bundle_is_set_aside_when_it_is_free_and_nothing_else_starts_before() {
+        let mut node = node();
+        let small = |number| TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
+        let first = small(1);
+        say(&mut node, HEAD, Message::Assign(first.clone()));
+        assert_eq!(reserved(&reserve(&mut node, 0, 2)), None);
+        // There is no room for it any more: word of that comes first, then the task.
+        let out = say(&mut node, HEAD, Message::Assign(small(2)));
+        let [(HEAD, Message::Load(load)), (HEAD, Message::Place(_))] = &out.sends[..] else {
+            panic!("{:?}", out.sends)
+        };
+        assert_eq!(load.room.as_ref().map(|room| room.cpu), Some(0));
+        assert_eq!(reserved(&end(&mut node, first.id)), Some(true));
+        assert_eq!(reserved(&reserve(&mut node, 1, 1)), Some(false));
+        assert_eq!(node.reserved().count(), 1);
+    }
+
+    #[test]
+    fn tasks_in_a_bundle_use_what_was_set_aside_and_it_is_given_back_after_them() {
+        let mut node = node();
+        assert_eq!(reserved(&reserve(&mut node, 0, 2)), Some(true));
+        assert_eq!((node.free().cpu, node.room.cpu), (0, 0));
+        let (first, second, third) = (in_bundle(1, 1), in_bundle(2, 1), in_bundle(3, 1));
+        assert_eq!(say(&mut node, OWNER, Message::Submit(first.clone())).starts.len(), 1);
+        assert_eq!(say(&mut node, HEAD, Message::Assign(second.clone())).starts.len(), 1);
+        assert!(say(&mut node, HEAD, Message::Assign(third)).starts.is_empty());
+        let out = say(&mut node, HEAD, Message::Unreserve { group: GROUP, bundle: 0 });
+        assert!(out.sends.iter().any(|(_, m)| matches!(m, Message::Place(spec) if spec.id.number == 3)));
+        end(&mut node, first.id);
+        assert_eq!(node.free().cpu, 0);
+        end(&mut node, second.id);
+        assert_eq!((node.free().cpu, node.room.cpu, node.reserved().count()), (2_000, 2_000, 0));
+        // One that comes late goes back.
+        let out = say(&mut node, HEAD, Message::Assign(in_bundle(4, 1)));
+        assert!(matches!(out.sends[..], [(HEAD, Message::Load(_)), (HEAD, Message::Place(_))]));
+    }
+
+    #[test]
+    fn what_waits_for_something_that_stays_goes_back_to_the_head() {
+        let mut node = node();
+        let actor = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(1, true) };
+        let busy = TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..task(2, false) };
+        say(&mut node, HEAD, Message::Assign(busy.clone()));
+        say(&mut node, HEAD, Message::Assign(task(3, false)));
+        say(&mut node, HEAD, Message::Assign(actor));
+        // The one that waits is older, and starts; then the actor, and the last has no room.
+        end(&mut node, busy.id);
+        let out = say(&mut node, HEAD, Message::Assign(task(4, false)));
+        assert!(out.sends.is_empty());
+        let out = end(&mut node, ObjectId { owner: OWNER, number: 3 });
+        assert_eq!(out.starts.len(), 1);
+        assert!(
+            out.sends.iter().any(|(_, m)| matches!(m, Message::Place(spec) if spec.id.number == 4)),
+            "{:?}",
+            out.sends
+        );
     }
 
     #[test]

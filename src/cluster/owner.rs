@@ -35,7 +35,7 @@ use super::{
     capacity::Demand,
     head::BEAT,
     protocol::{
-        Arg, Effects, Failure, HEAD, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, lost, ms,
+        Arg, Effects, Failure, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy, TaskSpec, lost, ms,
     },
 };
 use crate::error::{Error, Origin};
@@ -48,9 +48,9 @@ use std::{
 /// handles on, to claim them.
 pub(crate) const GRACE: Nanos = ms(10_000);
 const NODE_DIED: &str = "the node that ran it died";
-const MAKER_DIED: &str = "the process that was to make it died";
-const PUT_AND_LOST: &str = "it was put on a node that died";
-const NO_HANDLE: &str = "nobody has a handle to it";
+pub(crate) const MAKER_DIED: &str = "the process that was to make it died";
+pub(crate) const PUT_AND_LOST: &str = "it was put on a node that died";
+pub(crate) const NO_HANDLE: &str = "nobody has a handle to it";
 /// A chain of causes is not longer; then comes the first.
 const CAUSES: usize = 32;
 
@@ -80,6 +80,15 @@ pub(crate) enum WorkArg {
 pub(crate) enum Value {
     Inline(Arc<[u8]>),
     Stored { size: u64, holders: Vec<ProcessId> },
+    Failed(Failure),
+}
+
+/// A placement group, as far as its owner knows.
+#[derive(Clone, Debug)]
+pub(crate) enum Group {
+    Waiting,
+    /// Where its bundles are.
+    Ready(Vec<ProcessId>),
     Failed(Failure),
 }
 
@@ -184,6 +193,7 @@ pub(crate) struct Owner {
     node: Option<ProcessId>,
     records: BTreeMap<u64, Record>,
     next: u64,
+    groups: BTreeMap<u64, Group>,
     dead: BTreeSet<ProcessId>,
     /// Those of them whose claims count still, and until when, once that is known.
     late: BTreeMap<ProcessId, Option<Nanos>>,
@@ -207,6 +217,7 @@ impl Owner {
             node: None,
             records: BTreeMap::new(),
             next: 1,
+            groups: BTreeMap::new(),
             dead: BTreeSet::new(),
             late: BTreeMap::new(),
             beat: 0,
@@ -312,6 +323,32 @@ impl Owner {
         self.name(number)
     }
 
+    /// Has the head set these aside, all or none; it gives up after so long.
+    pub(crate) fn create_group(
+        &mut self,
+        bundles: Vec<Demand>,
+        policy: Policy,
+        patience: Option<Nanos>,
+        out: &mut Effects,
+    ) -> ObjectId {
+        let group = self.name(self.next);
+        self.next += 1;
+        self.groups.insert(group.number, Group::Waiting);
+        out.send(HEAD, Message::CreateGroup { group, bundles, policy, patience });
+        group
+    }
+
+    /// Gives a group up. Tasks in it that have not started fail.
+    pub(crate) fn remove_group(&mut self, group: ObjectId, out: &mut Effects) {
+        if self.groups.remove(&group.number).is_some() {
+            out.send(HEAD, Message::RemoveGroup { group });
+        }
+    }
+
+    pub(crate) fn group(&self, group: ObjectId) -> Option<&Group> {
+        self.groups.get(&group.number)
+    }
+
     /// One more handle.
     pub(crate) fn retain(&mut self, object: ObjectId) {
         if let Some(record) = self.records.get_mut(&object.number) {
@@ -398,6 +435,11 @@ impl Owner {
         record.into_iter().flat_map(|record| &record.missing).map(|number| self.name(*number)).collect()
     }
 
+    /// Whether it is there or may be; if not, nobody needs it any more.
+    pub(crate) fn keeps(&self, object: ObjectId) -> bool {
+        self.records.get(&object.number).is_some_and(|record| !matches!(record.state, State::Freed))
+    }
+
     /// Whether it has failed, and why.
     pub(crate) fn failure(&self, object: ObjectId) -> Option<Failure> {
         match self.records.get(&object.number).map(|record| &record.state) {
@@ -443,6 +485,12 @@ impl Owner {
                 if record.is_some_and(|record| record.attempt == attempt && record.stays_at() == Some(from)) {
                     self.stays_no_more(task.number, out);
                 }
+            }
+            Message::GroupReady { group, places } => self.group_is(group, Group::Ready(places), out),
+            Message::GroupFailed { group, why } => {
+                let reason = why.to_string();
+                let failure = Error::Infeasible { origin: self.origin(group.number), reason };
+                self.group_is(group, Group::Failed(Arc::new(failure)), out);
             }
             Message::Home { node } => self.node = Some(node),
             Message::Dead { process } => self.buried(process, out),
@@ -508,6 +556,13 @@ impl Owner {
         let cause = if depth < CAUSES { cause } else { error };
         let cause = Box::new(cause.clone());
         State::Failed(Arc::new(Error::DependencyFailed { origin: self.origin(number), cause }))
+    }
+
+    fn group_is(&mut self, group: ObjectId, now: Group, out: &mut Effects) {
+        if let Some(known) = self.groups.get_mut(&group.number) {
+            *known = now;
+            out.groups.push(group);
+        }
     }
 
     /// `process` has handles to it.
@@ -601,7 +656,7 @@ impl Owner {
                 _ => Arg::Object { id: *object, size: 0, holders: Vec::new() },
             },
         });
-        let spec = TaskSpec {
+        let mut spec = TaskSpec {
             id,
             attempt,
             hop: 0,
@@ -611,7 +666,17 @@ impl Owner {
             stays: work.stays,
             body: work.body.clone(),
         };
-        let node = self.node;
+        let node = match &mut spec.strategy {
+            // The head is asked on the way on which it has heard of the group.
+            Strategy::Bundle { group, bundle, node } => {
+                *node = match self.groups.get(&group.number) {
+                    Some(Group::Ready(places)) => places.get(*bundle as usize).copied(),
+                    _ => None,
+                };
+                node.filter(|node| !self.dead.contains(node))
+            }
+            _ => self.node,
+        };
         if let Some(record) = self.records.get_mut(&number) {
             record.at = node;
         }
@@ -1033,6 +1098,34 @@ mod tests {
             matches!(&spec.args[..], [Arg::Object { id, size: 0, holders }] if *id == foreign && holders.is_empty())
         );
         assert_eq!(owner.records(), 1);
+    }
+
+    #[test]
+    fn a_task_in_a_bundle_goes_where_the_bundle_is() {
+        let mut owner = owner();
+        let mut out = Effects::default();
+        let group = owner.create_group(vec![Demand::cpus(1_000)], Policy::Pack, None, &mut out);
+        assert!(matches!(owner.group(group), Some(Group::Waiting)));
+        let in_bundle = |owner: &mut Owner| {
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+            let strategy = Strategy::Bundle { group, bundle: 0, node: None };
+            let mut out = Effects::default();
+            owner.submit(Work { demand, strategy, args: Vec::new(), body, attempts: 1, stays: false }, &mut out);
+            out.sends.remove(0)
+        };
+        // The head has heard of the group first.
+        assert!(matches!(in_bundle(&mut owner), (HEAD, Message::Place(_))));
+        let ready = Message::GroupReady { group, places: vec![OTHER] };
+        assert_eq!(say(&mut owner, HEAD, ready).groups, [group]);
+        assert!(matches!(owner.group(group), Some(Group::Ready(places)) if *places == [OTHER]));
+        assert!(matches!(in_bundle(&mut owner), (OTHER, Message::Submit(_))));
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        assert!(matches!(in_bundle(&mut owner), (HEAD, Message::Place(_))));
+        say(&mut owner, HEAD, Message::GroupFailed { group, why: "no room".into() });
+        let Some(Group::Failed(why)) = owner.group(group) else { panic!("it should have failed") };
+        assert!(matches!(&**why, Error::Infeasible { reason, .. } if reason == "no room"));
+        owner.remove_group(group, &mut out);
+        assert!(owner.group(group).is_none());
     }
 
     #[test]

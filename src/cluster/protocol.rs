@@ -5,6 +5,9 @@
 //! one dies, those under way from and to it may be lost, and the head tells everybody
 //! ([`Message::Dead`]). A process that was declared dead never comes back under the same number: if
 //! it lives after all, it is told so ([`Message::Fenced`]), gives up everything, and joins as a new one.
+//!
+//! An owner says nothing to others before the head has welcomed it ([`Message::Home`]): nobody would
+//! be told of the death of one that the head does not know.
 
 use super::capacity::{Capacity, Demand};
 use crate::error::{Error, Origin};
@@ -128,6 +131,22 @@ pub(crate) enum Strategy {
     Node { node: ProcessId, soft: bool },
     /// On a node with all of these labels.
     Labels(Vec<Label>),
+    /// Out of what is set aside as this bundle of a placement group, which was on that node when the
+    /// owner heard of it last.
+    Bundle { group: ObjectId, bundle: u32, node: Option<ProcessId> },
+}
+
+/// How the bundles of a placement group lie on nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Policy {
+    /// On as few as is found to be possible.
+    Pack,
+    /// On as many as is found to be possible.
+    Spread,
+    /// All on one.
+    StrictPack,
+    /// Each on another.
+    StrictSpread,
 }
 
 /// An argument.
@@ -200,8 +219,11 @@ pub(crate) struct Load {
     pub(crate) running: u32,
     /// How long its tasks take, as an exponential average.
     pub(crate) mean: Nanos,
-    /// How many assignments of the head it has seen, so that the head knows which are not in here yet.
+    /// How many assignments and reservations of the head it has seen, so that the head knows which are
+    /// not in here yet.
     pub(crate) assigned: u64,
+    /// What it has without that which is set aside, and that which tasks hold that stay; `None`: all.
+    pub(crate) room: Option<Capacity>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -278,6 +300,25 @@ pub(crate) enum Message {
     Pace { every: Nanos },
     /// Head to a node: give up to `most` of your waiting tasks to `thief`.
     Steal { thief: ProcessId, capacity: Capacity, most: u32 },
+    /// Owner to the head: set all of these aside, or none; give up after so long.
+    CreateGroup { group: ObjectId, bundles: Vec<Demand>, policy: Policy, patience: Option<Nanos> },
+    /// Owner to the head: nobody needs the group any more. Tasks that run in it go on.
+    RemoveGroup { group: ObjectId },
+    /// Head to a node: set this aside as soon as it is free.
+    Reserve { group: ObjectId, bundle: u32, round: u32, demand: Demand },
+    /// Node to the head: it is set aside, or there is no room for it.
+    Reserved { group: ObjectId, bundle: u32, round: u32, ok: bool },
+    /// Head to a node: it need not be set aside any more.
+    Unreserve { group: ObjectId, bundle: u32 },
+    /// Head to the owner: the bundles are on these nodes. Comes again when some have moved.
+    GroupReady { group: ObjectId, places: Vec<ProcessId> },
+    /// Head to the owner: there is no such group any more.
+    GroupFailed { group: ObjectId, why: Arc<str> },
+    /// Anybody to the head: what does the group wait for?
+    ExplainGroup { group: ObjectId },
+    /// Head to who asked.
+    GroupExplained { group: ObjectId, text: Arc<str> },
+
     /// Head to everybody.
     Dead { process: ProcessId },
     /// Head to one that it has declared dead: give up everything.
@@ -298,6 +339,8 @@ pub(crate) struct Effects {
     /// Of an owner: nobody needs these any more. Their values, if there were any, are dropped now, and
     /// whatever they held.
     pub(crate) freed: Vec<ObjectId>,
+    /// Of an owner: these placement groups are ready, once more if bundles have moved, or have failed.
+    pub(crate) groups: Vec<ObjectId>,
     /// Of an owner: these attempts, which had finished well and stayed, are no more.
     pub(crate) ended: Vec<(ObjectId, u32)>,
     /// Start anew, under a new number.

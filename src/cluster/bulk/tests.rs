@@ -116,7 +116,7 @@ fn many_pull_at_once() {
             let all = &all;
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(seed);
-                for _ in 0..10 {
+                for _ in 0..3 {
                     let to = random.usize(..all.len());
                     let sizes: Vec<_> = (0..8).map(|_| random.u64(..MOST)).collect();
                     let pulls: Vec<_> = sizes

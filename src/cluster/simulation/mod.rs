@@ -10,9 +10,14 @@
 //!
 //! What is checked, in every run:
 //! - every task ends exactly once for its owner;
-//! - no object is lost while there is a handle to it, unless its task has used up its attempts;
-//! - what runs on a node never exceeds what the node has, by a count of the simulation's own;
-//! - when all handles are gone nothing stays: no record, no stored object, no task, no resource.
+//! - no object is lost while there is a handle to it in a process that lives, unless its task has
+//!   used up its attempts, its owner has died, or it needs what is gone to be made again;
+//! - a task starts with its arguments at hand;
+//! - what runs on a node, and what is set aside there, never exceeds what the node has, and what runs
+//!   in a bundle never exceeds the bundle, by a count of the simulation's own;
+//! - the bundles of a placement group lie as its policy demands;
+//! - when all handles are gone nothing stays: no record, no claim, no stored object, no task, no
+//!   resource.
 //!
 //! ```
 //! use outray::cluster::simulation::{Options, run};
@@ -23,6 +28,8 @@
 
 mod links;
 mod random;
+mod shell;
+mod worker;
 mod workload;
 mod world;
 
@@ -48,6 +55,13 @@ pub struct Options {
     /// Whether tasks depend on each other, have large results, want certain nodes and resources, and
     /// fail; without, they are all plain and alike.
     pub mixed: bool,
+    /// Whether handles travel inside values, workers keep some and submit tasks of their own, and some
+    /// tasks stay.
+    pub borrowing: bool,
+    /// Whether drivers have resources set aside in placement groups.
+    pub groups: bool,
+    /// Workers that die, when there is borrowing.
+    pub worker_crashes: usize,
     /// Nodes that die, one after the other; another one comes for each.
     pub crashes: usize,
     /// Drivers that die.
@@ -80,6 +94,9 @@ impl Options {
             interval: Duration::from_micros(300),
             task_time: Duration::from_millis(1),
             mixed: true,
+            borrowing: false,
+            groups: false,
+            worker_crashes: 0,
             crashes: 0,
             driver_crashes: 0,
             partitions: 0,
@@ -104,6 +121,8 @@ pub struct Report {
     pub starts: usize,
     /// Tasks that moved to an idle node.
     pub stolen: usize,
+    /// Placement groups that were ready, each as often as it was.
+    pub groups: usize,
     /// Messages of all kinds.
     pub messages: usize,
     /// Those that the head has taken in.

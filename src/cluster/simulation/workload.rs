@@ -1,7 +1,7 @@
 //! What the simulated drivers do: they submit tasks, keep some handles and drop others, ask for all
 //! they kept, and drop those, too.
 
-use super::{Options, random::Random};
+use super::{Options, random::Random, shell};
 use crate::cluster::{
     capacity::Demand,
     owner::{Work, WorkArg},
@@ -36,10 +36,11 @@ impl Body {
         Body { time: word(0), size: word(8), fails: bytes[16] != 0 }
     }
 
-    pub(super) fn outcome(self) -> Outcome {
+    /// How it ends, with these handles in the result.
+    pub(super) fn outcome(self, inside: &[ObjectId]) -> Outcome {
         match self {
             Body { fails: true, .. } => Outcome::Failed(Arc::new(made_to_fail())),
-            Body { size, .. } if size <= SMALL => Outcome::Inline(Arc::from([0; 8])),
+            Body { size, .. } if size <= SMALL => Outcome::Inline(shell::to_bytes(inside)),
             Body { size, .. } => Outcome::Stored { size },
         }
     }
@@ -50,16 +51,36 @@ pub(super) fn labels(index: usize) -> Vec<Label> {
     vec![("zone".into(), if index.is_multiple_of(2) { "even" } else { "odd" }.into())]
 }
 
-/// A task of a driver that has these handles, when there are these nodes.
-pub(super) fn work(options: &Options, random: &mut Random, handles: &[ObjectId], nodes: &[ProcessId]) -> Work {
+/// Placement groups, and the demands of their bundles.
+pub(super) type Groups = Vec<(ObjectId, Vec<Demand>)>;
+
+/// The bundles of a group.
+pub(super) fn bundles(options: &Options, random: &mut Random) -> Vec<Demand> {
+    let bundle = |random: &mut Random| match random.below(4) {
+        0 => Demand { gpu: 1_000, ..Demand::cpus(500) },
+        1 => Demand { gpu: 300, memory: 1 << 20, ..Demand::cpus(0) },
+        _ => Demand::cpus(500 * (1 + random.below(2 * u64::from(options.cpus)) as u32)),
+    };
+    (0..1 + random.below(3)).map(|_| bundle(random)).collect()
+}
+
+/// A task of a process that has these handles, when there are these nodes, and the handles in its values.
+pub(super) fn work(
+    options: &Options,
+    random: &mut Random,
+    (owner, handles): (ProcessId, &[ObjectId]),
+    nodes: &[ProcessId],
+    groups: &Groups,
+) -> (Work, Vec<ObjectId>) {
     let time = random.exponential(options.task_time.as_nanos() as u64);
     if !options.mixed {
         let body = Body { time, size: 8, fails: false };
         let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
-        return Work { demand, strategy, args: Vec::new(), body: body.to_bytes(), attempts: 10, stays: false };
+        let body = body.to_bytes();
+        return (Work { demand, strategy, args: Vec::new(), body, attempts: 10, stays: false }, Vec::new());
     }
     let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
-    let body = Body { time, size, fails: random.one_in(60) };
+    let mut body = Body { time, size, fails: random.one_in(60) };
     let mut demand = match random.below(5) {
         0 => Demand::cpus(1 + random.below(1_000) as u32),
         1 if options.cpus > 1 => Demand::cpus(2_000),
@@ -79,15 +100,41 @@ pub(super) fn work(options: &Options, random: &mut Random, handles: &[ObjectId],
         3 => Strategy::Labels(labels(random.below(2) as usize)),
         _ => Strategy::Default,
     };
-    let args = (0..random.below(4)).filter_map(|_| {
-        let at = random.below(handles.len() as u64) as usize;
-        handles.get(at).map(|handle| WorkArg::Object(*handle))
+    let mut pick = || handles.get(random.below(handles.len() as u64) as usize).copied();
+    let some = [pick(), pick(), pick(), pick(), pick(), pick()];
+    let args = some[..random.below(4) as usize].iter().flatten().map(|handle| match handle.owner == owner {
+        true => WorkArg::Object(*handle),
+        false => WorkArg::Foreign(*handle),
     });
     let mut args: Vec<WorkArg> = args.collect();
     if random.one_in(3) {
         args.push(WorkArg::Value(Arc::from([1, 2, 3])));
     }
-    Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10, stays: false }
+    let mut inside = Vec::new();
+    let mut stays = false;
+    if options.borrowing {
+        inside.extend(some[3..][..random.below(4) as usize].iter().flatten());
+        args.push(WorkArg::Value(shell::to_bytes(&inside)));
+        stays = random.one_in(12);
+    }
+    if stays {
+        // If it holds what others wait for, somebody must end it.
+        let cpu = if options.groups { 250 * random.below(3) as u32 } else { 0 };
+        (demand, body.size) = (Demand { memory: random.below(1 << 20), ..Demand::cpus(cpu) }, 8);
+    }
+    let mut strategy = strategy;
+    if random.one_in(2)
+        && let Some((group, bundles)) = groups.get(random.below(groups.len() as u64) as usize)
+    {
+        let bundle = random.below(bundles.len() as u64) as usize;
+        strategy = Strategy::Bundle { group: *group, bundle: bundle as u32, node: None };
+        demand = match random.below(8) {
+            0 => demand, // may be too much
+            1 => bundles[bundle].clone(),
+            _ => Demand { cpu: bundles[bundle].cpu / 2, gpu: bundles[bundle].gpu % 1_000 / 2, ..Demand::cpus(0) },
+        };
+    }
+    (Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10, stays }, inside)
 }
 
 fn made_to_fail() -> Error {

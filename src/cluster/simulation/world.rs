@@ -4,14 +4,21 @@ use super::{
     Options, Report,
     links::{self, Links, Weather},
     random::Random,
-    workload::{self, Body},
+    shell::{self, Guard, Shell},
+    worker::{Job, Phase, Worker},
+    workload::{self, Body, Groups},
 };
-use crate::cluster::{
-    capacity::{Capacity, Demand},
-    head::{BEAT, Head, PATIENCE},
-    node::Node,
-    owner::Owner,
-    protocol::{Effects, HEAD, Message, Nanos, ObjectId, ProcessId, ms, transfer_time, us},
+use crate::{
+    cluster::{
+        capacity::{Capacity, Demand},
+        head::{BEAT, Head, PATIENCE},
+        node::{Node, OWNER_DIED},
+        owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, Owner, PUT_AND_LOST, Value},
+        protocol::{
+            Arg, Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, Strategy, TaskSpec, ms, transfer_time, us,
+        },
+    },
+    error::Error,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -29,11 +36,13 @@ const REPLACEMENT: Nanos = ms(500);
 const LIMIT: Nanos = ms(600_000);
 
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     Deliver {
         from: ProcessId,
         to: ProcessId,
         message: Message,
+        /// Handles in the value that comes with it.
+        parcel: Arc<[ObjectId]>,
     },
     Tick(ProcessId),
     /// The head takes the next message.
@@ -43,12 +52,25 @@ enum Event {
         node: ProcessId,
         task: ObjectId,
         attempt: u32,
-        body: Body,
+        stop: bool,
     },
-    /// A driver does something.
+    /// A driver or a worker does something.
     Act(ProcessId),
     CrashNode,
     CrashDriver,
+    CrashWorker,
+    /// A node sees that one of its workers has died.
+    Miss {
+        node: ProcessId,
+        worker: ProcessId,
+    },
+    /// A call arrives at the node where an actor should be.
+    Call {
+        caller: ProcessId,
+        node: ProcessId,
+        actor: ObjectId,
+        result: ObjectId,
+    },
     Cut,
     Cancel,
     /// A node comes, in the place of one that died.
@@ -56,43 +78,46 @@ enum Event {
     Links(links::Event),
 }
 
-struct SimNode {
-    node: Node,
+pub(super) struct SimNode {
+    pub(super) node: Node,
     /// Its place; that stays when it is replaced.
     index: usize,
     capacity: Capacity,
     /// What runs, by the simulation's own count.
-    running: BTreeMap<(ObjectId, u32), Arc<Demand>>,
+    pub(super) running: BTreeMap<(ObjectId, u32), Job>,
+    /// The handles in the values of its store.
+    pub(super) values: BTreeMap<ObjectId, Arc<[ObjectId]>>,
+    pub(super) workers: Vec<ProcessId>,
     tick: Nanos,
 }
 
-struct Driver {
-    owner: Owner,
+pub(super) struct Driver {
+    pub(super) shell: Shell,
     /// Tasks to submit.
     left: usize,
-    handles: Vec<ObjectId>,
-    /// Submitted and not ended.
-    pending: BTreeSet<ObjectId>,
+    groups: Groups,
+    policies: HashMap<ObjectId, Policy>,
     /// Ended with a result, with handles still.
     succeeded: BTreeSet<ObjectId>,
     finished: bool,
 }
 
 pub(super) struct World<'a> {
-    options: &'a Options,
-    now: Nanos,
+    pub(super) options: &'a Options,
+    pub(super) now: Nanos,
     /// When the drivers begin: everybody has joined by then.
     start: Nanos,
-    random: Random,
+    pub(super) random: Random,
     /// By time, and in the order in which they were entered.
     queue: BTreeMap<(Nanos, u64), Event>,
     sequence: u64,
-    head: Head,
+    pub(super) head: Head,
     /// What waits for the head, and whether it is busy.
     inbox: VecDeque<(ProcessId, Message)>,
     head_is_busy: bool,
-    nodes: BTreeMap<ProcessId, SimNode>,
-    drivers: BTreeMap<ProcessId, Driver>,
+    pub(super) nodes: BTreeMap<ProcessId, SimNode>,
+    pub(super) drivers: BTreeMap<ProcessId, Driver>,
+    pub(super) workers: BTreeMap<ProcessId, Worker>,
     next_process: u64,
     /// The last arrival on each way, of control and of bulk.
     arrivals: HashMap<(ProcessId, ProcessId, bool), Nanos>,
@@ -100,13 +125,15 @@ pub(super) struct World<'a> {
     cuts: Vec<(BTreeSet<ProcessId>, BTreeSet<ProcessId>, Nanos)>,
     links: Option<Links>,
     /// When those that died did.
-    crashed: HashMap<ProcessId, Nanos>,
-    latencies: Vec<Nanos>,
+    pub(super) crashed: HashMap<ProcessId, Nanos>,
+    pub(super) latencies: Vec<Nanos>,
+    /// A value has only handles of objects with lower ranks inside: what holds itself is never freed.
+    pub(super) ranks: HashMap<ObjectId, u64>,
     /// When those that have not started were.
-    submitted: HashMap<ObjectId, Nanos>,
+    pub(super) submitted: HashMap<ObjectId, Nanos>,
     /// A rule that was.
-    broken: Option<String>,
-    report: Report,
+    pub(super) broken: Option<String>,
+    pub(super) report: Report,
     /// Events whose text has one of these are printed, and all faults.
     trace: Vec<String>,
 }
@@ -125,12 +152,14 @@ impl<'a> World<'a> {
             head_is_busy: false,
             nodes: BTreeMap::new(),
             drivers: BTreeMap::new(),
+            workers: BTreeMap::new(),
             next_process: 1,
             arrivals: HashMap::new(),
             cuts: Vec::new(),
             links: options.links.then(|| Links::new(options.seed, options.loss)),
             crashed: HashMap::new(),
             latencies: Vec::new(),
+            ranks: HashMap::new(),
             submitted: HashMap::new(),
             broken: None,
             report: Report::default(),
@@ -146,8 +175,9 @@ impl<'a> World<'a> {
             let wish = homes.get(index % homes.len().max(1)).copied();
             let owner = Owner::new(id, wish, Box::new(workload::origin), &mut out);
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
-            let (handles, pending, succeeded) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-            world.drivers.insert(id, Driver { owner, left, handles, pending, succeeded, finished: false });
+            let (shell, succeeded) = (Shell::new(id, owner), BTreeSet::new());
+            let (groups, policies) = (Vec::new(), HashMap::new());
+            world.drivers.insert(id, Driver { shell, left, groups, policies, succeeded, finished: false });
             world.perform(id, out);
             world.at(world.start, Event::Act(id));
             world.at(BEAT, Event::Tick(id));
@@ -159,6 +189,7 @@ impl<'a> World<'a> {
         for (count, span, event) in [
             (options.crashes, busy + PATIENCE, (|| Event::CrashNode) as fn() -> Event),
             (options.driver_crashes, busy, || Event::CrashDriver),
+            (options.worker_crashes, busy, || Event::CrashWorker),
             (options.partitions, busy + PATIENCE, || Event::Cut),
             (options.cancellations, busy, || Event::Cancel),
         ] {
@@ -171,12 +202,12 @@ impl<'a> World<'a> {
         world
     }
 
-    fn process(&mut self) -> ProcessId {
+    pub(super) fn process(&mut self) -> ProcessId {
         self.next_process += 1;
         ProcessId(self.next_process - 1)
     }
 
-    fn at(&mut self, after: Nanos, event: Event) {
+    pub(super) fn at(&mut self, after: Nanos, event: Event) {
         self.sequence += 1;
         self.queue.insert((self.now + after, self.sequence), event);
     }
@@ -191,13 +222,17 @@ impl<'a> World<'a> {
         };
         let mut out = Effects::default();
         let node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
-        self.nodes.insert(id, SimNode { node, index, capacity, running: BTreeMap::new(), tick: 0 });
+        let (running, values, workers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        self.nodes.insert(id, SimNode { node, index, capacity, running, values, workers, tick: 0 });
         self.perform(id, out);
+        if self.options.borrowing {
+            (0..2).for_each(|_| self.hire(id));
+        }
         self.tick_later(id);
     }
 
     /// Sees to it that the node is looked after in time.
-    fn tick_later(&mut self, id: ProcessId) {
+    pub(super) fn tick_later(&mut self, id: ProcessId) {
         let Some(sim) = self.nodes.get_mut(&id) else { return };
         let due = sim.node.next_tick().max(self.now + 1);
         if sim.tick <= self.now || due < sim.tick {
@@ -206,7 +241,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn send(&mut self, from: ProcessId, to: ProcessId, message: Message) {
+    pub(super) fn send(&mut self, from: ProcessId, to: ProcessId, message: Message) {
         self.report.messages += 1;
         if from == HEAD || to == HEAD {
             let of_task = matches!(
@@ -215,6 +250,7 @@ impl<'a> World<'a> {
             );
             self.report.head_task_messages += usize::from(of_task);
         }
+        let parcel = self.parcel(from, &message);
         let bulk = match &message {
             Message::Pushed { size, .. } => Some(*size),
             _ => None,
@@ -234,65 +270,164 @@ impl<'a> World<'a> {
         let last = self.arrivals.entry((from, to, bulk.is_some())).or_default();
         *last = arrival.max(*last + 1);
         let after = *last - self.now;
-        self.at(after, Event::Deliver { from, to, message });
+        self.at(after, Event::Deliver { from, to, message, parcel });
     }
 
-    fn perform(&mut self, process: ProcessId, out: Effects) {
+    /// The handles in the value that comes with a message.
+    fn parcel(&self, from: ProcessId, message: &Message) -> Arc<[ObjectId]> {
+        let (Message::Pushed { object, .. } | Message::Here { object }) = message else { return Arc::from([]) };
+        if let Some(sim) = self.nodes.get(&from) {
+            return sim.values.get(object).cloned().unwrap_or_else(|| Arc::from([]));
+        }
+        match self.shell(from).and_then(|shell| shell.owner.value(*object)) {
+            Some(Value::Inline(bytes)) => shell::from_bytes(&bytes).into(),
+            _ => Arc::from([]),
+        }
+    }
+
+    pub(super) fn perform(&mut self, process: ProcessId, out: Effects) {
         for (to, message) in out.sends {
-            self.send(process, to, message);
+            match self.workers.get_mut(&process) {
+                Some(worker) if to != HEAD && worker.shell.owner.next().1.is_none() => {
+                    worker.unsaid.push((to, message))
+                }
+                _ => self.send(process, to, message),
+            }
         }
         for spec in out.starts {
-            let body = Body::from_bytes(&spec.body);
-            self.report.starts += 1;
-            if let Some(submitted) = self.submitted.remove(&spec.id) {
-                self.latencies.push(self.now - submitted);
-            }
-            if let Some(sim) = self.nodes.get_mut(&process) {
-                sim.running.insert((spec.id, spec.attempt), spec.demand.clone());
-                if let Err(rule) = sim.check() {
-                    self.broken = Some(format!("at {} ns, node {process:?}: {rule}", self.now));
-                }
-            }
-            self.at(body.time, Event::End { node: process, task: spec.id, attempt: spec.attempt, body });
+            self.begin(process, spec);
         }
         for (task, attempt) in out.stops {
             // It notices a little later.
-            let body = Body { time: 0, size: 0, fails: true };
             let after = self.random.exponential(us(200));
-            self.at(after, Event::End { node: process, task, attempt, body });
+            self.at(after, Event::End { node: process, task, attempt, stop: true });
         }
         for (object, well) in out.done {
             self.ended(process, object, well);
+        }
+        for (object, _) in out.ended {
+            self.stays_no_more(process, object);
+        }
+        for object in out.freed {
+            self.freed(process, object);
+        }
+        for group in out.groups {
+            self.group_is_ready(process, group);
         }
         if out.fenced {
             self.fenced(process);
         }
     }
 
-    fn ended(&mut self, driver: ProcessId, object: ObjectId, well: bool) {
-        let Some(sim) = self.drivers.get_mut(&driver) else { return };
-        if !sim.pending.remove(&object) {
+    pub(super) fn shell(&self, process: ProcessId) -> Option<&Shell> {
+        let driver = self.drivers.get(&process).map(|driver| &driver.shell);
+        driver.or_else(|| self.workers.get(&process).map(|worker| &worker.shell))
+    }
+
+    /// Does something with the handles of a process, and what follows from it.
+    pub(super) fn with<R>(&mut self, id: ProcessId, what: impl FnOnce(&mut Shell, &mut Effects) -> R) -> Option<R> {
+        let driver = self.drivers.get_mut(&id).map(|driver| &mut driver.shell);
+        let shell = driver.or_else(|| self.workers.get_mut(&id).map(|worker| &mut worker.shell))?;
+        let mut out = Effects::default();
+        let result = what(shell, &mut out);
+        let (suspects, ready) = (std::mem::take(&mut shell.suspects), std::mem::take(&mut shell.ready));
+        for (object, guard) in suspects {
+            if self.lives(id) && self.lives(object.owner) && self.is_kept_by(object, guard) {
+                self.broken = Some(format!("{id:?} has a handle to {object:?}, kept by {guard:?}, and it is gone"));
+            }
+        }
+        self.perform(id, out);
+        for key in ready {
+            self.finish(id, key);
+        }
+        self.nudge(id);
+        Some(result)
+    }
+
+    /// Whether it lives, and nobody thinks otherwise.
+    pub(super) fn lives(&self, process: ProcessId) -> bool {
+        self.shell(process).is_some() && !self.head.has_buried(process)
+    }
+
+    /// Whether what is to keep an object is still there.
+    fn is_kept_by(&self, object: ObjectId, guard: Guard) -> bool {
+        let keeper = |process| {
+            let shell = self.shell(process).filter(|_| self.lives(process));
+            shell.filter(|shell| object.owner == process || shell.has(object))
+        };
+        let by_task = |task: ObjectId| keeper(task.owner).is_some_and(|shell| shell.args(task).is_some());
+        match guard {
+            Guard::Task(task) => by_task(task),
+            Guard::Value(value) => keeper(value.owner).is_some_and(|shell| shell.keeps_inside(value, object)),
+            Guard::Worker(worker, key) => {
+                let node = self.workers.get(&worker).and_then(|worker| self.nodes.get(&worker.node));
+                node.is_some_and(|sim| sim.running.contains_key(&key)) && (by_task(key.0) || keeper(worker).is_some())
+            }
+            Guard::Ours => true,
+        }
+    }
+
+    fn ended(&mut self, process: ProcessId, object: ObjectId, well: bool) {
+        let Some(shell) = self.shell(process) else { return };
+        if let Some(why) = shell.owner.failure(object)
+            && let Some(arg) = shell.args(object).into_iter().flatten().find(|arg| shell::is_forgotten(&why, **arg))
+            && shell.has(*arg)
+            && self.lives(process)
+            && self.lives(arg.owner)
+        {
+            self.broken = Some(format!("{object:?} failed, because its argument {arg:?} is gone"));
+        }
+        if self.with(process, |shell, out| shell.ended(object, out)) == Some(false) {
             self.broken = Some(format!("task {object:?} ended, but it was not pending"));
         }
         self.report.ended += 1;
         self.report.failed += usize::from(!well);
-        if well {
-            sim.succeeded.insert(object);
+        if let Some(driver) = self.drivers.get_mut(&process).filter(|_| well) {
+            driver.succeeded.insert(object);
         }
     }
 
+    /// An actor has died.
+    fn stays_no_more(&mut self, process: ProcessId, object: ObjectId) {
+        if let Some(driver) = self.drivers.get_mut(&process) {
+            driver.succeeded.remove(&object);
+        }
+        let again = !self.random.one_in(3);
+        self.with(process, |shell, out| match again && shell.owner.restart(object, out) {
+            true => drop(shell.pending.insert(object)),
+            false => shell.owner.cancel(object, out),
+        });
+    }
+
+    /// The owner has dropped a value.
+    fn freed(&mut self, process: ProcessId, object: ObjectId) {
+        if self.options.borrowing && self.lives(process) {
+            let others = self.drivers.keys().chain(self.workers.keys()).copied();
+            let has = |id: &ProcessId| self.lives(*id) && self.shell(*id).is_some_and(|shell| shell.has(object));
+            if let Some(holder) = others.into_iter().find(has) {
+                self.broken = Some(format!("{object:?} is freed while {holder:?} has a handle to it"));
+            }
+        }
+        self.with(process, |shell, out| shell.freed(object, out));
+    }
+
     /// It was declared dead, and lives: it starts anew.
-    fn fenced(&mut self, process: ProcessId) {
+    pub(super) fn fenced(&mut self, process: ProcessId) {
         if let Some(sim) = self.nodes.remove(&process) {
             self.crashed.insert(process, self.now);
+            self.dismiss(&sim);
             self.join(sim.index);
         } else if self.drivers.remove(&process).is_some() {
             self.crashed.insert(process, self.now);
+        } else {
+            self.crash_worker(process);
         }
     }
 
     pub(super) fn run(mut self) -> Result<Report, String> {
-        let faults = self.options.crashes + self.options.driver_crashes + self.options.partitions > 0;
+        let faults = [self.options.crashes, self.options.driver_crashes, self.options.partitions];
+        let faults = faults.into_iter().sum::<usize>() + self.options.worker_crashes > 0;
+        let grace = if self.options.borrowing { GRACE + PATIENCE } else { 0 };
         let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
@@ -305,15 +440,20 @@ impl<'a> World<'a> {
             if let Some(rule) = self.broken {
                 return Err(rule);
             }
-            if !quiet && self.drivers.values().all(|driver| driver.finished) {
+            if !quiet
+                && self.drivers.values().all(|driver| driver.finished)
+                && self.workers.values().all(|worker| worker.shell.leftovers().is_none())
+            {
                 self.report.time = Duration::from_nanos(self.now - self.start);
-                until = self.now + if faults { 3 * PATIENCE + REPLACEMENT } else { ms(200) };
+                until = self.now + if faults { 3 * PATIENCE + REPLACEMENT + grace } else { ms(200) };
                 quiet = true;
             }
         }
         if !quiet {
-            let waiting = self.drivers.iter().map(|(id, driver)| (id, driver.left, &driver.pending));
-            return Err(format!("it did not come to an end; drivers wait: {:?}", waiting.collect::<Vec<_>>()));
+            let drivers = self.drivers.iter().map(|(id, driver)| (id, &driver.shell));
+            let waiting = drivers.chain(self.workers.iter().map(|(id, worker)| (id, &worker.shell)));
+            let waiting = waiting.map(|(id, shell)| (id, &shell.pending, shell.leftovers()));
+            return Err(format!("it did not come to an end; these wait: {:?}", waiting.collect::<Vec<_>>()));
         }
         self.check_nothing_stays()?;
         self.latencies.sort_unstable();
@@ -328,14 +468,17 @@ impl<'a> World<'a> {
     fn step(&mut self, event: Event) {
         if !self.trace.is_empty() {
             let text = format!("{event:?}");
-            let is_fault = matches!(event, Event::CrashNode | Event::CrashDriver | Event::Cut | Event::Join(_));
+            let is_fault = matches!(
+                event,
+                Event::CrashNode | Event::CrashDriver | Event::CrashWorker | Event::Cut | Event::Join(_)
+            );
             if is_fault || self.trace.iter().any(|part| text.contains(part)) {
                 println!("{:>14} ns {text}", self.now);
             }
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message } => self.deliver(from, to, message),
+            Event::Deliver { from, to, message, parcel } => self.deliver(from, to, message, parcel),
             Event::Tick(HEAD) => {
                 self.head.tick(self.now, &mut out);
                 self.at(BEAT, Event::Tick(HEAD));
@@ -346,10 +489,11 @@ impl<'a> World<'a> {
                     sim.node.tick(self.now, &mut out);
                     self.perform(process, out);
                     self.tick_later(process);
-                } else if let Some(driver) = self.drivers.get_mut(&process) {
-                    driver.owner.tick(self.now, &mut out);
-                    self.perform(process, out);
-                    self.at(BEAT, Event::Tick(process));
+                } else {
+                    let now = self.now;
+                    if self.with(process, |shell, out| shell.tick(now, out)).is_some() {
+                        self.at(BEAT, Event::Tick(process));
+                    }
                 }
             }
             Event::Head => {
@@ -364,20 +508,23 @@ impl<'a> World<'a> {
                 self.at(self.options.head_message_time.as_nanos() as u64, Event::Head);
                 self.perform(HEAD, out);
             }
-            Event::End { node, task, attempt, body } => {
-                let Some(sim) = self.nodes.get_mut(&node) else { return };
-                if sim.running.remove(&(task, attempt)).is_some() {
-                    sim.node.finished(self.now, task, attempt, body.outcome(), &mut out);
-                    self.perform(node, out);
-                    self.tick_later(node);
+            Event::End { node, task, attempt, stop: true } => self.stop(node, (task, attempt)),
+            Event::End { node, task, attempt, stop: false } => self.is_over(node, (task, attempt)),
+            Event::Act(process) if self.workers.contains_key(&process) => self.act_worker(process),
+            Event::Act(driver) => self.act(driver),
+            Event::CrashWorker => {
+                if let Some(victim) = self.pick(self.workers.keys().copied().collect()) {
+                    self.crash_worker(victim);
                 }
             }
-            Event::Act(driver) => self.act(driver),
+            Event::Miss { node, worker } => self.miss(node, worker),
+            Event::Call { caller, node, actor, result } => self.called(caller, node, actor, result),
             Event::CrashNode => {
                 if let Some(victim) = self.pick(self.nodes.keys().copied().collect())
                     && let Some(sim) = self.nodes.remove(&victim)
                 {
                     self.crashed.insert(victim, self.now);
+                    self.dismiss(&sim);
                     self.at(REPLACEMENT, Event::Join(sim.index));
                 }
             }
@@ -388,7 +535,8 @@ impl<'a> World<'a> {
                 }
             }
             Event::Cut => {
-                let all: Vec<_> = self.nodes.keys().chain(self.drivers.keys()).copied().collect();
+                let all = self.nodes.keys().chain(self.drivers.keys()).chain(self.workers.keys());
+                let all: Vec<_> = all.copied().collect();
                 let (some, mut others): (BTreeSet<_>, BTreeSet<_>) =
                     all.into_iter().partition(|_| self.random.one_in(3));
                 // The head is on the other side, or can be reached by all.
@@ -400,14 +548,11 @@ impl<'a> World<'a> {
             }
             Event::Cancel => {
                 let pending =
-                    self.drivers.iter().flat_map(|(id, driver)| driver.pending.iter().map(|task| (*id, *task)));
+                    self.drivers.iter().flat_map(|(id, driver)| driver.shell.pending.iter().map(|task| (*id, *task)));
                 let pending: Vec<_> = pending.collect();
                 let at = self.random.below(pending.len() as u64) as usize;
-                if let Some((id, task)) = pending.get(at)
-                    && let Some(driver) = self.drivers.get_mut(id)
-                {
-                    driver.owner.cancel(*task, &mut out);
-                    self.perform(*id, out);
+                if let Some((id, task)) = pending.get(at) {
+                    self.with(*id, |shell, out| shell.owner.cancel(*task, out));
                 }
             }
             Event::Join(index) => self.join(index),
@@ -434,16 +579,17 @@ impl<'a> World<'a> {
             self.at(after, Event::Links(event));
         }
         for (from, to, message) in out.delivered {
-            self.at(0, Event::Deliver { from, to, message });
+            let parcel = self.parcel(from, &message);
+            self.at(0, Event::Deliver { from, to, message, parcel });
         }
     }
 
-    fn pick(&mut self, from: Vec<ProcessId>) -> Option<ProcessId> {
+    pub(super) fn pick(&mut self, from: Vec<ProcessId>) -> Option<ProcessId> {
         let at = self.random.below(from.len() as u64) as usize;
         from.get(at).copied()
     }
 
-    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message) {
+    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, parcel: Arc<[ObjectId]>) {
         // Of what a process had sent when it died, the first part arrives on each way, and the rest does not.
         if let Some(crash) = self.crashed.get(&from) {
             let cut = Random::new(self.options.seed ^ (from.0 << 32) ^ to.0).below(us(200));
@@ -451,7 +597,6 @@ impl<'a> World<'a> {
                 return;
             }
         }
-        let mut out = Effects::default();
         if to == HEAD {
             self.inbox.push_back((from, message));
             if !std::mem::replace(&mut self.head_is_busy, true) {
@@ -459,97 +604,250 @@ impl<'a> World<'a> {
             }
             return;
         }
+        let mut out = Effects::default();
         if let Some(sim) = self.nodes.get_mut(&to) {
             self.report.stolen += usize::from(matches!(message, Message::Stolen(_)));
+            let came = match message {
+                Message::Pushed { object, .. } => Some(object).filter(|object| !sim.node.stores(*object)),
+                _ => None,
+            };
             sim.node.handle(self.now, from, message, &mut out);
-        } else if let Some(driver) = self.drivers.get_mut(&to) {
-            driver.owner.handle(from, message, &mut out);
+            sim.values.retain(|object, _| sim.node.stores(*object));
+            if let Some(object) = came.filter(|object| sim.node.stores(*object)) {
+                sim.values.insert(object, parcel);
+            }
+            self.perform(to, out);
+            self.tick_later(to);
+        } else {
+            self.with(to, |shell, out| shell.handle(from, message, &parcel, out));
+            if let Some(worker) = self.workers.get_mut(&to).filter(|worker| worker.shell.owner.next().1.is_some()) {
+                let sends = std::mem::take(&mut worker.unsaid);
+                self.perform(to, Effects { sends, ..Effects::default() });
+            }
         }
-        self.perform(to, out);
-        self.tick_later(to);
+    }
+
+    pub(super) fn begin(&mut self, node: ProcessId, spec: TaskSpec) {
+        let body = Body::from_bytes(&spec.body);
+        let key = (spec.id, spec.attempt);
+        self.report.starts += 1;
+        if let Some(submitted) = self.submitted.remove(&spec.id) {
+            self.latencies.push(self.now - submitted);
+        }
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let missing = spec.args.iter().find(|arg| matches!(arg, Arg::Object { id, .. } if !sim.node.stores(*id)));
+        if let Some(missing) = missing {
+            self.broken = Some(format!("{key:?} starts on {node:?} without its argument {missing:?}"));
+        }
+        let bundle = match spec.strategy {
+            Strategy::Bundle { group, bundle, .. } => Some((group, bundle)),
+            _ => None,
+        };
+        let (demand, stays, handles) = (spec.demand.clone(), spec.stays, Vec::new());
+        sim.running.insert(key, Job { demand, bundle, body, stays, worker: None, handles, phase: Phase::Runs });
+        if let Err(rule) = sim.check() {
+            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
+        }
+        if self.options.borrowing {
+            self.unpack(node, &spec);
+        }
+        self.at(body.time, Event::End { node, task: spec.id, attempt: spec.attempt, stop: false });
     }
 
     fn act(&mut self, id: ProcessId) {
         if self.head.has_buried(id) {
             return self.fenced(id); // the nodes have dropped what it owned, and it is about to hear of it
         }
-        let nodes: Vec<ProcessId> = self.nodes.keys().copied().take(64).collect();
         let Some(driver) = self.drivers.get_mut(&id) else { return };
-        let mut out = Effects::default();
         let mut again = Some(ms(1));
         if driver.left > 0 {
-            driver.left -= 1;
-            if !nodes.is_empty() {
-                let work = workload::work(self.options, &mut self.random, &driver.handles, &nodes);
-                let object = driver.owner.submit(work, &mut out);
-                driver.pending.insert(object);
-                driver.handles.push(object);
-                self.submitted.insert(object, self.now);
-            } else {
-                driver.left += 1; // all are dead at the moment
-            }
-            if self.options.mixed && self.random.one_in(10) {
-                driver.handles.push(driver.owner.put(Arc::from([7; 100])));
-            }
-            let (object, home) = driver.owner.next();
-            let size = 1 << 20;
-            if self.options.mixed
-                && self.random.one_in(10)
-                && let Some(sim) = home.and_then(|home| self.nodes.get_mut(&home))
-                && sim.node.put(object, size)
-            {
-                driver.handles.push(driver.owner.put_stored(size));
-            }
-            if self.options.mixed && !driver.handles.is_empty() && self.random.one_in(10) {
-                let object = driver.handles[self.random.below(driver.handles.len() as u64) as usize];
-                driver.owner.retain(object);
-                driver.handles.push(object);
-            }
-            if self.options.mixed && !driver.handles.is_empty() && self.random.one_in(2) {
-                let at = self.random.below(driver.handles.len() as u64) as usize;
-                let object = driver.handles.swap_remove(at);
-                if !driver.handles.contains(&object) {
-                    driver.succeeded.remove(&object);
-                }
-                driver.owner.release(object, &mut out);
-            }
+            // If all are dead at the moment it tries again.
+            driver.left -= usize::from(!self.nodes.is_empty());
+            self.submit(id, &[], None);
+            self.play(id);
             again = Some(self.random.exponential(self.options.interval.as_nanos() as u64));
-        } else if driver.pending.is_empty() {
+        } else if self.options.groups && (!driver.groups.is_empty() || !driver.shell.is_idle()) {
+            self.give_up_some(id); // others may wait for what it holds
+        } else if driver.shell.is_idle() {
+            let shell = &mut driver.shell;
             // Everything is asked for once more: what was lost meanwhile is made again.
-            let waits = driver.handles.iter().filter(|object| !driver.owner.want(**object, &mut out)).count();
+            let mut out = Effects::default();
+            let ours: Vec<_> = shell.state.iter().copied().filter(|object| object.owner == id).collect();
+            let waits = ours.iter().filter(|object| !shell.owner.want(**object, &mut out)).count();
             if waits == 0 {
-                for object in &driver.handles {
-                    if let Some(why) = driver.owner.failure(*object)
+                for object in &ours {
+                    if let Some(why) = shell.owner.failure(*object)
                         && driver.succeeded.contains(object)
-                        && !why.to_string().contains("it was put on a node that died")
-                    // that may be lost, and what needs it
+                        && !may_be_lost(&why)
                     {
                         self.broken = Some(format!("{object:?} was there, and is lost: {why}"));
                     }
-                    for holder in driver.owner.holders(*object).into_iter().flatten() {
+                    for holder in shell.owner.holders(*object).into_iter().flatten() {
                         if self.nodes.get(holder).is_some_and(|sim| !sim.node.stores(*object)) {
                             self.broken = Some(format!("{holder:?} should have {object:?}, and has not"));
                         }
                     }
                 }
-                for object in std::mem::take(&mut driver.handles) {
-                    driver.owner.release(object, &mut out);
+                for object in std::mem::take(&mut shell.state) {
+                    shell.drop(object, &mut out);
                 }
                 driver.finished = true;
                 again = None;
             }
+            self.perform(id, out);
         }
         if let Some(after) = again {
             self.at(after, Event::Act(id));
         }
-        self.perform(id, out);
+    }
+
+    /// The rank of what is made next, in a task or outside.
+    pub(super) fn rank(&mut self, task: Option<ObjectId>) -> u64 {
+        self.sequence += 1;
+        match task {
+            Some(task) => self.ranks.get(&task).map_or(0, |rank| rank.saturating_sub(1)),
+            None => self.sequence << 8,
+        }
+    }
+
+    /// Submits a task with some of its handles, and of these.
+    pub(super) fn submit(&mut self, id: ProcessId, others: &[ObjectId], within: Option<ObjectId>) -> Option<ObjectId> {
+        let nodes: Vec<ProcessId> = self.nodes.keys().copied().take(64).collect();
+        let handles = [&self.shell(id)?.state, others].concat();
+        if nodes.is_empty() {
+            return None;
+        }
+        let none = Vec::new();
+        let groups = self.drivers.get(&id).map_or(&none, |driver| &driver.groups);
+        let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
+        let object = self.with(id, |shell, out| shell.submit(work, inside, out))?;
+        self.submitted.insert(object, self.now);
+        if self.options.borrowing {
+            let rank = self.rank(within);
+            self.ranks.insert(object, rank);
+        }
+        Some(object)
+    }
+
+    /// Puts something, passes handles on to itself and drops some.
+    fn play(&mut self, id: ProcessId) {
+        if !self.options.mixed {
+            return;
+        }
+        if self.random.one_in(10) {
+            self.put(id, None);
+        }
+        let next = self.shell(id).map(|shell| shell.owner.next());
+        if self.random.one_in(10)
+            && let Some((object, Some(home))) = next
+            && let Some(sim) = self.nodes.get_mut(&home)
+            && sim.node.put(object, 1 << 20)
+        {
+            self.with(id, |shell, _| {
+                let object = shell.owner.put_stored(1 << 20);
+                shell.state.push(object);
+            });
+        }
+        if self.random.one_in(10)
+            && let Some(object) = self.any(id)
+        {
+            self.with(id, |shell, _| {
+                if shell.hold(object, Guard::Ours) {
+                    shell.state.push(object);
+                }
+            });
+        }
+        if self.options.borrowing {
+            self.pass_on(id);
+        }
+        if self.options.groups && self.random.one_in(12) {
+            self.create_group(id);
+        }
+        if self.random.one_in(2) {
+            self.let_go(id);
+        }
+    }
+
+    /// Has something set aside.
+    fn create_group(&mut self, id: ProcessId) {
+        let bundles = workload::bundles(self.options, &mut self.random);
+        let policies = [Policy::Pack, Policy::Spread, Policy::StrictPack, Policy::StrictSpread];
+        let policy = policies[self.random.below(4) as usize];
+        let patience = Some(ms(50) + self.random.below(ms(5_000)));
+        let create =
+            |shell: &mut Shell, out: &mut Effects| shell.owner.create_group(bundles.clone(), policy, patience, out);
+        if let Some(group) = self.with(id, create)
+            && let Some(driver) = self.drivers.get_mut(&id)
+        {
+            driver.groups.push((group, bundles));
+            driver.policies.insert(group, policy);
+        }
+    }
+
+    /// Gives up a group, or an actor.
+    fn give_up_some(&mut self, id: ProcessId) {
+        let Some(driver) = self.drivers.get_mut(&id) else { return };
+        let count = driver.groups.len() as u64;
+        if count > 0 && self.random.one_in(20) {
+            let (group, _) = driver.groups.swap_remove(self.random.below(count) as usize);
+            self.with(id, |shell, out| shell.owner.remove_group(group, out));
+        }
+        let Some(shell) = self.shell(id) else { return };
+        let actor = shell.state.iter().copied().find(|object| shell.owner.place(*object).is_some());
+        if let Some(actor) = actor.filter(|_| self.random.one_in(20)) {
+            self.drop_handle(id, actor);
+        }
+    }
+
+    fn group_is_ready(&mut self, process: ProcessId, group: ObjectId) {
+        let Some(driver) = self.drivers.get(&process) else { return };
+        let Some(Group::Ready(places)) = driver.shell.owner.group(group) else { return };
+        self.report.groups += 1;
+        let different: BTreeSet<_> = places.iter().collect();
+        let is_kept = match driver.policies.get(&group) {
+            Some(Policy::StrictPack) => different.len() == 1,
+            Some(Policy::StrictSpread) => different.len() == places.len(),
+            _ => true,
+        };
+        let is_there = |(bundle, node): (usize, &ProcessId)| {
+            let sim = self.nodes.get(node).filter(|_| !self.head.has_buried(*node));
+            sim.is_none_or(|sim| sim.node.reserved().any(|(id, at, _)| (id, at as usize) == (group, bundle)))
+        };
+        if !is_kept || !places.iter().enumerate().all(is_there) {
+            self.broken = Some(format!("group {group:?} is not as it should be: {places:?}"));
+        }
+    }
+
+    /// One of the handles of a process.
+    pub(super) fn any(&mut self, id: ProcessId) -> Option<ObjectId> {
+        let count = self.shell(id)?.state.len() as u64;
+        let at = self.random.below(count) as usize;
+        self.shell(id)?.state.get(at).copied()
+    }
+
+    /// Drops a handle.
+    pub(super) fn let_go(&mut self, id: ProcessId) {
+        if let Some(object) = self.any(id) {
+            self.drop_handle(id, object);
+        }
+    }
+
+    fn drop_handle(&mut self, id: ProcessId, object: ObjectId) {
+        self.with(id, |shell, out| {
+            if let Some(at) = shell.state.iter().position(|other| *other == object) {
+                shell.state.swap_remove(at);
+                shell.drop(object, out);
+            }
+        });
+        if let Some(driver) = self.drivers.get_mut(&id).filter(|driver| !driver.shell.state.contains(&object)) {
+            driver.succeeded.remove(&object);
+        }
     }
 
     fn check_nothing_stays(&self) -> Result<(), String> {
-        for (id, driver) in &self.drivers {
-            match driver.owner.records() {
-                0 => {}
-                records => return Err(format!("driver {id:?} keeps {records} records without a handle")),
+        for id in self.drivers.keys().chain(self.workers.keys()) {
+            if let Some(left) = self.shell(*id).and_then(Shell::leftovers) {
+                return Err(format!("{id:?} keeps {left}, though it has let go of everything"));
             }
         }
         for (id, sim) in &self.nodes {
@@ -562,8 +860,8 @@ impl<'a> World<'a> {
             }
         }
         match self.head.holds() {
-            (nodes, 0) if nodes == self.nodes.len() => Ok(()),
-            holds => Err(format!("the head knows (nodes, tasks) {holds:?}, there are {}", self.nodes.len())),
+            (nodes, 0, 0) if nodes == self.nodes.len() => Ok(()),
+            holds => Err(format!("the head knows (nodes, tasks, groups) {holds:?}, there are {}", self.nodes.len())),
         }
     }
 }
@@ -571,18 +869,49 @@ impl<'a> World<'a> {
 impl SimNode {
     /// Whether what runs fits what there is.
     fn check(&self) -> Result<(), String> {
-        let sum = |of: fn(&Demand) -> u64| self.running.values().map(|demand| of(demand)).sum::<u64>();
-        let custom = |name: &str| self.running.values().filter_map(|demand| demand.custom.get(name)).sum::<u64>();
-        let gpus: u32 = self.capacity.gpus.iter().sum();
-        let pairs = [
-            ("CPUs", sum(|demand| demand.cpu.into()), self.capacity.cpu.into()),
-            ("GPUs", sum(|demand| demand.gpu.into()), gpus.into()),
-            ("memory", sum(|demand| demand.memory), self.capacity.memory),
-            ("licences", custom("licence"), self.capacity.custom.get("licence").copied().unwrap_or(0)),
-        ];
-        match pairs.into_iter().find(|(_, used, there)| used > there) {
-            Some((what, used, there)) => Err(format!("{used} thousandths of {what} are used, {there} are there")),
-            None => Ok(()),
+        let mut plain = Vec::new();
+        let mut bundles: BTreeMap<_, Vec<&Demand>> = BTreeMap::new();
+        for job in self.running.values() {
+            match job.bundle {
+                Some(bundle) => bundles.entry(bundle).or_default().push(&job.demand),
+                None => plain.push(&*job.demand),
+            }
         }
+        for (group, bundle, demand) in self.node.reserved() {
+            plain.push(demand);
+            if let Some(jobs) = bundles.remove(&(group, bundle)) {
+                fits(&jobs, &Capacity::of(demand)).map_err(|why| format!("in bundle {bundle} of {group:?} {why}"))?;
+            }
+        }
+        match bundles.keys().next() {
+            Some(bundle) => Err(format!("something runs in {bundle:?}, which is not set aside")),
+            None => fits(&plain, &self.capacity),
+        }
+    }
+}
+
+fn fits(demands: &[&Demand], capacity: &Capacity) -> Result<(), String> {
+    let sum = |of: fn(&Demand) -> u64| demands.iter().map(|demand| of(demand)).sum::<u64>();
+    let custom = |name: &str| demands.iter().filter_map(|demand| demand.custom.get(name)).sum::<u64>();
+    let gpus: u32 = capacity.gpus.iter().sum();
+    let pairs = [
+        ("CPUs", sum(|demand| demand.cpu.into()), capacity.cpu.into()),
+        ("GPUs", sum(|demand| demand.gpu.into()), gpus.into()),
+        ("memory", sum(|demand| demand.memory), capacity.memory),
+        ("licences", custom("licence"), capacity.custom.get("licence").copied().unwrap_or(0)),
+    ];
+    match pairs.into_iter().find(|(_, used, there)| used > there) {
+        Some((what, used, there)) => Err(format!("{used} thousandths of {what} are used, {there} are there")),
+        None => Ok(()),
+    }
+}
+
+/// Whether an object may end so though it was there before: it was put, or needs something to be made
+/// again that is gone.
+fn may_be_lost(why: &Error) -> bool {
+    match why.root_cause() {
+        Error::Lost { reason, .. } => [PUT_AND_LOST, NO_HANDLE, OWNER_DIED, MAKER_DIED].contains(&&**reason),
+        Error::Infeasible { reason, .. } => reason.contains("placement group was removed"),
+        error => matches!(error, Error::Cancelled { .. }),
     }
 }

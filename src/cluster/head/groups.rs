@@ -1,0 +1,559 @@
+//! The head's part in placement groups: where their bundles can lie, and who has said that they do.
+
+use super::Head;
+use crate::cluster::{
+    capacity::{Capacity, Demand},
+    protocol::{Effects, Message, Nanos, ObjectId, Policy, ProcessId, ms},
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+/// A node that has not set aside a bundle after so long holds the others up: they are given back, and
+/// tried again.
+const RESERVATION: Nanos = ms(5_000);
+
+pub(super) struct Group {
+    bundles: Vec<Demand>,
+    policy: Policy,
+    /// When it fails, if it is not ready.
+    until: Option<Nanos>,
+    places: Vec<Option<Place>>,
+    /// Counts the attempts to find places.
+    round: u32,
+    /// When the last of them began.
+    since: Nanos,
+    /// What it waited for last.
+    why: String,
+}
+
+struct Place {
+    node: ProcessId,
+    round: u32,
+    /// The node has said that it is set aside.
+    reserved: bool,
+}
+
+impl Group {
+    pub(super) fn new(bundles: Vec<Demand>, policy: Policy, until: Option<Nanos>) -> Self {
+        let places = bundles.iter().map(|_| None).collect();
+        Group { bundles, policy, until, places, round: 0, since: 0, why: String::new() }
+    }
+
+    /// Whether places are to be found.
+    pub(super) fn is_missing(&self) -> bool {
+        self.places.iter().any(Option::is_none)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.places.iter().all(|place| place.as_ref().is_some_and(|place| place.reserved))
+    }
+
+    /// Gives back what was asked for in the last round, unless all of it is set aside.
+    fn withdraw(&mut self, id: ObjectId, out: &mut Effects) {
+        for (bundle, slot) in self.places.iter_mut().enumerate() {
+            if let Some(place) = slot.take_if(|place| place.round == self.round) {
+                out.send(place.node, Message::Unreserve { group: id, bundle: bundle as u32 });
+            }
+        }
+    }
+
+    /// Finds nodes for the bundles that have none, as the policy wishes; `nodes` have so much room, the
+    /// best first.
+    fn plan(&self, nodes: Vec<(ProcessId, Capacity)>) -> Result<BTreeMap<usize, ProcessId>, String> {
+        // The largest first: the others find room more easily.
+        let mut missing: Vec<usize> = (0..self.bundles.len()).filter(|bundle| self.places[*bundle].is_none()).collect();
+        let size = |bundle: &usize| {
+            let demand = &self.bundles[*bundle];
+            Reverse((demand.gpu, demand.cpu, demand.memory))
+        };
+        missing.sort_by_key(size);
+        let used: BTreeSet<ProcessId> = self.places.iter().flatten().map(|place| place.node).collect();
+        let too_big = missing.iter().find(|bundle| !nodes.iter().any(|(_, room)| room.fits(&self.bundles[**bundle])));
+        if let Some(bundle) = too_big {
+            return Err(self.no_room(*bundle, &nodes));
+        }
+        match self.policy {
+            Policy::StrictPack => self.on_one(&missing, &nodes).ok_or("no node has room for all of its bundles".into()),
+            Policy::Pack => {
+                let one = self.on_one(&missing, &nodes);
+                one.or_else(|| self.on_any(&missing, nodes, used, Policy::Pack)).ok_or(NOT_TOGETHER.into())
+            }
+            Policy::Spread => {
+                let spread = self.on_any(&missing, nodes.clone(), used.clone(), Policy::Spread);
+                spread.or_else(|| self.on_any(&missing, nodes, used, Policy::Pack)).ok_or(NOT_TOGETHER.into())
+            }
+            Policy::StrictSpread => {
+                let nodes: Vec<_> = nodes.into_iter().filter(|(id, _)| !used.contains(id)).collect();
+                self.on_different(&missing, &nodes).ok_or_else(|| {
+                    format!("its {} bundles need as many nodes with room for one each", self.bundles.len())
+                })
+            }
+        }
+    }
+
+    fn no_room(&self, bundle: usize, nodes: &[(ProcessId, Capacity)]) -> String {
+        let demand = &self.bundles[bundle];
+        let lack = |room: &Capacity| room.lack(demand);
+        let gap = |room: &Capacity| lack(room).map_or(0.0, |lack| lack.gap());
+        match nodes.iter().min_by(|(_, a), (_, b)| gap(a).total_cmp(&gap(b))) {
+            None => "there is no node".into(),
+            Some((id, room)) => format!(
+                "no node has room for bundle {bundle}; the nearest is {id:?}: {}",
+                lack(room).map(|lack| lack.to_string()).unwrap_or_default()
+            ),
+        }
+    }
+
+    fn on_one(&self, missing: &[usize], nodes: &[(ProcessId, Capacity)]) -> Option<BTreeMap<usize, ProcessId>> {
+        let fits_all = |room: &Capacity| {
+            let mut room = room.clone();
+            missing.iter().all(|bundle| room.take(&self.bundles[*bundle]).is_some())
+        };
+        let (node, _) = nodes.iter().find(|(_, room)| fits_all(room))?;
+        Some(missing.iter().map(|bundle| (*bundle, *node)).collect())
+    }
+
+    /// One by one, on nodes that have others already, or that have few.
+    fn on_any(
+        &self,
+        missing: &[usize],
+        mut nodes: Vec<(ProcessId, Capacity)>,
+        used: BTreeSet<ProcessId>,
+        policy: Policy,
+    ) -> Option<BTreeMap<usize, ProcessId>> {
+        let mut counts: BTreeMap<ProcessId, usize> = used.into_iter().map(|node| (node, 1)).collect();
+        let mut plan = BTreeMap::new();
+        for bundle in missing {
+            let demand = &self.bundles[*bundle];
+            let fits = nodes.iter_mut().filter(|(_, room)| room.fits(demand));
+            let count = |id: &ProcessId| counts.get(id).copied().unwrap_or(0);
+            let (id, room) = match policy {
+                Policy::Spread => fits.min_by_key(|(id, _)| count(id))?,
+                _ => fits.min_by_key(|(id, _)| Reverse(count(id)))?,
+            };
+            room.take(demand)?;
+            *counts.entry(*id).or_default() += 1;
+            plan.insert(*bundle, *id);
+        }
+        Some(plan)
+    }
+
+    /// Each on another node: a matching, found by augmenting paths.
+    fn on_different(&self, missing: &[usize], nodes: &[(ProcessId, Capacity)]) -> Option<BTreeMap<usize, ProcessId>> {
+        let mut taken_by: BTreeMap<usize, usize> = BTreeMap::new();
+        for bundle in missing {
+            // By breadth: who came to a node from which bundle.
+            let mut from: BTreeMap<usize, usize> = BTreeMap::new();
+            let mut queue = vec![*bundle];
+            let mut end = None;
+            while let (Some(next), None) = (queue.pop(), end) {
+                for (node, (_, room)) in nodes.iter().enumerate() {
+                    if from.contains_key(&node) || !room.fits(&self.bundles[next]) {
+                        continue;
+                    }
+                    from.insert(node, next);
+                    match taken_by.get(&node) {
+                        Some(other) => queue.push(*other),
+                        None => {
+                            end = Some(node);
+                            break;
+                        }
+                    }
+                }
+            }
+            let mut node = end?;
+            loop {
+                let mover = *from.get(&node)?;
+                let left = taken_by.iter().find(|(_, other)| **other == mover).map(|(left, _)| *left);
+                taken_by.insert(node, mover);
+                match left {
+                    Some(left) => node = left,
+                    None => break,
+                }
+            }
+        }
+        Some(taken_by.into_iter().map(|(node, bundle)| (bundle, nodes[node].0)).collect())
+    }
+}
+
+const NOT_TOGETHER: &str = "there is room for each of its bundles, but not for all together";
+
+impl Head {
+    /// Finds places for the bundles of a group that have none, and asks for them.
+    pub(super) fn place_group(&mut self, now: Nanos, id: ObjectId, out: &mut Effects) {
+        let rooms = self.order.iter().filter_map(|(_, id)| Some((*id, self.nodes.get(id)?.room()))).collect();
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let plan = match group.plan(rooms) {
+            Ok(plan) => plan,
+            Err(why) => return group.why = why,
+        };
+        group.round += 1;
+        (group.since, group.why) = (now, "the nodes are asked to set it aside".into());
+        let round = group.round;
+        for (bundle, node) in &plan {
+            group.places[*bundle] = Some(Place { node: *node, round, reserved: false });
+            let demand = group.bundles[*bundle].clone();
+            if let Some(view) = self.nodes.get_mut(node) {
+                view.promise(&demand);
+            }
+            out.send(*node, Message::Reserve { group: id, bundle: *bundle as u32, round, demand });
+        }
+        for node in plan.into_values() {
+            self.reorder(node);
+        }
+        self.tell_if_ready(id, out); // it may have no bundles
+    }
+
+    fn tell_if_ready(&mut self, id: ObjectId, out: &mut Effects) {
+        if let Some(group) = self.groups.get(&id).filter(|group| group.is_ready()) {
+            let places = group.places.iter().flatten().map(|place| place.node).collect();
+            out.send(id.owner, Message::GroupReady { group: id, places });
+        }
+    }
+
+    /// A node has set a bundle aside, or has no room for it.
+    pub(super) fn reserved(
+        &mut self,
+        now: Nanos,
+        from: ProcessId,
+        (id, bundle): (ObjectId, u32),
+        (round, ok): (u32, bool),
+        out: &mut Effects,
+    ) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(Some(place)) = group.places.get_mut(bundle as usize) else { return };
+        if (place.node, place.round) != (from, round) {
+            return; // given back meanwhile
+        }
+        if ok {
+            place.reserved = true;
+            self.tell_if_ready(id, out);
+        } else {
+            group.withdraw(id, out);
+            group.why = format!("{from:?} has no room for bundle {bundle} any more");
+        }
+        self.try_again(now, out);
+    }
+
+    /// The node that a task in a bundle runs on.
+    pub(super) fn place_of(&self, group: ObjectId, bundle: u32, demand: &Demand) -> Result<Option<ProcessId>, String> {
+        let Some(group) = self.groups.get(&group) else {
+            return Err("its placement group was removed, or could not be set aside".into());
+        };
+        let Some(size) = group.bundles.get(bundle as usize) else {
+            return Err(format!("its placement group has {} bundles, and no bundle {bundle}", group.bundles.len()));
+        };
+        if let Some(lack) = Capacity::of(size).lack(demand) {
+            return Err(format!("bundle {bundle} of its placement group is too small: {lack}"));
+        }
+        let place = group.places.get(bundle as usize).and_then(Option::as_ref);
+        Ok(place.filter(|_| group.is_ready()).map(|place| place.node))
+    }
+
+    pub(super) fn drop_group(&mut self, id: ObjectId, out: &mut Effects) {
+        let Some(group) = self.groups.remove(&id) else { return };
+        for (bundle, place) in group.places.iter().enumerate() {
+            if let Some(place) = place {
+                out.send(place.node, Message::Unreserve { group: id, bundle: bundle as u32 });
+            }
+        }
+    }
+
+    /// Gives up those that are late, and starts anew with those that a node holds up.
+    pub(super) fn look_after_groups(&mut self, now: Nanos, out: &mut Effects) {
+        let unready = self.groups.iter_mut().filter(|(_, group)| !group.is_ready());
+        let mut late = Vec::new();
+        for (id, group) in unready {
+            if group.until.is_some_and(|until| until <= now) {
+                late.push((*id, group.why.clone()));
+            } else if !group.is_missing() && group.since + RESERVATION <= now {
+                let node = group.places.iter().flatten().find(|place| !place.reserved).map(|place| place.node);
+                group.withdraw(*id, out);
+                group.why = format!("the tasks that run on {node:?} have not left it the room for too long");
+            }
+        }
+        for (group, why) in late {
+            self.drop_group(group, out);
+            let why = format!("its bundles could not be set aside in time: {why}").into();
+            out.send(group.owner, Message::GroupFailed { group, why });
+        }
+    }
+
+    /// The groups of an owner that died go; those with bundles on a node that died get other places.
+    pub(super) fn bury_groups(&mut self, now: Nanos, process: ProcessId, out: &mut Effects) {
+        let orphans: Vec<_> = self.groups.keys().filter(|id| id.owner == process).copied().collect();
+        for group in orphans {
+            self.drop_group(group, out);
+        }
+        let mut hit = Vec::new();
+        for (id, group) in &mut self.groups {
+            let mut lost = group.places.iter_mut().filter(|place| place.as_ref().is_some_and(|p| p.node == process));
+            if lost.next().map(|place| *place = None).is_some() {
+                lost.for_each(|place| *place = None);
+                hit.push(*id);
+            }
+        }
+        for group in hit {
+            self.place_group(now, group, out);
+        }
+    }
+
+    /// What a group waits for.
+    pub(super) fn explain_group(&self, id: ObjectId) -> String {
+        match self.groups.get(&id) {
+            None => "there is no such placement group: it was removed, or could not be set aside".into(),
+            Some(group) if group.is_ready() => "it is ready".into(),
+            Some(group) => format!("it waits: {}", group.why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{
+        head::PATIENCE,
+        protocol::{Load, Strategy, TaskSpec},
+    };
+    use std::sync::Arc;
+
+    const OWNER: ProcessId = ProcessId(100);
+    const GROUP: ObjectId = ObjectId { owner: OWNER, number: 1 };
+
+    /// A head, and what it has said.
+    struct Talk(Head, Effects);
+
+    impl Talk {
+        /// With nodes 1, 2 and so on, of so many CPUs and GPUs.
+        fn new(nodes: &[(u32, usize)]) -> Self {
+            let mut talk = Talk(Head::new(), Effects::default());
+            talk.say(OWNER, Message::JoinOwner { wish: None, on: None });
+            nodes.iter().for_each(|(cpus, gpus)| talk.join(*cpus, *gpus));
+            talk
+        }
+
+        fn say(&mut self, from: ProcessId, message: Message) {
+            self.1 = Effects::default();
+            self.0.handle(0, from, message, &mut self.1);
+        }
+
+        fn join(&mut self, cpus: u32, gpus: usize) {
+            let node = ProcessId(self.0.nodes.len() as u64 + 1);
+            let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; gpus], ..Capacity::default() };
+            self.say(node, Message::JoinNode { capacity, labels: Vec::new() });
+        }
+
+        fn create(&mut self, bundles: &[Demand], policy: Policy, patience: Option<Nanos>) {
+            let bundles = bundles.to_vec();
+            self.say(OWNER, Message::CreateGroup { group: GROUP, bundles, policy, patience });
+        }
+
+        /// Which nodes were asked for which bundle, in the last step.
+        fn asked(&self) -> Vec<(u64, u32, u32)> {
+            let asked = self.1.sends.iter().filter_map(|(to, message)| match message {
+                Message::Reserve { bundle, round, .. } => Some((to.0, *bundle, *round)),
+                _ => None,
+            });
+            let mut asked: Vec<_> = asked.collect();
+            asked.sort_by_key(|(_, bundle, _)| *bundle);
+            asked
+        }
+
+        fn nodes_asked(&self) -> Vec<u64> {
+            self.asked().into_iter().map(|(node, ..)| node).collect()
+        }
+
+        fn answer(&mut self, (node, bundle, round): (u64, u32, u32), ok: bool) {
+            self.say(ProcessId(node), Message::Reserved { group: GROUP, bundle, round, ok });
+        }
+
+        /// All that were asked say yes: where the owner is told that the bundles are.
+        fn agree(&mut self) -> Vec<u64> {
+            self.asked().into_iter().for_each(|asked| self.answer(asked, true));
+            match &self.1.sends[..] {
+                [(OWNER, Message::GroupReady { places, .. }), ..] => places.iter().map(|node| node.0).collect(),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn explain(&mut self) -> String {
+            self.say(OWNER, Message::ExplainGroup { group: GROUP });
+            match &self.1.sends[..] {
+                [(OWNER, Message::GroupExplained { text, .. })] => text.to_string(),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn place(&mut self, demand: Demand, bundle: u32) {
+            let (id, demand) = (ObjectId { number: 9, ..GROUP }, Arc::new(demand));
+            let strategy = Strategy::Bundle { group: GROUP, bundle, node: None };
+            let (args, body) = (Vec::new(), Arc::from([]));
+            self.say(
+                OWNER,
+                Message::Place(TaskSpec { id, attempt: 1, hop: 0, demand, strategy, args, stays: false, body }),
+            );
+        }
+    }
+
+    fn cpus(count: u32) -> Demand {
+        Demand::cpus(count * 1_000)
+    }
+
+    #[test]
+    fn a_group_waits_for_nodes_and_says_for_what() {
+        let mut talk = Talk::new(&[(2, 0), (2, 0)]);
+        talk.create(&[cpus(1), cpus(1), cpus(1)], Policy::StrictSpread, None);
+        assert!(talk.asked().is_empty());
+        assert_eq!(talk.explain(), "it waits: its 3 bundles need as many nodes with room for one each");
+        talk.join(1, 0);
+        assert_eq!(talk.agree().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 3]));
+        assert_eq!(talk.explain(), "it is ready");
+    }
+
+    #[test]
+    fn policies() {
+        let two = [cpus(1), cpus(1)];
+        for (policy, nodes) in
+            [(Policy::Pack, 1), (Policy::StrictPack, 1), (Policy::Spread, 2), (Policy::StrictSpread, 2)]
+        {
+            let mut talk = Talk::new(&[(2, 0), (2, 0)]);
+            talk.create(&two, policy, None);
+            assert_eq!(talk.nodes_asked().into_iter().collect::<BTreeSet<_>>().len(), nodes, "{policy:?}");
+        }
+        // The others do as well as they can.
+        for policy in [Policy::Pack, Policy::Spread] {
+            let mut talk = Talk::new(&[(2, 0), (1, 0)]);
+            talk.create(&[cpus(1), cpus(1), cpus(1)], policy, None);
+            assert_eq!(talk.nodes_asked().len(), 3, "{policy:?}");
+        }
+        let mut talk = Talk::new(&[(2, 0), (2, 0)]);
+        talk.create(&[cpus(2), cpus(1)], Policy::StrictPack, None);
+        assert_eq!(talk.explain(), "it waits: no node has room for all of its bundles");
+    }
+
+    #[test]
+    fn a_bundle_makes_way_for_one_that_fits_nowhere_else() {
+        let mut talk = Talk::new(&[(4, 1), (1, 1)]);
+        talk.create(&[Demand { gpu: 1_000, ..cpus(1) }, cpus(4)], Policy::StrictSpread, None);
+        assert_eq!(talk.nodes_asked(), [2, 1]);
+    }
+
+    #[test]
+    fn one_refusal_takes_back_all_and_more_room_starts_it_anew() {
+        let mut talk = Talk::new(&[(1, 0), (1, 0)]);
+        talk.create(&[cpus(1), cpus(1)], Policy::StrictSpread, None);
+        let [first, second] = talk.asked()[..] else { panic!("{:?}", talk.1) };
+        talk.answer(first, true);
+        let room = Some(Capacity::default());
+        talk.say(ProcessId(second.0), Message::Load(Load { assigned: 1, room, ..Load::default() }));
+        talk.answer(second, false);
+        let taken_back = talk.1.sends.iter().filter(|(_, message)| matches!(message, Message::Unreserve { .. }));
+        assert_eq!(taken_back.count(), 2);
+        assert!(talk.asked().is_empty());
+        // An answer of the first round does not count any more.
+        talk.answer(first, true);
+        talk.say(ProcessId(first.0), Message::Load(Load { assigned: 1, ..Load::default() }));
+        assert!(talk.asked().is_empty());
+        talk.say(ProcessId(second.0), Message::Load(Load { assigned: 1, ..Load::default() }));
+        assert_eq!(talk.agree().len(), 2);
+    }
+
+    #[test]
+    fn what_is_promised_is_not_promised_again() {
+        let mut talk = Talk::new(&[(1, 0)]);
+        talk.create(&[cpus(1)], Policy::Pack, None);
+        assert_eq!(talk.nodes_asked(), [1]);
+        let group = ObjectId { number: 2, ..GROUP };
+        let (bundles, policy) = (vec![cpus(1)], Policy::Pack);
+        talk.say(OWNER, Message::CreateGroup { group, bundles, policy, patience: None });
+        assert!(talk.asked().is_empty());
+    }
+
+    #[test]
+    fn it_fails_when_its_time_is_over_and_says_what_was_missing() {
+        let mut talk = Talk::new(&[(1, 2)]);
+        talk.create(&[Demand { gpu: 4_000, ..cpus(1) }], Policy::Pack, Some(ms(100)));
+        talk.1 = Effects::default();
+        talk.0.tick(ms(300), &mut talk.1);
+        let failed = talk.1.sends.iter().find_map(|(_, message)| match message {
+            Message::GroupFailed { why, .. } => Some(why.to_string()),
+            _ => None,
+        });
+        assert_eq!(
+            failed.as_deref(),
+            Some(
+                "its bundles could not be set aside in time: no node has room for bundle 0; the nearest is p1: \
+                 4 GPUs wanted, 2 there"
+            )
+        );
+        assert_eq!(talk.0.holds().2, 0);
+    }
+
+    #[test]
+    fn one_that_is_held_up_is_taken_back_and_tried_again() {
+        let mut talk = Talk::new(&[(1, 0)]);
+        talk.create(&[cpus(1)], Policy::Pack, None);
+        assert_eq!(talk.asked(), [(1, 0, 1)]);
+        talk.say(ProcessId(1), Message::Load(Load { assigned: 1, ..Load::default() }));
+        for process in [OWNER, ProcessId(1)] {
+            talk.0.handle(RESERVATION, process, Message::Beat, &mut talk.1);
+        }
+        talk.1 = Effects::default();
+        talk.0.tick(RESERVATION, &mut talk.1);
+        assert_eq!(talk.asked(), [(1, 0, 2)]);
+        assert!(matches!(talk.1.sends[0], (ProcessId(1), Message::Unreserve { .. })));
+    }
+
+    #[test]
+    fn lost_bundles_get_other_places() {
+        let mut talk = Talk::new(&[(1, 0), (1, 0), (1, 0)]);
+        talk.create(&[cpus(1), cpus(1)], Policy::StrictSpread, None);
+        let before = talk.agree();
+        let (kept, lost) = (before[0], before[1]);
+        let late = PATIENCE + ms(400);
+        for living in [1, 2, 3].into_iter().filter(|node| *node != lost) {
+            talk.0.handle(late, ProcessId(living), Message::Beat, &mut talk.1);
+        }
+        talk.0.handle(late, OWNER, Message::Beat, &mut talk.1);
+        talk.1 = Effects::default();
+        talk.0.tick(late, &mut talk.1);
+        let after = talk.agree();
+        assert_eq!((after[0], after.contains(&lost)), (kept, false));
+    }
+
+    #[test]
+    fn a_task_in_a_bundle_waits_for_the_group_and_must_fit_the_bundle() {
+        let mut talk = Talk::new(&[(1, 0), (4, 0)]);
+        talk.create(&[cpus(2)], Policy::Pack, None);
+        let asked = talk.asked();
+        talk.place(cpus(1), 0);
+        assert!(talk.1.sends.is_empty());
+        talk.answer(asked[0], true);
+        assert!(talk.1.sends.iter().any(|(to, message)| *to == ProcessId(2) && matches!(message, Message::Assign(_))));
+        let refused = |talk: &Talk| match &talk.1.sends[..] {
+            [.., (OWNER, Message::Unplaceable { why, .. })] => why.to_string(),
+            other => panic!("{other:?}"),
+        };
+        talk.place(cpus(3), 0);
+        assert_eq!(refused(&talk), "bundle 0 of its placement group is too small: 3 CPUs wanted, 2 there");
+        talk.place(cpus(1), 1);
+        assert_eq!(refused(&talk), "its placement group has 1 bundles, and no bundle 1");
+        talk.say(OWNER, Message::RemoveGroup { group: GROUP });
+        assert!(matches!(talk.1.sends[..], [(ProcessId(2), Message::Unreserve { .. })]));
+        talk.place(cpus(1), 0);
+        assert_eq!(refused(&talk), "its placement group was removed, or could not be set aside");
+    }
+
+    #[test]
+    fn a_group_goes_with_its_owner() {
+        let mut talk = Talk::new(&[(1, 0)]);
+        talk.create(&[cpus(1)], Policy::Pack, None);
+        talk.agree();
+        talk.1 = Effects::default();
+        talk.0.bury(0, OWNER, &mut talk.1);
+        assert!(talk.1.sends.iter().any(|(_, message)| matches!(message, Message::Unreserve { .. })));
+        assert_eq!(talk.0.holds().2, 0);
+    }
+}
