@@ -623,7 +623,14 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
         #[cfg(feature = "cluster")]
         if let Some(client) = core.client.get() {
             let ActorBuilder { request, options, get_if_exists, detached, sites, new, .. } = self;
-            let setup = crate::cluster::actors::Setup { options, sites, demand, strategy: request.strategy, detached };
+            let setup = crate::cluster::actors::Setup {
+                options,
+                sites,
+                demand,
+                strategy: request.strategy,
+                bundle: request.bundle,
+                detached,
+            };
             let started = client.start_actor::<F, In::Deferred, Args, S, T>(location, new, args.into_args(), setup);
             return match started {
                 Err(Error::NameTaken { name }) if get_if_exists => Actor::named(core, &name),

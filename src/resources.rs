@@ -15,6 +15,9 @@ pub(crate) struct Request {
     cpu: Option<u32>,
     rest: Demand,
     pub(crate) strategy: Strategy,
+    /// Of a group on the cluster.
+    #[cfg(feature = "cluster")]
+    pub(crate) bundle: Option<crate::cluster::groups::InBundle>,
     problem: Option<Error>,
 }
 
@@ -45,7 +48,13 @@ impl Request {
     }
 
     pub(crate) fn bundle(&mut self, group: &PlacementGroup, bundle: usize) {
-        self.rest.bundle = Some((group.0.clone(), bundle));
+        match &group.0 {
+            Place::Here(group) => self.rest.bundle = Some((group.clone(), bundle)),
+            #[cfg(feature = "cluster")]
+            Place::There(group) if bundle < group.bundles() => self.bundle = Some((group.clone(), bundle as u32)),
+            #[cfg(feature = "cluster")]
+            Place::There(group) => self.reject(format!("bundle {bundle}: the group has only {}", group.bundles())),
+        }
     }
 
     pub(crate) fn strategy(&mut self, strategy: &Strategy) {
@@ -182,17 +191,35 @@ impl Bundle {
 ///
 /// They are given back when the last handle to the group, and the last task in it, is gone.
 #[derive(Clone, Debug)]
-pub struct PlacementGroup(pub(crate) Arc<Group>);
+pub struct PlacementGroup(pub(crate) Place);
+
+/// Where a group is.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// In this process.
+    Here(Arc<Group>),
+    /// On nodes of the cluster.
+    #[cfg(feature = "cluster")]
+    There(Arc<crate::cluster::groups::RemoteGroup>),
+}
 
 impl PlacementGroup {
     /// The group's number, unique in this process.
     pub fn id(&self) -> u64 {
-        self.0.id
+        match &self.0 {
+            Place::Here(group) => group.id,
+            #[cfg(feature = "cluster")]
+            Place::There(group) => group.id(),
+        }
     }
 
     /// How many bundles it has.
     pub fn bundles(&self) -> usize {
-        self.0.bundles.len()
+        match &self.0 {
+            Place::Here(group) => group.bundles.len(),
+            #[cfg(feature = "cluster")]
+            Place::There(group) => group.bundles(),
+        }
     }
 }
 

@@ -369,13 +369,22 @@ impl Runtime {
         (ready, rest)
     }
 
-    /// Sets resources aside, for all bundles or for none.
+    /// Sets resources aside, for all bundles or for none. On a cluster this waits for room, for half a minute at
+    /// most.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if this is not possible now, and why.
+    /// [`Error::InvalidOption`] if this is not possible now, and why; on a cluster [`Error::Infeasible`] if it was not
+    /// possible in that time.
     pub fn placement_group(&self, bundles: &[Bundle], strategy: PlacementStrategy) -> Result<PlacementGroup> {
         if bundles.is_empty() {
             return Err(Error::invalid("a placement group needs at least one bundle"));
+        }
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            let demands: Vec<_> =
+                bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
+            let group = client.create_group(&demands, strategy)?;
+            return Ok(PlacementGroup(crate::resources::Place::There(group)));
         }
         if strategy == PlacementStrategy::StrictSpread && bundles.len() > 1 {
             return Err(Error::invalid(format!(
@@ -385,7 +394,7 @@ impl Runtime {
         }
         let demands: Vec<_> =
             bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
-        self.core.reserve_group(demands).map(PlacementGroup)
+        self.core.reserve_group(demands).map(|group| PlacementGroup(crate::resources::Place::Here(group)))
     }
 
     /// Ends the runtime now, for all its handles.

@@ -201,3 +201,24 @@ fn objects_beyond_the_budget_go_to_disk_and_come_back() {
     let error = rt.submit(|n: u8| Array::from(vec![n; 7 * SIZE]), 1).get().unwrap_err();
     assert!(error.to_string().contains("budget"), "{error}");
 }
+
+#[test]
+fn placement_groups_are_set_aside_on_nodes() {
+    use outray::{Bundle, PlacementStrategy};
+    let cluster = LocalCluster::builder().nodes(2).cpus(2.0).start().unwrap();
+    let rt = cluster.connect().unwrap();
+    let bundles = [Bundle::new().cpus(2.0), Bundle::new().cpus(1.0)];
+    let spread = rt.placement_group(&bundles, PlacementStrategy::StrictSpread).unwrap();
+    let node = || task::context().node().to_owned();
+    let places: Vec<String> =
+        (0..2).map(|bundle| rt.task(node).placement_group(&spread, bundle).submit(()).get().unwrap()).collect();
+    assert_ne!(places[0], places[1]);
+    // What is left is one CPU.
+    let other = rt.submit(node, ()).get().unwrap();
+    assert_eq!(other, places[1]);
+    let error = rt.placement_group(&[Bundle::new().cpus(3.0)], PlacementStrategy::Pack).unwrap_err();
+    assert!(matches!(&error, Error::Infeasible { .. }), "{error}");
+    drop(spread);
+    let packed = rt.placement_group(&[Bundle::new(), Bundle::new()], PlacementStrategy::StrictPack).unwrap();
+    assert_eq!(packed.bundles(), 2);
+}

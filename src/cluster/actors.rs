@@ -7,6 +7,7 @@
 use super::{
     client::{Client, Out, State},
     function::Remote,
+    groups::InBundle,
     owner::Value,
     protocol::{ObjectId, Outcome, ProcessId},
     travel::{Arrival, Arrived, Incoming, part, wrong_kind},
@@ -72,6 +73,7 @@ pub(crate) struct Setup<S> {
     pub(crate) sites: Sites,
     pub(crate) demand: Demand,
     pub(crate) strategy: Strategy,
+    pub(crate) bundle: Option<InBundle>,
     pub(crate) detached: bool,
 }
 
@@ -155,7 +157,7 @@ impl Client {
         T: Send + Sync + 'static,
     {
         let _ = new; // it has no value but its type
-        let Setup { options, sites, demand, strategy, detached } = setup;
+        let Setup { options, sites, demand, strategy, bundle, detached } = setup;
         let type_name = std::any::type_name::<S>();
         if let Some(name) = &options.name {
             let known: serde_json::Value =
@@ -181,7 +183,8 @@ impl Client {
         let extras = Extras { actor: Some(actor), cpu, ..Extras::default() };
         let function = Site::of::<ActorEntry<F, D, Args, S>>()?;
         let name = options.name.clone();
-        let submitted = Options { name: name.clone(), demand: Some(demand).into(), strategy, ..Options::default() };
+        let submitted =
+            Options { name: name.clone(), demand: Some(demand).into(), strategy, bundle, ..Options::default() };
         let kind = ("actor", type_name);
         let created = self.send_out::<()>(
             location,

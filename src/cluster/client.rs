@@ -122,6 +122,8 @@ pub(super) struct State {
     calls: HashMap<u64, ObjectId>,
     /// Objects of others.
     foreign: HashMap<ObjectId, Foreign>,
+    /// Those who wait for placement groups.
+    pub(super) groups: HashMap<ObjectId, mpsc::Sender<Result<()>>>,
     /// Actors that this process has started, or calls.
     pub(super) actors: HashMap<ObjectId, View>,
 }
@@ -236,6 +238,7 @@ impl Client {
                 wants: HashSet::new(),
                 calls: HashMap::new(),
                 foreign: HashMap::new(),
+                groups: HashMap::new(),
                 actors: HashMap::new(),
             }),
             running: Mutex::default(),
@@ -304,7 +307,14 @@ impl Client {
 
     /// What the owner's effects mean for the tables.
     fn settle(self: &Arc<Self>, state: &mut State, out: &mut Out) {
-        while !out.effects.done.is_empty() || !out.effects.freed.is_empty() || !out.effects.ended.is_empty() {
+        while !out.effects.done.is_empty()
+            || !out.effects.freed.is_empty()
+            || !out.effects.ended.is_empty()
+            || !out.effects.groups.is_empty()
+        {
+            for group in std::mem::take(&mut out.effects.groups) {
+                self.group_changed(state, group);
+            }
             for (actor, _) in std::mem::take(&mut out.effects.ended) {
                 self.actor_ended(state, actor, out);
             }
@@ -643,7 +653,9 @@ impl Client {
             return true;
         }
         let is_plain = options.is_none_or(|options| {
-            options.demand.lock().is_none() && options.strategy == crate::resources::Strategy::Default
+            options.demand.lock().is_none()
+                && options.bundle.is_none()
+                && options.strategy == crate::resources::Strategy::Default
         });
         !is_plain || self.core.queued() >= OVERLOADED * self.core.cpus().ceil() as usize
     }
@@ -1403,5 +1415,9 @@ fn demand(options: Option<&Options>) -> (Demand, Strategy) {
             Demand { cpu: demand.cpu, gpu: demand.gpu, memory: demand.memory, custom: demand.custom.clone() }
         }
     };
-    (demand, options.strategy.to_cluster())
+    let strategy = match &options.bundle {
+        Some((group, bundle)) => Strategy::Bundle { group: group.object(), bundle: *bundle, node: None },
+        None => options.strategy.to_cluster(),
+    };
+    (demand, strategy)
 }

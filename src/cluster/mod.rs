@@ -61,6 +61,7 @@ mod transport;
 pub(crate) mod actors;
 pub(crate) mod client;
 mod driver;
+pub(crate) mod groups;
 mod head_process;
 mod local_cluster;
 mod node_process;

@@ -62,6 +62,17 @@ struct Task {
     stays: bool,
 }
 
+impl Task {
+    /// Whether its arguments are here still: they may have been freed since, because a task that made one was
+    /// cancelled after it had ended here.
+    fn has_arguments(&self, store: &BTreeMap<ObjectId, Stored>) -> bool {
+        self.spec.args.iter().all(|arg| match arg {
+            Arg::Object { id, .. } => store.contains_key(id),
+            Arg::Inline(_) => true,
+        })
+    }
+}
+
 /// An object here: its size, and the attempt of its task that made it.
 type Stored = (u64, u32);
 
@@ -345,7 +356,16 @@ impl Node {
         };
         let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(transfer_time(spec.missing_bytes(self.id)));
-        here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || matches!(spec.strategy, Strategy::Node { .. }))
+        let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec);
+        here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || must)
+    }
+
+    /// Whether it waits for the result of a task here.
+    fn makes_argument(&self, spec: &TaskSpec) -> bool {
+        spec.args.iter().any(|arg| match arg {
+            Arg::Object { id, .. } => self.tasks.range((*id, 0)..=(*id, u32::MAX)).next().is_some(),
+            Arg::Inline(_) => false,
+        })
     }
 
     fn keep(&mut self, spec: TaskSpec, out: &mut Effects) {
@@ -365,11 +385,19 @@ impl Node {
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
-        let mut fetching = BTreeSet::new();
+        let fetching = BTreeSet::new();
+        let task = Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false };
+        self.tasks.insert(key, task);
+        self.fetch(key, out);
+    }
+
+    /// Asks for the arguments of a task that are not here; if all are, it is ready.
+    fn fetch(&mut self, key: Key, out: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&key) else { return };
         let mut new = Vec::new();
-        for arg in &spec.args {
+        for arg in &task.spec.args {
             let Arg::Object { id: object, holders, .. } = arg else { continue };
-            if self.store.contains_key(object) || !fetching.insert(*object) {
+            if self.store.contains_key(object) || !task.fetching.insert(*object) {
                 continue;
             }
             if let Some(fetch) = self.fetches.get_mut(object) {
@@ -386,12 +414,7 @@ impl Node {
             self.fetches.insert(*object, fetch);
             new.push(*object);
         }
-        let is_ready = fetching.is_empty();
-        self.tasks.insert(
-            key,
-            Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false },
-        );
-        if is_ready {
+        if task.fetching.is_empty() {
             self.is_ready(key, out);
         }
         for object in new {
@@ -478,6 +501,7 @@ impl Node {
     /// Starts what can start.
     fn start(&mut self, now: Nanos, out: &mut Effects) {
         self.catch_up(now);
+        let mut lacking = Vec::new();
         let mut is_full = false;
         for ((group, bundle), wanted) in self.bundles.iter_mut().filter(|(_, bundle)| bundle.held.is_none()) {
             let Some(devices) = self.free.take(&wanted.demand) else {
@@ -492,17 +516,21 @@ impl Node {
         for bundle in self.bundles.values_mut() {
             let Some((_, free)) = bundle.held.as_mut().filter(|_| !bundle.ready.is_empty()) else { continue };
             let mut cpuless = bundle.ready.len();
-            let started = start_from(&mut bundle.ready, free, &mut self.tasks, &mut cpuless, now, out);
+            let (tasks, store) = (&mut self.tasks, &self.store);
+            let started = start_from(&mut bundle.ready, free, (tasks, store), &mut cpuless, now, (&mut lacking, out));
             bundle.running += started.len() as u32;
             self.running += started.len() as u32;
         }
         if is_full {
+            lacking.into_iter().for_each(|key| self.fetch(key, out));
             return; // what is given back next is for the bundle
         }
         // The CPUs of those that wait for others can be used, too.
         let spare = self.spare();
         self.free.cpu += spare;
-        let started = start_from(&mut self.ready, &mut self.free, &mut self.tasks, &mut self.cpuless, now, out);
+        let (tasks, store) = (&mut self.tasks, &self.store);
+        let ready = &mut self.ready;
+        let started = start_from(ready, &mut self.free, (tasks, store), &mut self.cpuless, now, (&mut lacking, out));
         let unused = spare.min(self.free.cpu);
         self.free.cpu -= unused;
         self.overdraft += spare - unused;
@@ -513,7 +541,8 @@ impl Node {
         if self.stayers.len() > before {
             self.make_room(out);
         }
-        self.start_ahead(now, out);
+        self.start_ahead(now, &mut lacking, out);
+        lacking.into_iter().for_each(|key| self.fetch(key, out));
     }
 
     /// Hands tasks to their worker ahead of their turn, up to so many: while one runs the next is on its way. The
@@ -535,12 +564,16 @@ impl Node {
     }
 
     /// As many as take about a millisecond.
-    fn start_ahead(&mut self, now: Nanos, out: &mut Effects) {
+    fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
         let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize);
         while self.ahead.len() < most.min(self.most_ahead) {
             let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { return };
             if *task.spec.demand != Demand::cpus(1_000) || task.spec.stays {
                 return;
+            }
+            if !task.has_arguments(&self.store) {
+                lacking.extend(self.ready.pop_front());
+                continue;
             }
             task.is_ahead = true;
             task.running = Some((now, Devices::new()));
@@ -616,14 +649,23 @@ impl Node {
             self.mean = if self.mean == 0 { took } else { (self.mean * 7 + took) / 8 };
         }
         if !stopped {
-            if let Outcome::Stored { size } = outcome {
+            let stored = match &outcome {
+                Outcome::Stored { size } => Some(*size),
+                // What waits for it here need not wait for its owner.
+                Outcome::Inline(value) if self.fetches.contains_key(&id) => Some(value.len() as u64),
+                _ => None,
+            };
+            let is_copy = matches!(outcome, Outcome::Inline(_)) && stored.is_some();
+            tell(key, outcome, out);
+            if let Some(size) = stored {
                 self.store.insert(id, (size, attempt));
-                // It may have been made again where it is wanted.
+                if is_copy {
+                    out.send(id.owner, Message::Holds { object: id, attempt });
+                }
                 if let Some(fetch) = self.fetches.remove(&id) {
                     self.arrived(id, fetch, out);
                 }
             }
-            tell(key, outcome, out);
         }
         self.start(now, out);
     }
@@ -815,15 +857,20 @@ impl Node {
 fn start_from(
     ready: &mut VecDeque<Key>,
     free: &mut Capacity,
-    tasks: &mut BTreeMap<Key, Task>,
+    (tasks, store): (&mut BTreeMap<Key, Task>, &BTreeMap<ObjectId, Stored>),
     cpuless: &mut usize,
     now: Nanos,
-    out: &mut Effects,
+    (lacking, out): (&mut Vec<Key>, &mut Effects),
 ) -> Vec<Key> {
     let mut started = Vec::new();
     let mut at = 0;
     while at < ready.len().min(WINDOW) && (free.cpu > 0 || *cpuless > 0) {
         let Some(task) = tasks.get_mut(&ready[at]) else { break }; // what is ready is there
+        if !task.has_arguments(store) {
+            *cpuless -= usize::from(task.spec.demand.cpu == 0);
+            lacking.extend(ready.remove(at));
+            continue;
+        }
         match free.take(&task.spec.demand) {
             Some(devices) => {
                 task.running = Some((now, devices));

@@ -483,7 +483,11 @@ impl NodeProcess {
                     state.actors.remove(&id);
                 }
             }
+            let is_inline = matches!(outcome, Outcome::Inline(_));
             state.node.finished(self.now(), id, attempt, outcome, out);
+            if is_inline && state.node.stores(id) {
+                let _ = self.keep(state, id, &value); // a small one always finds room
+            }
         }
         if stored.is_some() && !state.node.stores(id) {
             state.shelf.remove(id);

@@ -613,16 +613,27 @@ impl Owner {
         let Some(work) = self.records.get(&number).and_then(|record| record.work.clone()) else { return };
         let mut missing = BTreeSet::new();
         let mut failed = None;
+        // What waits only for tasks of one node waits there: it starts as soon as they have ended, and no message
+        // lies between.
+        let mut waits_there = self.node.is_some() && matches!(work.strategy, Strategy::Default) && !work.stays;
         for object in work.objects() {
             let Some(arg) = self.records.get_mut(&object.number) else { continue };
             arg.pins += 1;
             match &arg.state {
                 State::Pending | State::Lost | State::Ended | State::Freed => {
-                    arg.dependents.insert(number);
+                    waits_there &= arg.is_under_way() && arg.work.is_some() && arg.at == self.node;
                     missing.insert(object.number);
                 }
                 State::Failed(why) => failed = Some(why.clone()),
                 State::Inline { .. } | State::Stored { .. } => {}
+            }
+        }
+        if waits_there {
+            missing.clear();
+        }
+        for object in &missing {
+            if let Some(arg) = self.records.get_mut(object) {
+                arg.dependents.insert(number);
             }
         }
         let Some(record) = self.records.get_mut(&number) else { return };

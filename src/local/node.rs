@@ -42,6 +42,8 @@ pub(crate) struct Options {
     #[cfg(feature = "cluster")]
     pub(crate) strategy: crate::resources::Strategy,
     #[cfg(feature = "cluster")]
+    pub(crate) bundle: Option<crate::cluster::groups::InBundle>,
+    #[cfg(feature = "cluster")]
     pub(crate) is_err_site: Option<fn() -> Result<crate::cluster::wire::Site, Error>>,
     /// It was submitted in another process.
     pub(crate) submitted: Option<Box<Submitted>>,
@@ -90,6 +92,8 @@ impl Default for Options {
             group: None,
             #[cfg(feature = "cluster")]
             strategy: crate::resources::Strategy::Default,
+            #[cfg(feature = "cluster")]
+            bundle: None,
             #[cfg(feature = "cluster")]
             is_err_site: None,
             submitted: None,
