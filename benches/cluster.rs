@@ -62,7 +62,9 @@ fn round_trip(rt: &Runtime) {
 fn actor(rt: &Runtime) {
     const COUNT: usize = 50_000;
     let echo = rt.actor(Echo::new, ());
-    let times = trips(2_000, || drop(echo.call(Echo::echo, 1u64).get().expect("it runs")));
+    let times = trips(2_000, || {
+        echo.call(Echo::echo, 1u64).get().expect("it runs");
+    });
     println!("actor_round_trip {:>12.0?} p50, one call", median(times));
     let run = || {
         let all: Vec<_> = (0..COUNT as u64).map(|n| echo.call(Echo::echo, n)).collect();
@@ -139,6 +141,9 @@ fn proportional(pids: &[u32]) -> f64 {
     pids.iter().map(of).sum()
 }
 
+/// One line of the output, or a few.
+type Row = fn(&Runtime);
+
 fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let started = Instant::now();
@@ -151,7 +156,7 @@ fn main() {
     let cluster = LocalCluster::start(2).expect("a cluster");
     println!("idle             {:>12.1} MiB PSS, a head and two nodes", proportional(&cluster.pids()));
     let rt = cluster.connect().expect("a runtime");
-    let rows: [(&str, fn(&Runtime)); 6] = [
+    let rows: [(&str, Row); 6] = [
         ("tasks", tasks),
         ("round_trip", round_trip),
         ("actor", actor),

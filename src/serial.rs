@@ -32,7 +32,7 @@ pub(crate) trait Passed: Any + Send + Sync {
 type Handle = Arc<dyn Passed>;
 
 /// The handles of a value.
-enum Handles {
+pub(crate) enum Handles {
     /// In this process.
     Here(Vec<Handle>),
     /// Of a value that came from another process; some with their objects' values.

@@ -389,7 +389,8 @@ impl Client {
             self.hold(state, *inner);
             self.claim(state, *inner, &took, out);
         }
-        state.inside.insert(object.number, inside);
+        // Those of a result that was made twice are kept, too: either may be the one that is read.
+        state.inside.entry(object.number).or_default().extend(inside);
         out.trash.push(Box::new(took));
     }
 
@@ -408,14 +409,18 @@ impl Client {
         }
         let Some(foreign) = state.foreign.get_mut(&object) else { return };
         foreign.refs -= 1;
-        if foreign.refs == 0
-            && let Some(foreign) = state.foreign.remove(&object)
-        {
-            if foreign.claim != Claim::None {
-                out.effects.send(object.owner, Message::Unclaim { object });
-            }
-            out.trash.push(Box::new(foreign.waiting));
+        if foreign.refs > 0 {
+            return;
         }
+        out.trash.push(Box::new(std::mem::take(&mut foreign.waiting)));
+        // A claim is taken back when it has been confirmed: the answer must not be taken for that to the next one.
+        if foreign.claim == Claim::Asked {
+            return;
+        }
+        if foreign.claim == Claim::Confirmed {
+            out.effects.send(object.owner, Message::Unclaim { object });
+        }
+        state.foreign.remove(&object);
     }
 
     /// Claims an object of another process, unless that has been done; `then` is held until it is confirmed.
@@ -677,11 +682,11 @@ impl Client {
             }
             Message::Lost { object, why } => {
                 state.wants.remove(&object);
-                self.confirmed(state, object, out); // there is nothing to wait for
+                self.confirmed(state, object, false, out); // there is nothing to wait for
                 let cell = state.cells.get(&object).and_then(Weak::upgrade);
                 out.arrivals.extend(cell.map(|cell| (cell, Err(why))));
             }
-            Message::Claimed { object } => self.confirmed(state, object, out),
+            Message::Claimed { object } => self.confirmed(state, object, true, out),
             Message::Cancel { task } => state.owner.cancel(task, &mut out.effects), // a borrower's wish
             Message::Dead { process } => {
                 self.dead.lock().retain(|actor, _| actor.owner != process);
@@ -691,7 +696,7 @@ impl Client {
                 }
                 let lost: Vec<_> = state.foreign.keys().filter(|object| object.owner == process).copied().collect();
                 for object in lost {
-                    self.confirmed(state, object, out);
+                    self.confirmed(state, object, false, out);
                     state.wants.remove(&object);
                     if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
                         let reason = format!("its owner {process} has ended");
@@ -712,11 +717,16 @@ impl Client {
         });
     }
 
-    /// A claim is confirmed, or will never be.
-    fn confirmed(&self, state: &mut State, object: ObjectId, out: &mut Out) {
-        if let Some(foreign) = state.foreign.get_mut(&object) {
-            foreign.claim = Claim::Confirmed;
-            out.trash.push(Box::new(std::mem::take(&mut foreign.waiting)));
+    /// A claim is confirmed, or (`is_there` is false) will never be.
+    fn confirmed(&self, state: &mut State, object: ObjectId, is_there: bool, out: &mut Out) {
+        let Some(foreign) = state.foreign.get_mut(&object) else { return };
+        foreign.claim = Claim::Confirmed;
+        out.trash.push(Box::new(std::mem::take(&mut foreign.waiting)));
+        if foreign.refs == 0 {
+            state.foreign.remove(&object);
+            if is_there {
+                out.effects.send(object.owner, Message::Unclaim { object });
+            }
         }
     }
 

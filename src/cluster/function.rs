@@ -603,8 +603,8 @@ mod tests {
     #[test]
     fn a_function_outside_of_the_executable_says_that_it_runs_locally_only() {
         // On the heap, as if a library that was loaded later had it.
-        let descriptor = Descriptor { magic: MAGIC, mark: &MARK, name: || "cell::f", entry: |_, _| Ok(Vec::new()) };
-        let error = FunctionId::at(Box::leak(Box::new(descriptor))).unwrap_err();
+        let descriptor = Descriptor { magic: MAGIC, mark: &MARK, name: || "cell::f", entry: |_| Ok(()) };
+        let error = Site::at(Box::leak(Box::new(descriptor))).unwrap_err();
         assert_eq!(error, FunctionError::NotInExecutable { name: "cell::f".into() });
         assert!(error.to_string().contains("runs locally only"), "{error}");
         assert!(Error::from(error).to_string().contains("`cell::f`"));

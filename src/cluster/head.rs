@@ -172,7 +172,7 @@ impl Head {
                 self.owners.insert(from, OwnerView { heard: now, home: None, on });
                 self.find_home(from, wish, out);
             }
-            Message::Died { process } => {
+            Message::Died { process } if self.nodes.contains_key(&from) => {
                 // One that is not known may be about to join, or never will.
                 let is_theirs = self.owners.get(&process).is_none_or(|owner| owner.on == Some(from));
                 if is_theirs && !self.nodes.contains_key(&process) && !self.dead.contains_key(&process) {

@@ -374,14 +374,6 @@ impl Node {
         if self.dead.contains(&spec.id.owner) {
             return;
         }
-        // Of an owner that died before, nobody will hear any more.
-        let mut objects = spec.args.iter().filter_map(|arg| match arg {
-            Arg::Object { id, .. } => Some(*id),
-            Arg::Inline(_) => None,
-        });
-        if let Some(object) = objects.find(|object| self.dead.contains(&object.owner)) {
-            return tell(key, Outcome::Lacking(lost(object, OWNER_DIED)), out);
-        }
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
@@ -394,6 +386,15 @@ impl Node {
     /// Asks for the arguments of a task that are not here; if all are, it is ready.
     fn fetch(&mut self, key: Key, out: &mut Effects) {
         let Some(task) = self.tasks.get_mut(&key) else { return };
+        // An owner that is dead cannot be asked.
+        let orphan = task.spec.args.iter().find_map(|arg| match arg {
+            Arg::Object { id, .. } if self.dead.contains(&id.owner) => Some(*id),
+            _ => None,
+        });
+        if let Some(object) = orphan {
+            self.tasks.remove(&key);
+            return tell(key, Outcome::Lacking(lost(object, OWNER_DIED)), out);
+        }
         let mut new = Vec::new();
         for arg in &task.spec.args {
             let Arg::Object { id: object, holders, .. } = arg else { continue };

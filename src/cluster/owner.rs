@@ -226,6 +226,11 @@ impl Owner {
         }
     }
 
+    /// Of an object of this owner.
+    fn record(&self, object: ObjectId) -> Option<&Record> {
+        self.records.get(&object.number).filter(|_| object.owner == self.id)
+    }
+
     fn name(&self, number: u64) -> ObjectId {
         ObjectId { owner: self.id, number }
     }
@@ -406,12 +411,12 @@ impl Owner {
 
     /// The node where a task is that has finished and stays.
     pub(crate) fn place(&self, object: ObjectId) -> Option<ProcessId> {
-        self.records.get(&object.number).and_then(Record::stays_at)
+        self.record(object).and_then(Record::stays_at)
     }
 
     /// What has become of it; `None`: nothing yet, or it is lost and may be made again, or gone.
     pub(crate) fn value(&self, object: ObjectId) -> Option<Value> {
-        match &self.records.get(&object.number)?.state {
+        match &self.record(object)?.state {
             State::Inline { value, .. } => Some(Value::Inline(value.clone())),
             State::Stored { size, holders } => {
                 Some(Value::Stored { size: *size, holders: holders.iter().copied().collect() })
@@ -437,12 +442,12 @@ impl Owner {
 
     /// Whether it is there or may be; if not, nobody needs it any more.
     pub(crate) fn keeps(&self, object: ObjectId) -> bool {
-        self.records.get(&object.number).is_some_and(|record| !matches!(record.state, State::Freed))
+        self.record(object).is_some_and(|record| !matches!(record.state, State::Freed))
     }
 
     /// Whether it has failed, and why.
     pub(crate) fn failure(&self, object: ObjectId) -> Option<Failure> {
-        match self.records.get(&object.number).map(|record| &record.state) {
+        match self.record(object).map(|record| &record.state) {
             Some(State::Failed(why)) => Some(why.clone()),
             _ => None,
         }
@@ -450,7 +455,7 @@ impl Owner {
 
     /// The nodes that have its value; `None` if it is not stored.
     pub(crate) fn holders(&self, object: ObjectId) -> Option<&BTreeSet<ProcessId>> {
-        match self.records.get(&object.number).map(|record| &record.state) {
+        match self.record(object).map(|record| &record.state) {
             Some(State::Stored { holders, .. }) => Some(holders),
             _ => None,
         }

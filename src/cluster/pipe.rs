@@ -205,7 +205,7 @@ mod tests {
     fn a_frame_that_is_cut_off_is_an_error_and_the_end_is_none() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let sender = Sender::ready(near).unwrap();
-        [0, 1, 50_000].map(|size| sender.send(&letter(size)));
+        [0, 1, 50_000].into_iter().for_each(|size| sender.send(&letter(size)));
         drop(sender);
         let mut bytes = Vec::new();
         far.read_to_end(&mut bytes).unwrap();

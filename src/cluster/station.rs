@@ -300,11 +300,6 @@ impl Station {
         }
     }
 
-    /// Whether it has met a station.
-    pub(crate) fn knows(&self, station: ProcessId) -> bool {
-        self.routes.lock().peers.contains_key(&station)
-    }
-
     /// Sends nothing more to a station: it is dead.
     pub(crate) fn forget(&self, station: ProcessId) {
         let routes = &mut *self.routes.lock();

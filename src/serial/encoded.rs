@@ -75,16 +75,25 @@ pub(super) fn split(encoded: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
     (at == encoded.len()).then_some((bytes, buffers))
 }
 
+/// The value that was encoded.
+#[cfg(test)]
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+    encoded: &Bytes,
+    handles: super::Handles,
+) -> crate::error::Result<T> {
+    let (bytes, buffers) = split(encoded).ok_or_else(|| super::failed::<T>("a value", "not an encoded one"))?;
+    super::from_message_pack(&bytes, super::Beside { handles, buffers: Some(buffers) }, "a value")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         Array,
         error::Result,
-        serial::{Beside, Handles, failed, from_message_pack, pack},
+        serial::{Handles, pack},
     };
     use proptest::prelude::*;
-    use serde::de::DeserializeOwned;
 
     type Value = (String, Vec<Array<u64>>, Array<u8>);
 
@@ -104,13 +113,8 @@ mod tests {
         Bytes::from(room).slice(start..start + bytes.len())
     }
 
-    fn decode_with<T: DeserializeOwned>(encoded: &Bytes, handles: Handles) -> Result<T> {
-        let (bytes, buffers) = split(encoded).ok_or_else(|| failed::<T>("a value", "not an encoded one"))?;
-        from_message_pack(&bytes, Beside { handles, buffers: Some(buffers) }, "a value")
-    }
-
     fn decode(bytes: &Bytes) -> Result<Value> {
-        decode_with(bytes, Handles::default())
+        super::decode(bytes, Handles::default())
     }
 
     proptest! {
@@ -171,7 +175,7 @@ mod tests {
         let mut encoded = Vec::new();
         packed.encode(&mut encoded).unwrap();
         let read: (crate::ObjectRef<u64>, Array<f64>) =
-            decode_with(&encoded.into(), Handles::Here(packed.handles.clone())).unwrap();
+            super::decode(&encoded.into(), Handles::Here(packed.handles.clone())).unwrap();
         assert_eq!((read.0.get(), read.1), (Ok(5), value.1));
     }
 }

@@ -84,6 +84,8 @@ pub(super) struct Shell {
     pub(super) owner: Owner,
     /// Handles that the program has, one for each entry.
     pub(super) state: Vec<ObjectId>,
+    /// The actors that it has started.
+    pub(super) actors: Vec<ObjectId>,
     held: BTreeMap<ObjectId, Held>,
     /// Handles in the values of its own objects.
     contents: BTreeMap<ObjectId, Vec<ObjectId>>,
@@ -107,6 +109,7 @@ impl Shell {
             id,
             owner,
             state: Vec::new(),
+            actors: Vec::new(),
             held: BTreeMap::new(),
             contents: BTreeMap::new(),
             args: BTreeMap::new(),
@@ -187,7 +190,9 @@ impl Shell {
             _ => None,
         }));
         inside.retain(|object| self.hold(*object, Guard::Ours));
+        let stays = work.stays;
         let task = self.owner.submit(work, out);
+        self.actors.extend(stays.then_some(task));
         self.args.insert(task, inside);
         self.pending.insert(task);
         self.state.push(task);

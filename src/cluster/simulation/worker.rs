@@ -317,6 +317,10 @@ impl World<'_> {
             true => Outcome::Inline(shell::to_bytes(&[])),
             false => Outcome::Failed(lost(result, "the actor is not here")),
         };
+        let is_thought_here = self.shell(caller).is_some_and(|shell| shell.owner.place(actor) == Some(node));
+        if !self.has_faults() && is_thought_here && !matches!(outcome, Outcome::Inline(_)) {
+            self.broken = Some(format!("{caller:?} thinks that {actor:?} is on {node:?}, and it is not"));
+        }
         self.send(node, caller, Message::Finished { task: result, attempt: 0, outcome });
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn work(
     random: &mut Random,
     (owner, handles): (ProcessId, &[ObjectId]),
     nodes: &[ProcessId],
-    groups: &Groups,
+    groups: Option<&Groups>,
 ) -> (Work, Vec<ObjectId>) {
     let time = random.exponential(options.task_time.as_nanos() as u64);
     if !options.mixed {
@@ -118,13 +118,13 @@ pub(super) fn work(
         stays = random.one_in(12);
     }
     if stays {
-        // If it holds what others wait for, somebody must end it.
-        let cpu = if options.groups { 250 * random.below(3) as u32 } else { 0 };
+        // If it holds what others wait for, somebody must end it: drivers with groups do.
+        let cpu = if groups.is_some() && options.groups { 250 * random.below(3) as u32 } else { 0 };
         (demand, body.size) = (Demand { memory: random.below(1 << 20), ..Demand::cpus(cpu) }, 8);
     }
     let mut strategy = strategy;
     if random.one_in(2)
-        && let Some((group, bundles)) = groups.get(random.below(groups.len() as u64) as usize)
+        && let Some((group, bundles)) = groups.and_then(|groups| groups.get(random.below(groups.len() as u64) as usize))
     {
         let bundle = random.below(bundles.len() as u64) as usize;
         strategy = Strategy::Bundle { group: *group, bundle: bundle as u32, node: None };

@@ -424,9 +424,14 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether somebody dies, or is thought to.
+    pub(super) fn has_faults(&self) -> bool {
+        let Options { crashes, driver_crashes, worker_crashes, partitions, .. } = self.options;
+        crashes + driver_crashes + worker_crashes + partitions > 0
+    }
+
     pub(super) fn run(mut self) -> Result<Report, String> {
-        let faults = [self.options.crashes, self.options.driver_crashes, self.options.partitions];
-        let faults = faults.into_iter().sum::<usize>() + self.options.worker_crashes > 0;
+        let faults = self.has_faults();
         let grace = if self.options.borrowing { GRACE + PATIENCE } else { 0 };
         let faults = faults || self.options.links;
         let mut until = LIMIT;
@@ -584,7 +589,7 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(super) fn pick(&mut self, from: Vec<ProcessId>) -> Option<ProcessId> {
+    pub(super) fn pick<T: Copy>(&mut self, from: Vec<T>) -> Option<T> {
         let at = self.random.below(from.len() as u64) as usize;
         from.get(at).copied()
     }
@@ -682,6 +687,10 @@ impl<'a> World<'a> {
                     {
                         self.broken = Some(format!("{object:?} was there, and is lost: {why}"));
                     }
+                    let place = shell.owner.place(*object).and_then(|place| self.crashed.get(&place));
+                    if place.is_some_and(|crash| crash + 3 * PATIENCE < self.now) {
+                        self.broken = Some(format!("{object:?} is thought to be on a node that is dead"));
+                    }
                     for holder in shell.owner.holders(*object).into_iter().flatten() {
                         if self.nodes.get(holder).is_some_and(|sim| !sim.node.stores(*object)) {
                             self.broken = Some(format!("{holder:?} should have {object:?}, and has not"));
@@ -717,8 +726,7 @@ impl<'a> World<'a> {
         if nodes.is_empty() {
             return None;
         }
-        let none = Vec::new();
-        let groups = self.drivers.get(&id).map_or(&none, |driver| &driver.groups);
+        let groups = self.drivers.get(&id).map(|driver| &driver.groups);
         let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
         let object = self.with(id, |shell, out| shell.submit(work, inside, out))?;
         self.submitted.insert(object, self.now);
@@ -792,10 +800,12 @@ impl<'a> World<'a> {
             let (group, _) = driver.groups.swap_remove(self.random.below(count) as usize);
             self.with(id, |shell, out| shell.owner.remove_group(group, out));
         }
-        let Some(shell) = self.shell(id) else { return };
-        let actor = shell.state.iter().copied().find(|object| shell.owner.place(*object).is_some());
-        if let Some(actor) = actor.filter(|_| self.random.one_in(20)) {
-            self.drop_handle(id, actor);
+        let actors = self.shell(id).map_or_else(Vec::new, |shell| shell.actors.clone());
+        if let Some(actor) = self.pick(actors).filter(|_| self.random.one_in(20)) {
+            self.with(id, |shell, out| {
+                shell.actors.retain(|other| *other != actor);
+                shell.owner.cancel(actor, out);
+            });
         }
     }
 
@@ -827,12 +837,7 @@ impl<'a> World<'a> {
 
     /// Drops a handle.
     pub(super) fn let_go(&mut self, id: ProcessId) {
-        if let Some(object) = self.any(id) {
-            self.drop_handle(id, object);
-        }
-    }
-
-    fn drop_handle(&mut self, id: ProcessId, object: ObjectId) {
+        let Some(object) = self.any(id) else { return };
         self.with(id, |shell, out| {
             if let Some(at) = shell.state.iter().position(|other| *other == object) {
                 shell.state.swap_remove(at);

@@ -106,7 +106,7 @@ fn a_value_is_read_where_it_was_put() {
     let value = value();
     let object = put_value(&store, (1, 1), &value);
     let region = object.map().unwrap();
-    let read: Value = serial::encoded::decode(&region, Vec::new(), "a value").unwrap();
+    let read: Value = serial::encoded::decode(&region, serial::Handles::default()).unwrap();
     assert_eq!(read, value);
     let inside = region.as_ptr_range();
     for start in [read.weights.as_ptr().cast(), read.image.as_ptr(), read.ids.as_ptr().cast()] {
