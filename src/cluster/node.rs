@@ -832,6 +832,27 @@ impl Node {
         self.tasks.iter().map(|(key, task)| (key.0, key.1, task.running.is_some()))
     }
 
+    /// What a task here waits for, in its attempts.
+    pub(crate) fn explain(&self, task: ObjectId) -> Vec<String> {
+        let attempts = self.tasks.range((task, 0)..=(task, u32::MAX));
+        let line = |(key, task): (&Key, &Task)| {
+            let what = match (&task.running, task.fetching.is_empty()) {
+                (Some(_), _) if task.is_ahead => "is with its worker, which runs others before it".to_owned(),
+                (Some(_), _) => "runs".to_owned(),
+                (None, false) => {
+                    let missing: Vec<_> = task.fetching.iter().map(|object| format!("{object:?}")).collect();
+                    format!("waits for objects that are not here: {}", missing.join(", "))
+                }
+                (None, true) => match self.free.lack(&task.spec.demand) {
+                    Some(lack) => format!("waits for resources: {lack} now"),
+                    None => "is about to start".to_owned(),
+                },
+            };
+            format!("attempt {} {what}", key.1)
+        };
+        attempts.map(line).collect()
+    }
+
     /// The devices that a running task has, and the share of each.
     pub(crate) fn devices(&self, task: ObjectId, attempt: u32) -> Devices {
         let task = self.tasks.get(&(task, attempt));

@@ -840,6 +840,10 @@ impl NodeProcess {
                 });
                 objects.collect()
             }
+            Question::Explain { task } => {
+                let lines = state.node.explain(*task);
+                lines.iter().map(|line| format!("on node {} its {line}", self.name)).collect()
+            }
             Question::Memory => json!({
                 "node": self.name, "objects": objects, "stored_bytes": bytes,
                 "shared_bytes": stats.used, "spare_bytes": stats.spare, "spilled_bytes": stats.on_disk,

@@ -434,10 +434,11 @@ impl Owner {
         !matches!(state, Some(State::Pending | State::Lost | State::Ended))
     }
 
-    /// The arguments that a task waits for.
+    /// The arguments of this owner that a task under way waits for, here or on a node.
     pub(crate) fn missing(&self, object: ObjectId) -> Vec<ObjectId> {
-        let record = self.records.get(&object.number);
-        record.into_iter().flat_map(|record| &record.missing).map(|number| self.name(*number)).collect()
+        let work = self.record(object).filter(|record| record.is_under_way()).and_then(|record| record.work.as_ref());
+        let is_missing = |arg: &ObjectId| self.record(*arg).is_some_and(Record::is_under_way);
+        work.into_iter().flat_map(Work::objects).filter(is_missing).collect()
     }
 
     /// Whether it is there or may be; if not, nobody needs it any more.

@@ -526,6 +526,10 @@ pub(crate) enum Question {
     Memory,
     /// End the cluster.
     Stop,
+    /// Why a task has not ended.
+    Explain {
+        task: ObjectId,
+    },
     /// The actor of this name.
     Named {
         name: String,
