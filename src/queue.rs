@@ -209,7 +209,23 @@ impl<T: Object> Queue<T> {
 #[cfg(feature = "cluster")]
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "T: Object")]
-struct Item<T>(Option<Arc<T>>);
+struct Item<T>(#[serde(with = "none_or_one")] Option<Arc<T>>);
+
+/// As a list: MessagePack does not tell `Some(())` from `None`.
+#[cfg(feature = "cluster")]
+mod none_or_one {
+    use super::{Arc, Deserialize, Deserializer, Object, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Object, S: Serializer>(item: &Option<Arc<T>>, serializer: S) -> Result<S::Ok, S::Error> {
+        item.as_slice().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Object, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<T>>, D::Error> {
+        Vec::deserialize(deserializer).map(|mut items| items.pop())
+    }
+}
 
 #[cfg(feature = "cluster")]
 impl<T> Clone for Item<T> {

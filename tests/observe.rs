@@ -2,26 +2,25 @@
 
 mod common;
 
-use common::{Gate, Scratch, alone, give_others_a_chance, until, watch};
+use common::{
+    AtomicBool, AtomicUsize, Gate, Scratch, alone, builder, give_others_a_chance, local, local_only, not_yet, until,
+    watch,
+};
 use outray::{ActorState, Error, Filter, ObjectRef, Runtime, TaskInfo, TaskState};
 use serde_json::Value;
 use std::{
     collections::HashSet,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
     thread::ThreadId,
     time::Duration,
 };
 use tracing::{Event, Metadata, Subscriber, field, span};
 
-fn local(cpus: usize) -> Runtime {
-    Runtime::builder().cpus(cpus).build().expect("a runtime")
-}
-
 fn observing(cpus: usize) -> Runtime {
-    Runtime::builder().cpus(cpus).observe(true).build().expect("a runtime")
+    builder().cpus(cpus).observe(true).build().expect("a runtime")
 }
 
 fn fib(n: u64) -> u64 {
@@ -67,6 +66,7 @@ fn stats_count_what_was_submitted_and_how_it_ended() {
 
 #[test]
 fn everything_submitted_ends_once_in_the_stats() {
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -107,6 +107,7 @@ fn everything_submitted_ends_once_in_the_stats() {
 
 #[test]
 fn stats_tell_the_cpus_that_are_free() {
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(4);
@@ -121,9 +122,10 @@ fn stats_tell_the_cpus_that_are_free() {
 
 #[test]
 fn stats_tell_what_waits() {
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
-        let rt = Runtime::builder().cpus(1).resource("licence", 1.0).build().unwrap();
+        let rt = builder().cpus(1).resource("licence", 1.0).build().unwrap();
         let held = rt.task(|| GATE.pass()).resource("licence", 1.0).submit(());
         GATE.wait_for(1);
         let queued: Vec<_> = (0..5).map(|_| rt.submit(|| (), ())).collect();
@@ -140,6 +142,7 @@ fn stats_tell_what_waits() {
 
 #[test]
 fn stats_count_actors_and_show_themselves() {
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(3);
         let actor = rt.actor(Counter::new, ());
@@ -177,6 +180,7 @@ fn without_observing_the_lists_say_how_to_turn_it_on() {
 
 #[test]
 fn the_environment_turns_observing_on() {
+    local_only!("about `Runtime::from_env` without an address");
     let observes = |value: &str| {
         let program = std::env::current_exe().unwrap();
         let test = ["the_environment_turns_observing_on_in_a_child", "--exact", "--ignored", "--nocapture"];
@@ -197,9 +201,10 @@ fn the_environment_turns_observing_on_in_a_child() {
 
 #[test]
 fn the_list_of_tasks_tells_the_state_of_each() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
-        let rt = Runtime::builder().cpus(1).resource("licence", 1.0).observe(true).build().unwrap();
+        let rt = builder().cpus(1).resource("licence", 1.0).observe(true).build().unwrap();
         let done = rt.task(|| 1).name("done").submit(());
         let failed = rt.task(|| -> i32 { panic!("no") }).name("failed").submit(());
         assert!(done.get().is_ok() && failed.get().is_err());
@@ -239,6 +244,7 @@ fn the_list_of_tasks_tells_the_state_of_each() {
 
 #[test]
 fn filters_choose_by_name_and_state_and_limit() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(2);
         let named = |name: &str| rt.task(|| 1).name(name).submit(());
@@ -257,6 +263,7 @@ fn filters_choose_by_name_and_state_and_limit() {
 
 #[test]
 fn a_task_is_listed_as_long_as_somebody_holds_its_result() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(1);
         let task = rt.submit(|| 1, ());
@@ -269,6 +276,7 @@ fn a_task_is_listed_as_long_as_somebody_holds_its_result() {
 
 #[test]
 fn calls_and_streams_are_in_the_list_of_tasks() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(2);
         let actor = rt.actor(Counter::new, ());
@@ -285,6 +293,7 @@ fn calls_and_streams_are_in_the_list_of_tasks() {
 
 #[test]
 fn a_retried_task_shows_its_attempt() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = observing(1);
@@ -302,6 +311,7 @@ fn a_retried_task_shows_its_attempt() {
 
 #[test]
 fn the_list_of_objects_tells_what_is_there_and_who_holds_it() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = observing(1);
@@ -329,6 +339,7 @@ fn the_list_of_objects_tells_what_is_there_and_who_holds_it() {
 
 #[test]
 fn the_list_of_actors_tells_what_each_does() {
+    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         struct Holder;
@@ -362,6 +373,7 @@ fn the_list_of_actors_tells_what_each_does() {
 
 #[test]
 fn explain_follows_the_arguments_down_to_what_runs() {
+    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -387,9 +399,10 @@ fn explain_follows_the_arguments_down_to_what_runs() {
 
 #[test]
 fn explain_says_what_a_task_waits_for() {
+    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
-        let rt = Runtime::builder().cpus(1).resource("licence", 1.0).build().unwrap();
+        let rt = builder().cpus(1).resource("licence", 1.0).build().unwrap();
         let held = rt.task(|| GATE.pass()).resource("licence", 1.0).submit(());
         GATE.wait_for(1);
         let queued = rt.submit(|| (), ());
@@ -411,6 +424,7 @@ fn explain_says_what_a_task_waits_for() {
 
 #[test]
 fn explain_names_the_actor_that_a_call_waits_for() {
+    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         struct Holder;
@@ -447,6 +461,7 @@ fn runs<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
 
 #[test]
 fn the_timeline_is_json_with_an_event_for_each_run() {
+    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         let rt = observing(2);
         let named: Vec<_> = (0..5).map(|i| rt.task(|i: i32| i).name("a \"quoted\" \\ näme\n").submit(i)).collect();
@@ -482,6 +497,7 @@ fn the_timeline_is_json_with_an_event_for_each_run() {
 
 #[test]
 fn runs_on_one_thread_do_not_overlap_unless_one_is_inside_the_other() {
+    local_only!("about threads of one process");
     watch(|| {
         let rt = observing(2);
         assert_eq!(rt.submit(fib, 10).get(), Ok(55));
@@ -507,6 +523,7 @@ fn runs_on_one_thread_do_not_overlap_unless_one_is_inside_the_other() {
 
 #[test]
 fn an_async_task_is_in_the_timeline_for_each_time_it_ran() {
+    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         async fn naps() {
             for _ in 0..3 {
@@ -522,6 +539,7 @@ fn an_async_task_is_in_the_timeline_for_each_time_it_ran() {
 
 #[test]
 fn a_failed_task_is_in_the_timeline_too() {
+    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         let rt = observing(1);
         drop(rt.task(|| -> u8 { panic!("no") }).name("failed").submit(()).get());
@@ -531,6 +549,7 @@ fn a_failed_task_is_in_the_timeline_too() {
 
 #[test]
 fn the_timeline_of_a_runtime_holds_nothing_of_another() {
+    not_yet!("the timeline has nothing of the nodes");
     alone("the_timeline_of_a_runtime_holds_nothing_of_another", || {
         for round in 0..3 {
             let rt = observing(1);
@@ -617,6 +636,7 @@ impl Subscriber for Watcher {
 
 #[test]
 fn a_task_runs_inside_a_tracing_span_that_names_it() {
+    local_only!("the spans are in the process that runs the task");
     alone("a_task_runs_inside_a_tracing_span_that_names_it", || {
         tracing::subscriber::set_global_default(Watcher(AtomicU64::new(0))).unwrap();
         let rt = observing(1);
@@ -647,6 +667,7 @@ fn a_task_runs_inside_a_tracing_span_that_names_it() {
 
 #[test]
 fn without_observing_nothing_is_traced() {
+    local_only!("the spans are in the process that runs the task");
     alone("without_observing_nothing_is_traced", || {
         static RAN: AtomicBool = AtomicBool::new(false);
         static DONE: AtomicUsize = AtomicUsize::new(0);

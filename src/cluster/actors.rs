@@ -259,6 +259,17 @@ impl Client {
         self.look_after(state, actor, out);
     }
 
+    /// An own call is not wanted any more, if it is one: it is not sent, or its actor is told.
+    pub(super) fn stop_call(&self, state: &mut State, call: ObjectId, out: &mut Out) {
+        let Some(actor) = state.calls.get(&call.number) else { return };
+        let Some(view) = state.actors.get_mut(actor) else { return };
+        let before = view.waiting.len();
+        view.waiting.retain(|letter| !matches!(letter, Letter::Call { call: other, .. } if *other == call));
+        if let (Some(place), true) = (view.place, view.waiting.len() == before) {
+            out.letters.push((place, Letter::Stop { task: call, attempt: 0 }, Vec::new()));
+        }
+    }
+
     /// News of an own actor, or the first look at one.
     pub(super) fn look_after(&self, state: &mut State, actor: ObjectId, out: &mut Out) {
         if actor.owner == self.me && state.actors.contains_key(&actor) {

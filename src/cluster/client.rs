@@ -119,7 +119,7 @@ pub(super) struct State {
     announced: HashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
     wants: HashSet<ObjectId>,
     /// Own calls that are under way, and of which actor.
-    calls: HashMap<u64, ObjectId>,
+    pub(super) calls: HashMap<u64, ObjectId>,
     /// Objects of others.
     foreign: HashMap<ObjectId, Foreign>,
     /// Those who wait for placement groups.
@@ -349,6 +349,9 @@ impl Client {
             }
         }
         let cell = self.under_way.lock().remove(&object);
+        if cell.as_ref().is_some_and(|cell| cell.kind() != "actor") {
+            self.core.count_ended(!matches!(state.owner.value(object), Some(Value::Failed(_))));
+        }
         self.take_over(state, object, out);
         self.look_after(state, object, out);
         let Some(cell) = cell.or_else(|| state.cells.get(&object).and_then(Weak::upgrade)) else { return };
@@ -471,7 +474,20 @@ impl Client {
     pub(crate) fn cancel(self: &Arc<Self>, object: ObjectId) {
         self.with(|state, out| {
             if object.owner == self.me {
+                self.stop_call(state, object, out);
                 state.owner.cancel(object, &mut out.effects);
+            } else {
+                out.effects.send(object.owner, Message::Cancel { task: object });
+            }
+        });
+    }
+
+    /// The same, for a reason that is known here.
+    pub(crate) fn fail(self: &Arc<Self>, object: ObjectId, error: Arc<Error>) {
+        self.with(|state, out| {
+            if object.owner == self.me {
+                self.stop_call(state, object, out);
+                state.owner.fail(object, error, &mut out.effects);
             } else {
                 out.effects.send(object.owner, Message::Cancel { task: object });
             }
@@ -687,7 +703,11 @@ impl Client {
                 out.arrivals.extend(cell.map(|cell| (cell, Err(why))));
             }
             Message::Claimed { object } => self.confirmed(state, object, true, out),
-            Message::Cancel { task } => state.owner.cancel(task, &mut out.effects), // a borrower's wish
+            // A borrower's wish.
+            Message::Cancel { task } => {
+                self.stop_call(state, task, out);
+                state.owner.cancel(task, &mut out.effects);
+            }
             Message::Dead { process } => {
                 self.dead.lock().retain(|actor, _| actor.owner != process);
                 state.owner.handle(from, Message::Dead { process }, &mut out.effects);
@@ -917,6 +937,7 @@ impl Client {
         options: Option<Box<Options>>,
         restarts: Option<u32>,
     ) -> Result<ObjectRef<T>> {
+        self.takes_orders(kind, options.as_deref())?;
         let (parcel, handles) = self.parcel(packed)?;
         let cell = self.with(|state, out| {
             let (id, dependencies) = (state.owner.next().0, self.dependencies(state, dependencies, &parcel));
@@ -950,6 +971,17 @@ impl Client {
         Ok(ObjectRef::first(cell))
     }
 
+    /// Nobody serves what is submitted after the end.
+    fn takes_orders(&self, (kind, type_name): (&str, &str), options: Option<&Options>) -> Result<()> {
+        match self.core.is_stopping() {
+            true => {
+                let name = options.and_then(|options| options.name.as_deref()).unwrap_or(type_name);
+                Err(self.core.shutdown_error(format!("{kind} `{name}`")))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Something is under way from here on.
     fn enter(&self, state: &mut State, cell: Arc<dyn Remote>, handles: Guards) {
         let id = cell.id();
@@ -973,6 +1005,7 @@ impl Client {
         keep: Box<dyn Any + Send + Sync>,
         caller: u32,
     ) -> Result<ObjectRef<T>> {
+        self.takes_orders(kind, options.as_deref())?;
         let (parcel, mut handles) = self.parcel(packed)?;
         handles.push(keep);
         let extras = options.as_deref().map(extras).transpose()?.flatten();
@@ -1063,6 +1096,7 @@ impl Client {
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
         self.core.count(|c| &c.submitted);
         let order = || {
+            self.takes_orders(("stream", std::any::type_name::<F>()), options.as_deref())?;
             let function = Site::of::<StreamEntry<F, D, Args, M>>()?;
             let packed = serial::pack(&args, "the arguments")?;
             self.parcel(packed).map(|(parcel, handles)| (function, parcel, handles))

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    runtime::Runtime,
+    runtime::{Builder, Runtime},
 };
 use std::{
     collections::BTreeMap,
@@ -53,8 +53,10 @@ pub struct LocalClusterBuilder {
     cpus: f64,
     gpus: u32,
     store: Option<u64>,
+    memory: Option<u64>,
     resources: BTreeMap<String, f64>,
     labels: BTreeMap<String, String>,
+    environment: Vec<(String, String)>,
 }
 
 impl LocalClusterBuilder {
@@ -83,6 +85,12 @@ impl LocalClusterBuilder {
         self
     }
 
+    /// How much memory each node has for admission, in bytes; by default this machine's.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
     /// An amount of a custom resource, on each node.
     pub fn resource(mut self, name: &str, amount: f64) -> Self {
         self.resources.insert(name.into(), amount);
@@ -92,6 +100,13 @@ impl LocalClusterBuilder {
     /// A label of each node.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// An environment variable for the cluster's processes, and so for all that runs in its workers. They have this
+    /// process's environment otherwise.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -107,8 +122,9 @@ impl LocalClusterBuilder {
         let key = Key::generate().map_err(|error| failed("its key", &error))?;
         let key_file = directory.0.join("key");
         key.save(&key_file).map_err(|error| failed("its key", &error))?;
-        let setup = HeadSetup { bind: "127.0.0.1:0".into(), key_file: Some(key_file) };
-        let head = Role::start(&RoleSetup::Head(setup))?;
+        let setup =
+            HeadSetup { bind: "127.0.0.1:0".into(), key_file: Some(key_file), directory: Some(directory.0.clone()) };
+        let head = Role::start(&RoleSetup::Head(setup), &self.environment)?;
         let mut cluster = LocalCluster { directory, key, head, nodes: Vec::new(), builder: self };
         for _ in 0..cluster.builder.nodes {
             cluster.add_node()?;
@@ -128,8 +144,16 @@ impl LocalCluster {
 
     /// A cluster with options.
     pub fn builder() -> LocalClusterBuilder {
-        let (resources, labels) = (BTreeMap::new(), BTreeMap::new());
-        LocalClusterBuilder { nodes: 2, cpus: 1.0, gpus: 0, store: None, resources, labels }
+        LocalClusterBuilder {
+            nodes: 2,
+            cpus: 1.0,
+            gpus: 0,
+            memory: None,
+            store: None,
+            resources: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// A runtime on this cluster.
@@ -137,7 +161,15 @@ impl LocalCluster {
     /// # Errors
     /// As [`Runtime::connect`].
     pub fn connect(&self) -> Result<Runtime> {
-        Runtime::on_cluster(self.address(), Some(self.key.clone()), Runtime::builder())
+        self.connect_with(Runtime::builder())
+    }
+
+    /// A runtime on this cluster, with options.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`].
+    pub fn connect_with(&self, builder: Builder) -> Result<Runtime> {
+        Runtime::on_cluster(self.address(), Some(self.key.clone()), builder)
     }
 
     /// The head's address, for [`Runtime::connect`] and `OUTRAY_ADDRESS`.
@@ -167,13 +199,13 @@ impl LocalCluster {
             cache: self.directory.0.join("executables"),
             cpus: Some(self.builder.cpus),
             gpus: self.builder.gpus,
-            memory: None,
+            memory: self.builder.memory,
             store: self.builder.store,
             spill: self.directory.0.join("spilled"),
             resources: self.builder.resources.clone(),
             labels: self.builder.labels.clone(),
         };
-        let node = Role::start(&RoleSetup::Node(setup))?;
+        let node = Role::start(&RoleSetup::Node(setup), &self.builder.environment)?;
         self.nodes.push(node);
         Ok(self.nodes.last().map_or("", |node| &node.name))
     }
@@ -221,11 +253,12 @@ struct Role {
 }
 
 impl Role {
-    fn start(setup: &RoleSetup) -> Result<Role> {
+    fn start(setup: &RoleSetup, environment: &[(String, String)]) -> Result<Role> {
         let failed =
             |why: String| Error::Unsupported { reason: format!("a local cluster could not be started: {why}") };
         let program = Path::new("/proc/self/exe");
         let child = Command::new(program)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .env(entry::VARIABLE, entry::ROLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -286,7 +319,7 @@ impl Drop for LocalCluster {
 }
 
 impl Runtime {
-    pub(crate) fn on_cluster(address: &str, key: Option<Key>, builder: crate::runtime::Builder) -> Result<Runtime> {
+    pub(crate) fn on_cluster(address: &str, key: Option<Key>, builder: Builder) -> Result<Runtime> {
         driver::connect(address, key, builder.config()).map(Runtime::of)
     }
 }

@@ -374,6 +374,12 @@ impl NodeProcess {
                 let letter = Letter::Call { call, actor, caller, body };
                 self.send(state, Envelope { from, to: worker, letter, payload });
             }
+            // A call; its caller does not know the worker.
+            Letter::Stop { task, attempt } => {
+                if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains(&task)).map(|(id, _)| *id) {
+                    self.send(state, Envelope { from, to: worker, letter: Letter::Stop { task, attempt }, payload });
+                }
+            }
             Letter::JobIs { driver, job } => self.job_is(state, driver, job, out),
             Letter::ImagePart { offset } => self.image_part(state, from, offset, payload, out),
             Letter::Ready { refused } => self.ready(state, from, refused, out),

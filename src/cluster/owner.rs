@@ -372,13 +372,19 @@ impl Owner {
 
     /// Ends a task that has not ended or that stays, wherever it is; what depends on it fails.
     pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
-        let failure = || Arc::new(Error::Cancelled { origin: self.origin(object.number) });
+        if self.records.contains_key(&object.number) {
+            self.fail(object, Arc::new(Error::Cancelled { origin: self.origin(object.number) }), out);
+        }
+    }
+
+    /// The same, for another reason.
+    pub(crate) fn fail(&mut self, object: ObjectId, failure: Failure, out: &mut Effects) {
         let Some(record) = self.records.get(&object.number) else { return };
         let (attempt, at) = (record.attempt, record.at);
         if record.is_under_way() {
-            self.steps.push(Step::End(object.number, attempt, State::Failed(failure())));
+            self.steps.push(Step::End(object.number, attempt, State::Failed(failure)));
         } else if record.stays_at().is_some() || matches!(record.state, State::Ended) {
-            let state = State::Failed(failure());
+            let state = State::Failed(failure);
             self.replace(object.number, state, out);
             self.there(object.number, out);
         } else {

@@ -176,9 +176,9 @@ impl<T: Object> Node for RemoteCell<T> {
     }
 
     fn fail(&self, error: Arc<Error>) -> bool {
-        let failed = complete(&self.meta, &self.arrived, Err(error)).is_first();
+        let failed = complete(&self.meta, &self.arrived, Err(error.clone())).is_first();
         if failed {
-            self.client.cancel(self.id);
+            self.client.fail(self.id, error);
         }
         failed
     }

@@ -35,6 +35,8 @@ pub(crate) enum RoleSetup {
 pub(crate) struct HeadSetup {
     pub(crate) bind: String,
     pub(crate) key_file: Option<PathBuf>,
+    /// Removed when the pipe ends: whoever made it may have ended without.
+    pub(crate) directory: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -131,7 +133,12 @@ pub(crate) fn serve(mut input: File, mut output: File) -> io::Result<()> {
     };
     let result = match setup {
         RoleSetup::Head(setup) => {
-            end_with_pipe(Box::new(|| {}));
+            let directory = setup.directory.clone();
+            end_with_pipe(Box::new(move || {
+                if let Some(directory) = directory {
+                    let _ = std::fs::remove_dir_all(directory); // it may have gone
+                }
+            }));
             head(&setup, |address| told(&format!("ok {address}")))
         }
         RoleSetup::Node(setup) => node(setup, |name, address, process| {

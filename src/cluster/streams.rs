@@ -192,7 +192,7 @@ impl<T: Object> Node for RemoteStream<T> {
 
     fn fail(&self, error: Arc<Error>) -> bool {
         let is_first = !self.slot.is_done();
-        self.client.cancel(self.id);
+        self.client.fail(self.id, error.clone());
         self.arrive(Err(error));
         is_first
     }

@@ -387,7 +387,7 @@ pub(crate) enum Letter {
         devices: Vec<(usize, u32)>,
         files: Vec<Option<(PathBuf, u64)>>,
     },
-    /// Node to worker: nobody wants it any more.
+    /// Node to worker: nobody wants it any more. A caller to its actor's node, for a call.
     Stop {
         task: ObjectId,
         attempt: u32,

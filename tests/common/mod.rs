@@ -1,6 +1,12 @@
 //! What the behaviour tests share: a watchdog, gates, counting values, and tests in a process of
 //! their own.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its part
+
+pub(crate) mod shared;
+mod where_to;
+
+pub(crate) use shared::{AtomicBool, AtomicU32, AtomicUsize, Notes};
+pub(crate) use where_to::{builder, local, local_only, not_yet, on_cluster};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
@@ -8,11 +14,7 @@ use std::{
     panic::resume_unwind,
     pin::pin,
     process::{Command, Output},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-        mpsc,
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::SeqCst, mpsc},
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
     time::{Duration, Instant},
@@ -24,7 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(30);
 
 /// Runs a test's body, and makes a failure of a hang.
+///
+/// On a cluster one test runs at a time, because they share its CPUs.
 pub(crate) fn watch<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = on_cluster().then(|| ONE.lock().unwrap_or_else(PoisonError::into_inner));
     let (over, is_over) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
@@ -46,15 +52,38 @@ pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
     let started = Instant::now();
     while !is_so() {
         assert!(started.elapsed() < STEP, "waited in vain until {what}");
-        std::thread::yield_now();
+        let_others_run();
     }
+}
+
+/// What is so at once in one process is so soon where others have a part in it.
+#[track_caller]
+pub(crate) fn at_once(what: &str, is_so: impl Fn() -> bool) {
+    match on_cluster() {
+        true => until(what, is_so),
+        false => assert!(is_so(), "not at once: {what}"),
+    }
+}
+
+/// So many where nothing travels, and a hundredth where each does.
+pub(crate) fn many(number: usize) -> usize {
+    if on_cluster() { number / 100 } else { number }
 }
 
 /// Lets everybody else run for a while: a chance to do what they must not. Never needed for a test
 /// to pass.
 pub(crate) fn give_others_a_chance() {
-    for _ in 0..2_000 {
-        std::thread::yield_now();
+    match shared::are_shared() {
+        true => std::thread::sleep(Duration::from_millis(50)),
+        false => (0..2_000).for_each(|_| std::thread::yield_now()),
+    }
+}
+
+/// Other threads, or other processes, which have more to do to answer.
+fn let_others_run() {
+    match shared::are_shared() {
+        true => std::thread::sleep(Duration::from_micros(200)),
+        false => std::thread::yield_now(),
     }
 }
 
@@ -231,7 +260,7 @@ pub(crate) struct Scratch(pub(crate) std::path::PathBuf);
 
 impl Scratch {
     pub(crate) fn new(name: &str) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, SeqCst);
         Scratch(std::env::temp_dir().join(format!("outray-{}-{number}-{name}", std::process::id())))
     }
