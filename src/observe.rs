@@ -380,7 +380,7 @@ impl Runtime {
     }
 
     /// Writes what ran when, on which thread, to a file that Perfetto (ui.perfetto.dev) and
-    /// `chrome://tracing` open.
+    /// `chrome://tracing` open. On a cluster: which task ran when, on which node.
     ///
     /// # Errors
     /// [`Error::NotObserving`]; [`Error::Io`] if the file cannot be written.
@@ -389,6 +389,11 @@ impl Runtime {
         let path = path.as_ref();
         let failed = |error: std::io::Error| Error::Io { path: path.display().to_string(), message: error.to_string() };
         let mut file = BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            let nodes = crate::cluster::what_ran(client)?;
+            return crate::cluster::write_trace(&nodes, file).map(drop).map_err(failed);
+        }
         let mut separator = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n";
         let mut event = |event: serde_json::Value| {
             let written = write!(file, "{separator}{event}").map_err(failed);

@@ -21,6 +21,7 @@
 use super::{
     actors::View,
     capacity::Demand,
+    function::{Descriptor, FunctionError, resolve_here},
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
@@ -97,6 +98,8 @@ pub(crate) struct Client {
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
     asked: Mutex<(u64, HashMap<u64, mpsc::Sender<String>>)>,
+    /// Functions whose names the node has been told.
+    named: Mutex<HashSet<Site>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -252,6 +255,7 @@ impl Client {
             calls: Mutex::default(),
             kept: Mutex::default(),
             asked: Mutex::default(),
+            named: Mutex::default(),
             leave: Mutex::new(None),
         });
         client.with(|_, out| out.effects = effects);
@@ -590,10 +594,10 @@ impl Client {
                 let hosted = self.hosted.lock().remove(&task);
                 drop(hosted);
             }
-            Letter::Answer { number, answer } => {
+            Letter::Answer { number } => {
                 let waiting = self.asked.lock().1.remove(&number);
-                if let Some(waiting) = waiting {
-                    let _ = waiting.send(answer); // it may have given up
+                if let (Some(waiting), Some(answer)) = (waiting, payload.first()) {
+                    let _ = waiting.send(String::from_utf8_lossy(answer).into_owned()); // it may have given up
                 }
             }
             _ => {}
@@ -1048,7 +1052,7 @@ impl Client {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
         };
         let hosted = self.hosted.lock().get(&actor).cloned();
-        let function = super::function::resolve_here(order.function);
+        let function = self.find(order.function);
         let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
         let incoming = Incoming {
@@ -1269,7 +1273,7 @@ impl Client {
             }
         }
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
-        let function = super::function::resolve_here(order.function);
+        let function = self.find(order.function);
         let incoming = Incoming {
             client: self.clone(),
             imports: Imports { client: self.clone(), handles },
@@ -1333,6 +1337,16 @@ impl Client {
         };
         self.drafts.lock().insert((object, attempt), Box::new(write));
         self.post(node, Letter::Reserve { object, attempt, size }, Vec::new());
+    }
+
+    /// A function of this executable; the node is told its name.
+    fn find(&self, site: Site) -> Result<&'static Descriptor, FunctionError> {
+        let function = resolve_here(site)?;
+        if self.named.lock().insert(site) {
+            let name = function.name().to_owned();
+            self.post(self.me.station(), Letter::Named { function: site, name }, Vec::new());
+        }
+        Ok(function)
     }
 
     /// It runs here from now on.

@@ -140,7 +140,15 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let core = Core::open(config);
     let ours = Client::new(core, me, job, None, post);
     let _ = client.set(ours.clone()); // this is the only place
-    if !meeting.wait(|progress| matches!(progress, Progress::Node | Progress::Gone(_))) {
+    let is_settled = meeting.wait(|progress| matches!(progress, Progress::Node | Progress::Gone(_)));
+    let gone = match &*meeting.met.lock() {
+        Progress::Gone(reason) => Some(reason.clone()),
+        _ => None,
+    };
+    if let Some(reason) = gone {
+        return Err(failed(format!("the cluster at {address} cannot be used: {reason}")));
+    }
+    if !is_settled {
         return Err(failed(format!(
             "the cluster at {address} has no node; start one with `outray node --head {address}`"
         )));
@@ -188,6 +196,7 @@ fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meet
                 }
             }
             Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
+            Happening::Refused(reason) => meeting.set(Progress::Gone(reason)),
             Happening::Met { station, host, .. } => {
                 if host == ours {
                     client.wait().is_near(station);

@@ -4,9 +4,11 @@
 use super::{
     endpoint::Events,
     head::{BEAT, Head},
+    image::platform,
     protocol::{Effects, HEAD, Message, ObjectId, ProcessId},
+    signals,
     station::{Happening, Station},
-    wire::{Envelope, Job, Letter, Question, Role},
+    wire::{self, Envelope, Job, Letter, Question, Role},
 };
 use serde_json::{Value, json};
 use std::{
@@ -33,7 +35,7 @@ pub(crate) struct HeadProcess {
     stations: BTreeMap<ProcessId, Known>,
     /// Processes that are owners, by their numbers.
     owners: BTreeSet<ProcessId>,
-    jobs: BTreeMap<ProcessId, Job>,
+    jobs: BTreeMap<ProcessId, (Job, Instant)>,
     names: BTreeMap<String, Named>,
     /// Questions that nodes are still to answer.
     open: BTreeMap<u64, Open>,
@@ -47,6 +49,8 @@ struct Open {
     number: u64,
     missing: BTreeSet<ProcessId>,
     answers: Vec<Value>,
+    /// What the head itself knows, if that is part of the answer.
+    head: Option<Value>,
 }
 
 impl HeadProcess {
@@ -86,7 +90,10 @@ impl HeadProcess {
                         tracing::info!("{station} is gone: {reason}");
                         self.gone(station);
                     }
-                    Happening::Tick => {}
+                    Happening::Refused(_) | Happening::Tick => {}
+                }
+                if signals::is_end_asked() && !self.is_ending {
+                    self.end();
                 }
                 if Instant::now() >= tick {
                     tick = Instant::now() + Duration::from_nanos(BEAT / 2);
@@ -164,15 +171,15 @@ impl HeadProcess {
             Letter::Unreachable { station } | Letter::Died { process: station } => self.gone_or_died(from, station),
             Letter::Leaving => self.gone(from.station()),
             Letter::Register(job) => {
-                self.jobs.insert(from, job);
+                self.jobs.insert(from, (job, Instant::now()));
             }
             Letter::WhichJob { driver } => {
-                let job = self.jobs.get(&driver).cloned();
+                let job = self.jobs.get(&driver).map(|(job, _)| job.clone());
                 self.post(from, Letter::JobIs { driver, job });
             }
             Letter::Ask { number, question } => self.ask(from, number, question),
-            Letter::Answer { number, answer } => {
-                let answer = serde_json::from_str(&answer).ok();
+            Letter::Answer { number } => {
+                let answer = envelope.payload.first().and_then(|answer| serde_json::from_slice(answer).ok());
                 self.answered(number, from, answer);
             }
             _ => {}
@@ -219,38 +226,63 @@ impl HeadProcess {
                 json!({})
             }
             Question::Stop => {
-                for station in self.stations.keys() {
-                    self.post(*station, Letter::Leaving);
-                }
-                self.is_ending = true;
-                json!({ "nodes": self.stations.values().filter(|known| matches!(known.role, Role::Node)).count() })
+                let nodes = self.nodes().count();
+                self.end();
+                json!({ "nodes": nodes, "jobs": self.jobs.len() })
             }
-            Question::Jobs => {
-                let jobs = self.jobs.values().map(|job| {
-                    json!({ "id": job.driver.to_string(), "program": job.name, "pid": job.pid,
-                            "executable": job.image.hash.to_string() })
-                });
-                jobs.collect()
-            }
+            Question::Jobs => self.list_jobs(),
             Question::Explain { task } => {
                 let ours = self.head.explain(*task).map(Value::from).into_iter().collect();
                 return self.pass_on(from, number, question, ours);
             }
             _ => return self.pass_on(from, number, question, Vec::new()),
         };
-        self.post(from, Letter::Answer { number, answer: answer.to_string() });
+        self.answer(from, number, &answer);
+    }
+
+    fn answer(&self, to: ProcessId, number: u64, answer: &Value) {
+        let (letter, payload) = wire::answer(number, answer);
+        self.station.post(&Envelope { from: HEAD, to, letter, payload });
+    }
+
+    /// Tells everybody that the cluster ends, and ends.
+    fn end(&mut self) {
+        for station in self.stations.keys() {
+            self.post(*station, Letter::Leaving);
+        }
+        self.is_ending = true;
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = ProcessId> + '_ {
+        self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id)
+    }
+
+    fn list_jobs(&self) -> Value {
+        let jobs = self.jobs.values().map(|(job, since)| {
+            let at = self.stations.get(&job.driver).map(|known| known.address.clone());
+            json!({ "id": job.driver.to_string(), "program": job.name, "pid": job.pid, "address": at,
+                    "since_seconds": since.elapsed().as_secs_f64(), "executable": job.image.hash.to_string(),
+                    "bytes": job.image.size, "observes": job.observe })
+        });
+        jobs.collect()
     }
 
     /// What the nodes know, each its own part.
     fn pass_on(&mut self, asked_by: ProcessId, number: u64, question: Question, answers: Vec<Value>) {
-        let nodes: BTreeSet<_> =
-            self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id).collect();
+        let nodes: BTreeSet<_> = self.nodes().collect();
+        let head = matches!(question, Question::Status).then(|| {
+            json!({ "head": { "address": self.station.address, "pid": std::process::id(),
+                              "version": env!("CARGO_PKG_VERSION"), "platform": platform(),
+                              "since_seconds": self.started.elapsed().as_secs_f64(),
+                              "names": self.names.len(), "tasks_without_a_node": self.head.holds().1 },
+                    "jobs": self.list_jobs() })
+        });
         let ours = self.next_question;
         self.next_question += 1;
         for node in &nodes {
             self.post(*node, Letter::Ask { number: ours, question: question.clone() });
         }
-        self.open.insert(ours, Open { asked_by, number, missing: nodes, answers });
+        self.open.insert(ours, Open { asked_by, number, missing: nodes, answers, head });
         self.answered(ours, HEAD, None);
     }
 
@@ -261,8 +293,15 @@ impl HeadProcess {
         if open.missing.is_empty()
             && let Some(open) = self.open.remove(&question)
         {
-            let answer = Value::Array(open.answers).to_string();
-            self.post(open.asked_by, Letter::Answer { number: open.number, answer });
+            let nodes = Value::Array(open.answers);
+            let answer = match open.head {
+                Some(mut answer) => {
+                    answer["nodes"] = nodes;
+                    answer
+                }
+                None => nodes,
+            };
+            self.answer(open.asked_by, open.number, &answer);
         }
     }
 }

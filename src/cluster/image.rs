@@ -109,7 +109,8 @@ impl Image {
     }
 }
 
-fn platform() -> String {
+/// What this executable was built for.
+pub(crate) fn platform() -> String {
     let library = match () {
         () if cfg!(target_env = "gnu") => "gnu",
         () if cfg!(target_env = "musl") => "musl",

@@ -1,5 +1,5 @@
-//! One program on many machines. Under construction: the parts are here, and tested each by itself;
-//! nothing yet connects a runtime to them, so `Runtime::local()` is all that a program can use.
+//! One program on many machines: [`Runtime::connect`](crate::Runtime::connect), [`LocalCluster`], and the command
+//! `outray`, which `docs/cluster.md` describes. Young.
 //!
 //! ```text
 //! decisions       head, node, owner, protocol, capacity   state machines, no I/O; run by `simulation`
@@ -37,6 +37,8 @@ pub mod function;
 pub mod image;
 
 #[doc(hidden)]
+pub mod commands;
+#[doc(hidden)]
 pub mod travel;
 // And `store::map`, which maps files.
 mod store;
@@ -66,17 +68,28 @@ mod head_process;
 mod local_cluster;
 mod node_process;
 mod pipe;
+mod printed;
 mod remote;
 mod roles;
+mod runs;
 mod shelf;
+mod signals;
 mod station;
 pub(crate) mod streams;
 pub(crate) mod wire;
 mod worker;
 
 pub use local_cluster::{LocalCluster, LocalClusterBuilder};
+pub(crate) use runs::write_trace;
 
 /// The key that the environment names, if it names one.
 pub(crate) fn key_from_env() -> crate::Result<Option<secure::Key>> {
     driver::key()
+}
+
+/// What ran when, as each node answers it.
+pub(crate) fn what_ran(client: &client::Client) -> crate::Result<Vec<serde_json::Value>> {
+    let answer = client.ask(wire::Question::Runs)?;
+    serde_json::from_str(&answer)
+        .map_err(|error| crate::Error::Unsupported { reason: format!("the head's answer cannot be read: {error}") })
 }

@@ -62,6 +62,23 @@ struct Task {
     stays: bool,
 }
 
+/// What is to be seen of a task.
+pub(crate) struct Seen<'a> {
+    pub(crate) spec: &'a TaskSpec,
+    /// How many arguments are not here yet.
+    pub(crate) lacking: usize,
+    /// When its worker got it.
+    pub(crate) since: Option<Nanos>,
+    /// That was ahead of its turn, which has not come.
+    pub(crate) is_ahead: bool,
+}
+
+impl Seen<'_> {
+    pub(crate) fn runs(&self) -> bool {
+        self.since.is_some() && !self.is_ahead
+    }
+}
+
 impl Task {
     /// Whether its arguments are here still: they may have been freed since, because a task that made one was
     /// cancelled after it had ended here.
@@ -70,6 +87,11 @@ impl Task {
             Arg::Object { id, .. } => store.contains_key(id),
             Arg::Inline(_) => true,
         })
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        let since = self.running.as_ref().map(|(since, _)| *since);
+        Seen { spec: &self.spec, lacking: self.fetching.len(), since, is_ahead: self.is_ahead }
     }
 }
 
@@ -827,9 +849,14 @@ impl Node {
         &self.labels
     }
 
-    /// The tasks here, with their attempts, and whether they run.
-    pub(crate) fn tasks(&self) -> impl Iterator<Item = (ObjectId, u32, bool)> + '_ {
-        self.tasks.iter().map(|(key, task)| (key.0, key.1, task.running.is_some()))
+    /// The tasks here.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.tasks.values().map(Task::seen)
+    }
+
+    /// One of them.
+    pub(crate) fn task(&self, id: ObjectId, attempt: u32) -> Option<Seen<'_>> {
+        self.tasks.get(&(id, attempt)).map(Task::seen)
     }
 
     /// What a task here waits for, in its attempts.

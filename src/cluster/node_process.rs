@@ -7,6 +7,10 @@
 //! One for the station, and for each worker one that reads and one that writes. All go through one lock, under
 //! which nothing blocks. Whatever takes long (to read or write an executable, to start a process) has a thread.
 
+mod report;
+
+pub(crate) use report::NAME;
+
 use super::{
     bulk::{self, Bulk},
     capacity::Capacity,
@@ -16,31 +20,36 @@ use super::{
     image::{Cache, Image},
     node::Node,
     pipe,
+    printed::{Printed, read_line},
     protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, TaskSpec},
+    runs::Runs,
     shelf::{Kept, Shelf},
+    signals,
     station::{Happening, Station},
     store,
-    wire::{Blob, End, Envelope, Job, Letter, Order, Question, host},
+    wire::{self, Blob, End, Envelope, Job, Letter, Order, Site, Title, host},
 };
 use crate::error::{Error, Origin};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use serde_json::json;
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    io::{self, BufRead, BufReader},
+    io::{self, BufReader},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, OnceLock, Weak},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// At most so many tasks are with their worker ahead of their turn.
 const AHEAD: usize = 512;
 /// A part of an executable, in bytes.
 pub(crate) const PART: usize = 1 << 20;
+
+/// How long the head may take to answer at first.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Setup {
     pub(crate) capacity: Capacity,
@@ -61,6 +70,8 @@ pub(crate) struct NodeProcess {
     bulk: Bulk,
     cache: Cache,
     started: Instant,
+    /// The same as a date.
+    started_on: SystemTime,
     state: Mutex<State>,
 }
 
@@ -77,7 +88,11 @@ struct State {
     /// What those died of that were here.
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
     next_worker: u16,
+    printed: Printed,
+    timeline: Runs,
     is_ending: bool,
+    /// Why it ends, if nobody has asked for that.
+    failed: Option<String>,
 }
 
 #[derive(Default)]
@@ -90,6 +105,8 @@ struct JobState {
     waiting: Vec<TaskSpec>,
     /// Why there will be none.
     refused: Option<Arc<Error>>,
+    /// What its functions are called, as far as they have run here.
+    names: HashMap<Site, Arc<str>>,
 }
 
 /// What a worker runs, and the files of the arguments, which stay until it has ended.
@@ -114,8 +131,13 @@ struct Worker {
     is_ready: bool,
     /// CPUs of its tasks that wait, in thousandths.
     lent: u32,
-    /// Calls that have not ended.
-    calls: BTreeSet<ObjectId>,
+    /// Calls that have not ended, and of which actor.
+    calls: BTreeMap<ObjectId, (ObjectId, Option<Title>)>,
+    /// What ended last.
+    last: Option<Arc<str>>,
+    /// And when: nanoseconds since the node was started.
+    ended: u64,
+    since: Instant,
     /// Until it is ready.
     waiting: Vec<Envelope>,
 }
@@ -148,6 +170,7 @@ impl NodeProcess {
             station,
             cache: Cache::open(cache)?,
             started: Instant::now(),
+            started_on: SystemTime::now(),
             state: Mutex::new(State {
                 node,
                 shelf,
@@ -158,7 +181,10 @@ impl NodeProcess {
                 actors: HashMap::new(),
                 dead_actors: BTreeMap::new(),
                 next_worker: 1,
+                printed: Printed::default(),
+                timeline: Runs::default(),
                 is_ending: false,
+                failed: None,
             }),
         });
         let _ = objects.set(Arc::downgrade(&process)); // this is the only place
@@ -166,9 +192,13 @@ impl NodeProcess {
         Ok(process)
     }
 
-    /// Serves until the cluster ends.
-    pub(crate) fn run(self: Arc<Self>, events: Events) {
+    /// Serves until the cluster ends, or this node is to end; `joined` is told when the head has answered.
+    ///
+    /// # Errors
+    /// Why it ended if nobody asked for that; nothing if no head has answered in time.
+    pub(crate) fn run(self: Arc<Self>, events: Events, joined: impl FnOnce()) -> Result<(), Option<String>> {
         let (next, ours) = (Cell::new(Instant::now()), host());
+        let mut joined = Some(joined);
         self.station.clone().run(
             events,
             || next.get(),
@@ -179,9 +209,21 @@ impl NodeProcess {
                         if host == ours {
                             self.state.lock().neighbours.insert(station);
                         }
+                        if station == HEAD
+                            && let Some(joined) = joined.take()
+                        {
+                            joined();
+                        }
                     }
-                    Happening::Lost { station, reason } => self.lost(station, &reason),
                     Happening::Tick => {}
+                    Happening::Refused(reason) => self.fail(&mut self.state.lock(), reason),
+                    Happening::Lost { station, reason } => self.lost(station, &reason),
+                }
+                if joined.is_some() && self.started.elapsed() > PATIENCE {
+                    self.state.lock().is_ending = true;
+                }
+                if signals::is_end_asked() {
+                    self.state.lock().is_ending = true;
                 }
                 let (until, is_ending) = self.with(|state, out| {
                     state.node.tick(self.now(), out);
@@ -194,13 +236,28 @@ impl NodeProcess {
             },
         );
         self.end();
+        match self.state.lock().failed.take() {
+            None if joined.is_some() && !signals::is_end_asked() => Err(None),
+            None => Ok(()),
+            failed => Err(failed),
+        }
+    }
+
+    /// Something has happened after which this node cannot go on.
+    fn fail(&self, state: &mut State, why: String) {
+        // Who leaves in good order may still be told that it is not heard any more.
+        if !std::mem::replace(&mut state.is_ending, true) {
+            state.failed = Some(why);
+        }
     }
 
     /// Ends the workers, removes the objects, and says that it leaves. What `run` runs in ends after that.
     pub(crate) fn end(&self) {
         let workers = std::mem::take(&mut self.state.lock().workers);
         for worker in workers.values() {
-            let _ = worker.child.lock().kill(); // it may have ended
+            let mut child = worker.child.lock();
+            let _ = child.kill(); // it may have ended
+            let _ = child.wait();
         }
         self.state.lock().shelf.close();
         self.station.post(&self.envelope(HEAD, Letter::Leaving, Vec::new()));
@@ -286,8 +343,9 @@ impl NodeProcess {
                 }
             }
             if out.fenced {
-                tracing::error!("the head has declared this node dead, although it lives; start it again");
-                state.is_ending = true;
+                let why =
+                    "the head has declared this node dead, although it lives: it was not heard in time; start it again";
+                self.fail(state, why.into());
             }
         }
     }
@@ -369,14 +427,15 @@ impl NodeProcess {
                     );
                 };
                 if let Some(worker) = state.workers.get_mut(&worker) {
-                    worker.calls.insert(call);
+                    worker.calls.insert(call, (actor, Title::of(&body.0)));
                 }
                 let letter = Letter::Call { call, actor, caller, body };
                 self.send(state, Envelope { from, to: worker, letter, payload });
             }
             // A call; its caller does not know the worker.
             Letter::Stop { task, attempt } => {
-                if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains(&task)).map(|(id, _)| *id) {
+                if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains_key(&task)).map(|(id, _)| *id)
+                {
                     self.send(state, Envelope { from, to: worker, letter: Letter::Stop { task, attempt }, payload });
                 }
             }
@@ -387,8 +446,14 @@ impl NodeProcess {
                 self.pull(state, from, Message::Pushed { object, size, attempt }, address, out);
             }
             Letter::Ask { number, question } => {
-                let answer = self.answer(state, &question).to_string();
-                self.station.post(&self.envelope(from, Letter::Answer { number, answer }, Vec::new()));
+                let (answer, payload) = wire::answer(number, &self.answer(state, &question));
+                self.station.post(&self.envelope(from, answer, payload));
+            }
+            Letter::Named { function, name } => {
+                let driver = state.workers.get(&from).map(|worker| worker.driver);
+                if let Some(job) = driver.and_then(|driver| state.jobs.get_mut(&driver)) {
+                    job.names.insert(function, name.into());
+                }
             }
             Letter::Leaving => state.is_ending = true,
             _ => {}
@@ -474,14 +539,13 @@ impl NodeProcess {
             _ => None,
         };
         if let Some(worker) = call_of {
-            if let Some(worker) = state.workers.get_mut(&worker) {
-                worker.calls.remove(&id);
-            }
+            self.call_ended(state, worker, id);
             if let Some(size) = stored {
                 state.node.put(id, size);
             }
             out.send(id.owner, Message::Finished { task: id, attempt, outcome });
         } else {
+            self.task_ended(state, id, attempt);
             match state.actors.get_mut(&id) {
                 Some(place) if !matches!(outcome, Outcome::Failed(_)) => place.is_made = true,
                 _ => {
@@ -714,12 +778,20 @@ impl NodeProcess {
             state.next_worker = state.next_worker.checked_add(1).unwrap_or(1);
             let you = Letter::Welcome { you: id, node: self.name.clone(), job: job.clone(), cpus: self.cpus };
             letters.send(&self.envelope(id, you, Vec::new()));
-            let (waiting, calls) = (Vec::new(), BTreeSet::new());
-            let child = child.clone();
-            state.workers.insert(
-                id,
-                Worker { driver: job.driver, letters, child, pid, is_ready: false, lent: 0, calls, waiting },
-            );
+            let worker = Worker {
+                driver: job.driver,
+                letters,
+                child: child.clone(),
+                pid,
+                is_ready: false,
+                lent: 0,
+                calls: BTreeMap::new(),
+                last: None,
+                ended: 0,
+                since: Instant::now(),
+                waiting: Vec::new(),
+            };
+            state.workers.insert(id, worker);
             id
         });
         let node = self.clone();
@@ -749,13 +821,12 @@ impl NodeProcess {
         });
     }
 
-    /// What a worker prints goes to the driver, with its name in front.
+    /// What a worker prints is kept, and goes to the driver, with who it was.
     fn pass_on_lines(&self, driver: ProcessId, worker: ProcessId, pid: u32, errors: impl io::Read) {
-        let mut lines = BufReader::new(errors).split(b'\n');
-        while let Some(Ok(line)) = lines.next() {
-            let line = String::from_utf8_lossy(&line).into_owned();
-            let worker = format!("node {}, pid {pid}", worker.station());
-            let letter = Letter::Printed { worker, lines: vec![line] };
+        let mut errors = BufReader::new(errors);
+        while let Ok(Some(line)) = read_line(&mut errors) {
+            let who = self.keep_line(driver, worker, pid, line.as_str().into());
+            let letter = Letter::Printed { worker: who, lines: vec![line] };
             self.station.post(&self.envelope(driver, letter, Vec::new()));
         }
     }
@@ -797,7 +868,7 @@ impl NodeProcess {
                 None => state.node.finished(self.now(), task, attempt, Outcome::Crashed { why: why.into() }, out),
             }
         }
-        for call in worker.calls {
+        for call in worker.calls.into_keys() {
             let error = died(call, why);
             out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
         }
@@ -807,77 +878,11 @@ impl NodeProcess {
     /// A station is gone: if it was the head, nothing can go on.
     fn lost(self: &Arc<Self>, station: ProcessId, reason: &str) {
         if station == HEAD {
-            tracing::error!("the head is gone: {reason}");
-            return self.state.lock().is_ending = true;
+            let why = format!("the head is gone: {reason}");
+            return self.fail(&mut self.state.lock(), why);
         }
         self.station.post(&self.envelope(HEAD, Letter::Unreachable { station }, Vec::new()));
     }
-
-    fn answer(&self, state: &State, question: &Question) -> serde_json::Value {
-        let (tasks, objects, fetches) = state.node.holds();
-        let bytes: u64 = state.shelf.sizes().map(|(_, size)| size).sum();
-        let stats = state.shelf.stats();
-        let summary = json!({
-            "node": self.name, "address": self.station.address,
-            "capacity": json_of(state.node.capacity()), "free": json_of(state.node.free()),
-            "labels": state.node.labels().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>(),
-            "tasks": tasks, "objects": objects, "fetching": fetches, "stored_bytes": bytes,
-            "workers": state.workers.len(), "pid": std::process::id(),
-        });
-        match question {
-            Question::Tasks => state
-                .node
-                .tasks()
-                .map(|(id, attempt, running)| {
-                    json!({ "node": self.name, "id": format!("{id:?}"), "attempt": attempt,
-                            "state": if running { "running" } else { "waiting" } })
-                })
-                .collect(),
-            Question::Actors => {
-                let actors = state.actors.iter().map(|(id, place)| {
-                    json!({ "node": self.name, "id": format!("{id:?}"), "worker": place.worker.to_string(),
-                            "starts": place.attempt, "state": if place.is_made { "alive" } else { "starting" } })
-                });
-                actors.collect()
-            }
-            Question::Objects => {
-                let objects = state.shelf.sizes().map(|(id, size)| {
-                    json!({ "node": self.name, "id": format!("{id:?}"), "owner": id.owner.to_string(), "bytes": size })
-                });
-                objects.collect()
-            }
-            Question::Explain { task } => {
-                let lines = state.node.explain(*task);
-                lines.iter().map(|line| format!("on node {} its {line}", self.name)).collect()
-            }
-            Question::Memory => json!({
-                "node": self.name, "objects": objects, "stored_bytes": bytes,
-                "shared_bytes": stats.used, "spare_bytes": stats.spare, "spilled_bytes": stats.on_disk,
-                "workers": state.workers.iter().map(|(id, worker)| {
-                    json!({ "worker": id.to_string(), "pid": worker.pid, "resident_bytes": resident(worker.pid) })
-                }).collect::<Vec<_>>(),
-                "resident_bytes": resident(std::process::id()),
-            }),
-            _ => summary,
-        }
-    }
-}
-
-fn json_of(capacity: &Capacity) -> serde_json::Value {
-    json!({
-        "cpus": f64::from(capacity.cpu) / 1e3,
-        "gpus": capacity.gpus.iter().map(|gpu| f64::from(*gpu) / 1e3).collect::<Vec<_>>(),
-        "memory": capacity.memory,
-        "resources": capacity.custom.iter().map(|(name, amount)| (name.to_string(), *amount as f64 / 1e3))
-            .collect::<BTreeMap<_, _>>(),
-    })
-}
-
-/// A process's memory, if it is known.
-fn resident(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 pub(super) fn died(id: ObjectId, cause: &str) -> Arc<Error> {

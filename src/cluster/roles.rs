@@ -6,7 +6,7 @@ use super::{
     capacity::Capacity,
     driver::{bind_for, new_station},
     head_process::HeadProcess,
-    node_process::{NodeProcess, Setup},
+    node_process::{NodeProcess, PATIENCE, Setup},
     protocol::HEAD,
     secure::Key,
     station::Station,
@@ -19,9 +19,11 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
+    net::{TcpStream, ToSocketAddrs},
     path::PathBuf,
     process::exit,
     sync::Arc,
+    time::Duration,
 };
 
 /// What a process is to be.
@@ -80,7 +82,26 @@ pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Runs a node until its cluster ends; `ready` is told its address.
+/// Why nobody answers at the head's address, as far as that can be found out.
+pub(crate) fn silence(address: &str, has_key: bool, patience: Duration) -> String {
+    let reached = address.to_socket_addrs().and_then(|mut all| {
+        let first = all.next().ok_or_else(|| io::Error::other("it has no IP address"))?;
+        TcpStream::connect_timeout(&first, Duration::from_secs(2))
+    });
+    match reached {
+        Err(error) => format!("nothing listens at {address}: {error}; is `outray head` running there?"),
+        Ok(_) => format!(
+            "something listens at {address}, but it did not answer as a head does within {patience:?}; {}",
+            match has_key {
+                true => "has the head the same key as this process?",
+                false =>
+                    "this process has no key: if the head has one, name its file in OUTRAY_KEY_FILE, or put it at ~/.outray/key",
+            }
+        ),
+    }
+}
+
+/// Runs a node until its cluster ends; `ready` is told its name and address when the head has answered.
 pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodeProcess>)) -> Result<()> {
     let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
     let available = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
@@ -102,15 +123,18 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodePro
         None => bind_for(&setup.head)?,
     };
     let key = key(setup.key_file.as_ref())?;
+    let has_key = key.is_some();
     let (station, events) = Station::start(me, Role::Node, &bind, key.clone()).map_err(failed)?;
     // On the same interface, at another port.
     let host = station.address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
     let bulk = bulk::Config { bind: format!("{host}:0"), key, ..bulk::Config::default() };
     station.dial(&setup.head);
     let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store, bulk })?;
-    ready(&me.to_string(), &station.address, &process);
-    process.run(events);
-    Ok(())
+    let joined = || ready(&me.to_string(), &station.address, &process);
+    process
+        .clone()
+        .run(events, joined)
+        .map_err(|why| Error::Unsupported { reason: why.unwrap_or_else(|| silence(&setup.head, has_key, PATIENCE)) })
 }
 
 /// Reads from a pipe what this process is to be, and is that until the pipe ends.

@@ -5,6 +5,7 @@
 
 use super::{
     endpoint::{Config, Endpoint, Event, Events, Incarnation, Message, SendError, StartError},
+    image::platform,
     protocol::{HEAD, ProcessId},
     secure::Key,
     transport::omq::Omq,
@@ -73,6 +74,8 @@ pub(crate) enum Happening {
         address: String,
         host: String,
     },
+    /// The head does not let this process take part.
+    Refused(String),
     /// What was under way to and from it is lost.
     Lost {
         station: ProcessId,
@@ -194,6 +197,7 @@ impl Station {
                     address: self.address.clone(),
                     version: env!("CARGO_PKG_VERSION").into(),
                     host: host(),
+                    platform: platform(),
                 };
                 let hello = Envelope { from: self.me, to: HEAD, letter: hello, payload: Vec::new() };
                 self.send(peer, &mut messages(&hello).into());
@@ -225,9 +229,19 @@ impl Station {
                     Some(envelope) => envelope,
                     None => return,
                 };
+                // Who has not said hello, or was refused, is not heard.
+                let is_known = || self.routes.lock().names.contains_key(&peer);
                 match envelope.letter {
-                    Letter::Hello { role, address, host, .. } => {
+                    Letter::Hello { role, address, version, host, platform } => {
                         let station = envelope.from.station();
+                        if matches!(self.role, Role::Head)
+                            && let Some(reason) = misfit(&role, &version, &platform)
+                        {
+                            tracing::warn!("a process at {address} was refused: {reason}");
+                            let letter = Letter::Refused { reason };
+                            let refused = Envelope { from: self.me, to: station, letter, payload: Vec::new() };
+                            return self.send(peer, &mut messages(&refused).into());
+                        }
                         {
                             let routes = &mut *self.routes.lock();
                             routes.names.insert(peer, station);
@@ -247,7 +261,9 @@ impl Station {
                             }
                         }
                     }
-                    _ => happens(Happening::Letter(envelope)),
+                    Letter::Refused { reason } if envelope.from == HEAD => happens(Happening::Refused(reason)),
+                    _ if is_known() => happens(Happening::Letter(envelope)),
+                    _ => {}
                 }
             }
         }
@@ -317,6 +333,20 @@ impl Station {
     }
 }
 
+/// Why a process cannot be part of this head's cluster.
+fn misfit(role: &Role, version: &str, platform: &str) -> Option<String> {
+    let (our_version, our_platform) = (env!("CARGO_PKG_VERSION"), self::platform());
+    if version != our_version {
+        return Some(format!(
+            "it has outray {version}, and the head has outray {our_version}; all parts of a cluster must have the same version"
+        ));
+    }
+    // Who only asks runs nothing.
+    (platform != our_platform && !matches!(role, Role::Guest)).then(|| {
+        format!("it was built for {platform}, and the head for {our_platform}; all parts of a cluster must be built for the same")
+    })
+}
+
 /// A letter as messages of the link's.
 fn messages(envelope: &Envelope) -> Vec<Message> {
     let header = envelope.header();
@@ -345,4 +375,66 @@ fn messages(envelope: &Envelope) -> Vec<Message> {
     // Also when the last are empty.
     messages.push(Message { header: more, payloads: Vec::new() });
     messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, thread};
+
+    #[test]
+    fn a_head_refuses_other_versions_and_platforms_and_does_not_hear_them() {
+        let (head, events) = Station::start(HEAD, Role::Head, "127.0.0.1:0", None).expect("a head");
+        let (tell, told) = mpsc::channel();
+        let running = head.clone();
+        let later = || Instant::now() + Duration::from_secs(3_600);
+        let thread = thread::spawn(move || {
+            running.run(events, later, |happening| {
+                let happened = match happening {
+                    Happening::Met { station, .. } => format!("met {station}"),
+                    Happening::Letter(envelope) => format!("{:?}", envelope.letter),
+                    _ => return,
+                };
+                tell.send(happened).expect("the test waits");
+            });
+        });
+        let (endpoint, mut events) = Endpoint::start(Config::default(), Omq::new).expect("an endpoint");
+        endpoint.connect(&head.address);
+        let peer = loop {
+            if let Event::Up(peer) = events.recv().expect("a peer") {
+                break peer;
+            }
+        };
+        let say = |letter| {
+            let envelope = Envelope { from: ProcessId::station_from(7), to: HEAD, letter, payload: Vec::new() };
+            for message in messages(&envelope) {
+                endpoint.send(peer, message).expect("room");
+            }
+        };
+        let ours = env!("CARGO_PKG_VERSION");
+        let hellos =
+            [(Role::Node, "0.0.9", &*platform()), (Role::Driver, ours, "vax-vms"), (Role::Guest, ours, "vax-vms")];
+        for (role, version, platform) in hellos {
+            let (version, platform) = (version.into(), platform.into());
+            say(Letter::Hello { role, address: "there".into(), version, host: host(), platform });
+            say(Letter::Leaving);
+        }
+        let mut refusals = Vec::new();
+        while refusals.len() < 2 {
+            let Event::Message(_, mut message) = events.recv().expect("a message") else { continue };
+            message.header.advance(1);
+            let envelope = Envelope::parse(&message.header, message.payloads).expect("a letter");
+            if let Letter::Refused { reason } = envelope.letter {
+                refusals.push(reason);
+            }
+        }
+        assert!(refusals[0].contains("outray 0.0.9") && refusals[0].contains(ours), "{refusals:?}");
+        assert!(refusals[1].contains("vax-vms") && refusals[1].contains(&platform()), "{refusals:?}");
+        // Who only asks is heard, whatever it was built for.
+        assert_eq!(told.recv().as_deref(), Ok("met 000000000007"));
+        assert_eq!(told.recv().as_deref(), Ok("Leaving"));
+        head.close(Duration::ZERO);
+        thread.join().expect("it ends");
+        assert_eq!(told.recv().ok(), None);
+    }
 }

@@ -16,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{self, Write},
     path::PathBuf,
@@ -222,7 +223,7 @@ impl Parcel {
 }
 
 /// A function of a job's executable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Site {
     pub(crate) offset: i64,
     pub(crate) name_hash: u64,
@@ -261,6 +262,25 @@ impl Order {
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Order> {
         decode(bytes.get(8..)?)
+    }
+}
+
+/// What of an order is for people. Its values are skipped without a copy.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Title {
+    pub(crate) function: Site,
+    _parcel: de::IgnoredAny,
+    _dependencies: de::IgnoredAny,
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) location: Arc<str>,
+    _number: de::IgnoredAny,
+    _extras: de::IgnoredAny,
+}
+
+impl Title {
+    /// Of an encoded order.
+    pub(crate) fn of(order: &[u8]) -> Option<Title> {
+        decode(order.get(8..)?)
     }
 }
 
@@ -335,6 +355,12 @@ pub(crate) enum Letter {
         address: String,
         version: String,
         host: String,
+        #[serde(default)]
+        platform: String,
+    },
+    /// The head to one that cannot take part, and why.
+    Refused {
+        reason: String,
     },
     /// To the head: where is it?
     WhereIs {
@@ -485,20 +511,25 @@ pub(crate) enum Letter {
         items: u32,
     },
 
-    /// What a worker's code has printed: to the driver.
+    /// What a worker's code has printed, and who that was: to the driver.
     Printed {
         worker: String,
         lines: Vec<String>,
     },
+    /// Worker to node, before the first task of a function: what that is called.
+    Named {
+        function: Site,
+        name: String,
+    },
 
-    /// A question of a person's, and the answer, which is JSON.
+    /// A question of a person's.
     Ask {
         number: u64,
         question: Question,
     },
+    /// The payload is the answer, as JSON.
     Answer {
         number: u64,
-        answer: String,
     },
 
     /// First on a pipe to a worker.
@@ -524,6 +555,14 @@ pub(crate) enum Question {
     Actors,
     Objects,
     Memory,
+    PlacementGroups,
+    /// What workers have printed, on the node of this name or on all, after the line of this number on each.
+    Lines {
+        node: Option<String>,
+        after: BTreeMap<String, u64>,
+    },
+    /// What ran when.
+    Runs,
     /// End the cluster.
     Stop,
     /// Why a task has not ended.
@@ -586,4 +625,37 @@ pub(crate) fn host() -> String {
     let mounts = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
     let user = std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about)).unwrap_or(0);
     format!("{} {user} {}", boot.trim(), mounts.display())
+}
+
+/// An answer, which may be long, is sent in parts.
+pub(crate) fn answer(number: u64, answer: &serde_json::Value) -> (Letter, Vec<Bytes>) {
+    (Letter::Answer { number }, vec![answer.to_string().into()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_title_of_an_order_is_read_without_the_rest() {
+        let function = Site { offset: -7, name_hash: u64::MAX };
+        let bytes = Blob(vec![200; 10_000].into());
+        let handles = vec![Handle::Object(ObjectId { owner: HEAD, number: 1 })];
+        let extras = Some(Box::new(Extras { retries: 3, ..Extras::default() }));
+        for name in [None, Some(Arc::<str>::from("sum"))] {
+            let order = Order {
+                function,
+                parcel: Parcel { handles: handles.clone(), is_row: false, bytes: bytes.clone() },
+                dependencies: vec![0],
+                name: name.clone(),
+                location: "src/main.rs:1:2".into(),
+                number: 5,
+                extras: extras.clone(),
+            };
+            let title = Title::of(&order.encode(ProcessId(9))).expect("a title");
+            assert_eq!((title.function, title.name), (function, name));
+            assert_eq!(&*title.location, "src/main.rs:1:2");
+        }
+        assert!(Title::of(&[1, 2, 3]).is_none());
+    }
 }

@@ -300,6 +300,11 @@ impl Head {
         }
     }
 
+    /// All groups: how many bundles each has, and whether it is ready or what it waits for.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (ObjectId, usize, String)> + '_ {
+        self.groups.iter().map(|(id, group)| (*id, group.bundles.len(), self.explain_group(*id)))
+    }
+
     /// What a group waits for.
     pub(super) fn explain_group(&self, id: ObjectId) -> String {
         match self.groups.get(&id) {

@@ -1,0 +1,31 @@
+//! Ctrl-C and SIGTERM end a head or a node in good order; a second one ends it at once.
+
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From here on the signals only set a flag, once.
+pub(crate) fn catch() -> io::Result<()> {
+    let asked = ASKED.get_or_init(Arc::default);
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag down.
+        flag::register_conditional_shutdown(signal, 1, asked.clone())?;
+        flag::register(signal, asked.clone())?;
+    }
+    Ok(())
+}
+
+/// Whether one of them came. Never, if they are not caught.
+pub(crate) fn is_end_asked() -> bool {
+    ASKED.get().is_some_and(|asked| asked.load(Ordering::Relaxed))
+}

@@ -1,0 +1,428 @@
+//! The command `outray`, with real processes.
+
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+};
+
+/// A home directory of the test's own, which goes with it.
+struct Home(PathBuf);
+
+impl Home {
+    fn new() -> Home {
+        let number = fastrand::u64(..);
+        let path = std::env::temp_dir().join(format!("outray-commands-{number:016x}"));
+        fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+        Home(path)
+    }
+
+    /// A process that sees this home, and nothing of outray's in its environment.
+    fn process(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        for name in ["OUTRAY_ADDRESS", "OUTRAY_KEY_FILE", "OUTRAY_OBSERVE", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        command.env("HOME", &self.0).stdin(Stdio::null());
+        command
+    }
+
+    fn outray(&self, words: &[&str]) -> Command {
+        let mut command = self.process(env!("CARGO_BIN_EXE_outray"));
+        command.args(words);
+        command
+    }
+
+    /// Runs a command to its end: its exit code, and what it has printed.
+    fn run(&self, words: &[&str]) -> (i32, String, String) {
+        said(self.outray(words).output().unwrap())
+    }
+
+    /// Runs a command that has to succeed.
+    fn ok(&self, words: &[&str]) -> String {
+        let (code, out, errors) = self.run(words);
+        assert_eq!((code, errors.as_str()), (0, ""), "{words:?}: {out}");
+        out
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(words)).unwrap()
+    }
+
+    /// This file as a program that connects to a cluster.
+    fn program(&self, what: &str, address: &str, tell: &TcpListener) -> Running {
+        let mut command = self.process(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "program"]);
+        command.env("OUTRAY_ADDRESS", address).env("PROGRAM", what);
+        command.env("TELL", tell.local_addr().unwrap().to_string());
+        Running::start(&mut command)
+    }
+
+    fn head(&self) -> (Running, String) {
+        let mut head = Running::start(&mut self.outray(&["head", "--bind", "127.0.0.1:0"]));
+        let line = head.wait_for("outray head at ");
+        let address = line.trim_start_matches("outray head at ").to_owned();
+        (head, address)
+    }
+
+    fn node(&self, head: &str, words: &[&str]) -> Running {
+        let mut node = Running::start(self.outray(&["node", "--head", head]).args(words));
+        node.wait_for("outray node ");
+        node
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn said(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// A process that is killed when the test is over.
+struct Running {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Running { child, out }
+    }
+
+    /// Reads until a line starts so.
+    fn wait_for(&mut self, start: &str) -> String {
+        let mut all = String::new();
+        loop {
+            let from = all.len();
+            if self.out.read_line(&mut all).unwrap() == 0 {
+                panic!("it ended without a line {start:?}: {all}{}", self.errors());
+            }
+            let line = all[from..].trim_end();
+            if line.starts_with(start) {
+                return line.to_owned();
+            }
+        }
+    }
+
+    fn errors(&mut self) -> String {
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        errors
+    }
+
+    /// Waits for its end: exit code and errors.
+    fn end(mut self) -> (i32, String) {
+        let errors = self.errors();
+        (self.child.wait().unwrap().code().unwrap_or(-1), errors)
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Tells the test that it runs, and goes on when the test hangs up.
+fn hold(address: String) -> usize {
+    eprintln!("a line of hold");
+    let mut test = TcpStream::connect(address).unwrap();
+    test.read(&mut [0]).unwrap()
+}
+
+struct Counter(u64);
+
+impl Counter {
+    fn add(&mut self, n: u64) -> u64 {
+        self.0 += n;
+        self.0
+    }
+}
+
+/// Not a test: the program that the tests run on their clusters.
+#[test]
+#[ignore = "the other tests run it"]
+fn program() {
+    let Ok(what) = std::env::var("PROGRAM") else { return };
+    let tell = std::env::var("TELL").unwrap();
+    match outray::Runtime::from_env() {
+        Ok(rt) => {
+            let counter = rt.actor(Counter, 1);
+            assert_eq!(counter.call(Counter::add, 1).get(), Ok(2));
+            let big = [rt.submit(|n: usize| vec![7u8; n], 200_000)];
+            assert_eq!(rt.wait(&big, 1, None).0.len(), 1);
+            let held = rt.task(hold).name("holder").submit(tell);
+            println!("\nheld: {:?}", held.get());
+            drop(big);
+            if what == "timeline" {
+                let file = PathBuf::from(std::env::var("HOME").unwrap()).join("driver.json");
+                println!("\ntimeline: {:?}", rt.timeline(file));
+            }
+        }
+        Err(error) => println!("\nnot connected: {error}"),
+    }
+}
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[test]
+fn wrong_arguments_are_named_with_what_is_possible() {
+    let home = Home::new();
+    let cases: &[(&[&str], &str)] = &[
+        (&["start"], "known are head, node"),
+        (&["--fast"], "`--fast` is not known"),
+        (&["head", "--port", "1"], "`--port`; its options are --bind"),
+        (&["head", "--bind", "here"], "`--bind here`: an address is HOST:PORT"),
+        (&["head", "--bind"], "`--bind` needs a value"),
+        (&["node"], "give --head HOST:PORT"),
+        (&["node", "--head", "h:1", "--cpus", "many"], "`many` is no amount"),
+        (&["node", "--head", "h:1", "--memory", "4 apples"], "KiB, MiB"),
+        (&["node", "--head", "h:1", "--resource", "licence"], "NAME=AMOUNT"),
+        (&["node", "--head", "h:1", "--resource", "licence=x"], "`x` is no amount"),
+        (&["node", "--head", "h:1", "--label", "=a"], "KEY=VALUE"),
+        (&["list"], "needs one more word: nodes, jobs"),
+        (&["list", "files"], "known are nodes, jobs, tasks, actors, objects and placement-groups"),
+        (&["status", "--jsn"], "its options are --address and --json"),
+        (&["status", "now"], "`now`"),
+        (&["timeline"], "needs FILE"),
+        (&["key"], "needs one more word: new"),
+    ];
+    for (words, expected) in cases {
+        let (code, out, errors) = home.run(words);
+        assert!(code == 2 && out.is_empty() && errors.contains(expected), "{words:?}: {code} {out}{errors}");
+        assert!(errors.contains("--help"), "{words:?}: {errors}");
+    }
+}
+
+#[test]
+fn each_command_has_help() {
+    let home = Home::new();
+    assert!(home.ok(&[]).contains("usage: outray COMMAND"));
+    assert!(home.ok(&["help"]).contains("placement groups"));
+    assert_eq!(home.ok(&["--version"]).trim(), concat!("outray ", env!("CARGO_PKG_VERSION")));
+    for command in ["head", "node", "status", "list", "memory", "logs", "timeline", "stop", "key"] {
+        for word in ["--help", "-h"] {
+            let help = home.ok(&[command, word]);
+            assert!(help.contains(&format!("usage: outray {command}")), "{command}: {help}");
+        }
+    }
+    assert!(home.ok(&["list", "nodes", "--help"]).contains("usage: outray list"));
+    assert!(home.ok(&["key", "new", "--help"]).contains("usage: outray key new"));
+}
+
+#[test]
+fn a_key_is_private_and_is_not_overwritten() {
+    let home = Home::new();
+    let said = home.ok(&["key", "new"]);
+    let path = home.0.join(".outray/key");
+    assert!(said.contains(".outray/key") && !said.contains("OUTRAY_KEY_FILE"), "{said}");
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    let before = fs::read(&path).unwrap();
+    let (code, _, errors) = home.run(&["key", "new"]);
+    assert!(code == 1 && errors.contains("not overwritten"), "{code} {errors}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    let other = home.0.join("other");
+    let said = home.ok(&["key", "new", other.to_str().unwrap()]);
+    assert!(said.contains("export OUTRAY_KEY_FILE="), "{said}");
+    assert_ne!(fs::read(&other).unwrap(), before);
+}
+
+#[test]
+fn a_head_says_why_it_cannot_start() {
+    let home = Home::new();
+    let (_head, address) = home.head();
+    let (code, _, errors) = home.run(&["head", "--bind", &address]);
+    assert!(code == 1 && errors.contains("in use") && errors.contains("--bind"), "{code} {errors}");
+    let (code, _, errors) = home.run(&["head", "--bind", "0.0.0.0:0"]);
+    assert!(code == 1 && errors.contains("outray key new") && errors.contains("127.0.0.1"), "{code} {errors}");
+}
+
+#[test]
+fn who_has_not_the_key_is_told_so() {
+    let (home, stranger) = (Home::new(), Home::new());
+    home.ok(&["key", "new"]);
+    let (_head, address) = home.head();
+    let _node = home.node(&address, &[]);
+    let (code, _, errors) = stranger.run(&["status", "--address", &address]);
+    assert!(code == 1 && errors.contains("has no key") && errors.contains("OUTRAY_KEY_FILE"), "{code} {errors}");
+    stranger.ok(&["key", "new"]);
+    let (code, _, errors) = stranger.run(&["node", "--head", &address]);
+    assert!(code == 1 && errors.contains("the same key"), "{code} {errors}");
+    assert_eq!(home.json(&["list", "nodes", "--json", "--address", &address]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_does_not_answer_is_named() {
+    let home = Home::new();
+    // A port that nobody listens at: it was free a moment ago.
+    let address = listener().local_addr().unwrap().to_string();
+    for words in [&["status"][..], &["stop"], &["list", "tasks"], &["logs"], &["memory"]] {
+        let (code, _, errors) = home.run(&[words, &["--address", &address]].concat());
+        let is_said = errors.contains("nothing listens") && errors.contains(&address);
+        assert!(code == 1 && is_said, "{words:?}: {code} {errors}");
+    }
+    let (code, _, errors) = home.run(&["node", "--head", &address]);
+    assert!(code == 1 && errors.contains("is `outray head` running there?"), "{code} {errors}");
+}
+
+#[test]
+fn a_cluster_is_started_looked_at_and_stopped() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let at = ["--address", address.as_str()];
+    let ask = |words: &[&str]| home.ok(&[words, &at].concat());
+    let json = |words: &[&str]| home.json(&[words, &at, &["--json"]].concat());
+    assert!(ask(&["status"]).contains(&format!("outray node --head {address}")));
+    let words = ["--name", "alice", "--cpus", "2", "--memory", "4GiB", "--label", "zone=a", "--resource", "licence=3"];
+    let node = home.node(&address, &words);
+
+    let nodes = json(&["list", "nodes"]);
+    let row = &nodes[0];
+    assert_eq!((row["name"].as_str(), row["labels"]["zone"].as_str()), (Some("alice"), Some("a")), "{nodes}");
+    assert_eq!((row["capacity"]["cpus"].as_f64(), row["capacity"]["memory"].as_u64()), (Some(2.0), Some(4 << 30)));
+    assert_eq!(row["capacity"]["resources"]["licence"].as_f64(), Some(3.0));
+    let text = ask(&["list", "nodes"]);
+    assert!(text.contains("0 of 2") && text.contains("zone=a") && text.contains("4.0 GiB"), "{text}");
+
+    let test = listener();
+    let mut program = home.program("timeline", &address, &test);
+    let (held, _) = test.accept().unwrap();
+    let status = ask(&["status"]);
+    assert!(status.contains("CPUs     1 of 2 in use") && status.contains("actors   1"), "{status}");
+    let tasks = json(&["list", "tasks"]);
+    let task = &tasks[0];
+    assert_eq!((task["name"].as_str(), task["state"].as_str()), (Some("holder"), Some("running")), "{tasks}");
+    assert_eq!(task["node"].as_str(), Some("alice"));
+    let worker = task["pid"].as_u64().unwrap();
+    assert!(Path::new(&format!("/proc/{worker}")).exists());
+    let text = ask(&["list", "tasks"]);
+    assert!(text.starts_with("TASK") && text.contains("holder") && text.contains("cluster_commands"), "{text}");
+    let actors = json(&["list", "actors"]);
+    assert!(actors[0]["name"].as_str().unwrap().contains("Counter"), "{actors}");
+    assert_eq!((actors[0]["state"].as_str(), actors[0]["pid"].as_u64()), (Some("alive"), Some(worker)));
+    assert!(ask(&["list", "actors"]).contains("Counter"));
+    let objects = json(&["list", "objects"]);
+    assert!(objects[0]["bytes"].as_u64() >= Some(200_000), "{objects}");
+    assert!(ask(&["list", "objects"]).contains("KiB"));
+    let jobs = json(&["list", "jobs"]);
+    assert_eq!(jobs[0]["pid"].as_u64(), Some(program.child.id().into()), "{jobs}");
+    assert!(ask(&["list", "jobs"]).contains("cluster_commands"));
+    assert_eq!(json(&["list", "placement-groups"]), serde_json::json!([]));
+    assert!(ask(&["list", "placement-groups"]).starts_with("GROUP"));
+    let memory = json(&["memory"]);
+    assert_eq!(memory[0]["workers"][0]["pid"].as_u64(), Some(worker), "{memory}");
+    assert!(ask(&["memory"]).contains("RESIDENT"));
+
+    // The line was printed before the task connected, but a thread of the node's reads it.
+    let mut follow = Running::start(home.outray(&["logs", "--follow", "--node", "alice"]).args(at));
+    let mut line = String::new();
+    while !line.contains("a line of hold") {
+        line.clear();
+        assert_ne!(follow.out.read_line(&mut line).unwrap(), 0, "{}", follow.errors());
+    }
+    assert!(line.contains(&format!("(holder, node alice, pid {worker}) a line of hold")), "{line}");
+    assert!(ask(&["logs"]).contains("a line of hold"));
+    assert!(ask(&["logs", "--json"]).lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+    let (code, _, errors) = home.run(&["logs", "--node", "bob", "--address", &address]);
+    assert!(code == 1 && errors.contains("there are alice"), "{errors}");
+
+    drop(held);
+    program.wait_for("held: Ok(0)");
+    let line = program.wait_for("timeline: ");
+    assert!(line.contains("was not recorded"), "{line}"); // it does not observe
+    let file = home.0.join("trace.json");
+    let said = ask(&["timeline", file.to_str().unwrap()]);
+    let trace: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["name"] == "holder" && event["ph"] == "X"), "{said}: {trace}");
+    assert!(events.iter().any(|event| event["args"]["name"] == "node alice"), "{trace}");
+    let (code, errors) = program.end();
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains(&format!("(holder, node alice, pid {worker}) a line of hold")), "{errors}");
+
+    let said = ask(&["stop"]);
+    assert!(said.contains("1 node"), "{said}");
+    assert_eq!(head.end(), (0, String::new()));
+    assert_eq!(node.end(), (0, String::new()));
+    assert!(!Path::new(&format!("/proc/{worker}")).exists());
+}
+
+#[test]
+fn a_driver_that_observes_has_the_timeline_of_the_cluster() {
+    let home = Home::new();
+    let (_head, address) = home.head();
+    let _node = home.node(&address, &["--cpus", "2"]);
+    let test = listener();
+    let mut command = home.process(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", "program"]).env("OUTRAY_OBSERVE", "1");
+    command.env("OUTRAY_ADDRESS", &address).env("PROGRAM", "timeline");
+    let mut program = Running::start(command.env("TELL", test.local_addr().unwrap().to_string()));
+    drop(test.accept().unwrap());
+    program.wait_for("held: Ok(0)");
+    program.wait_for("timeline: Ok(())");
+    let trace: Value = serde_json::from_slice(&fs::read(home.0.join("driver.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["name"] == "holder" && event["ph"] == "X"), "{trace}");
+}
+
+#[test]
+fn signals_end_a_node_with_its_workers_and_a_head_with_its_nodes() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let (first, second) = (home.node(&address, &["--cpus", "2"]), home.node(&address, &["--cpus", "1"]));
+    let test = listener();
+    let _program = home.program("", &address, &test);
+    let (_held, _) = test.accept().unwrap();
+    let tasks = home.json(&["list", "tasks", "--json", "--address", &address]);
+    let nodes = || home.json(&["list", "nodes", "--json", "--address", &address]);
+    let of_first = nodes().as_array().unwrap().iter().find(|node| node["pid"] == first.child.id()).unwrap().clone();
+    let worker = match tasks[0]["node"] == of_first["name"] {
+        true => tasks[0]["pid"].as_u64(),
+        false => home
+            .json(&["memory", "--json", "--address", &address])
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["node"] == of_first["node"])
+            .and_then(|node| node["workers"][0]["pid"].as_u64()),
+    };
+    first.signal("-TERM");
+    assert_eq!(first.end(), (0, String::new()));
+    if let Some(worker) = worker {
+        assert!(!Path::new(&format!("/proc/{worker}")).exists());
+    }
+    assert_eq!(nodes().as_array().unwrap().len(), 1);
+    head.signal("-INT");
+    assert_eq!(head.end(), (0, String::new()));
+    assert_eq!(second.end(), (0, String::new()));
+}
+
+#[test]
+fn a_node_whose_head_dies_says_so_and_ends() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let node = home.node(&address, &[]);
+    drop(head); // kills it
+    let (code, errors) = node.end();
+    assert!(code == 1 && errors.contains("the head is gone"), "{code} {errors}");
+}
