@@ -231,6 +231,13 @@ impl HeadProcess {
                 json!({ "nodes": nodes, "jobs": self.jobs.len() })
             }
             Question::Jobs => self.list_jobs(),
+            Question::PlacementGroups => {
+                let groups = self
+                    .head
+                    .groups()
+                    .map(|(id, bundles, state)| json!({ "id": format!("{id:?}"), "bundles": bundles, "state": state }));
+                groups.collect()
+            }
             Question::Explain { task } => {
                 let ours = self.head.explain(*task).map(Value::from).into_iter().collect();
                 return self.pass_on(from, number, question, ours);

@@ -256,14 +256,14 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_named_with_what_is_known() {
-        let error = Arguments::of(&["start"]).command("", &["head", "node"]).err().expect("unknown").to_string();
+        let error = Arguments::of(&["start"]).command("", &["head", "node"]).expect_err("unknown").to_string();
         assert!(
             error.contains("`start`") && error.contains("head and node") && error.contains("outray --help"),
             "{error}"
         );
-        let error = Arguments::of(&["-x"]).option("stop", &["--json"]).err().expect("unknown").to_string();
+        let error = Arguments::of(&["-x"]).option("stop", &["--json"]).expect_err("unknown").to_string();
         assert!(error.contains("`-x`") && error.contains("--json") && error.contains("outray stop --help"), "{error}");
-        let error = Arguments::of(&[]).file("timeline", "FILE").err().expect("missing").to_string();
+        let error = Arguments::of(&[]).file("timeline", "FILE").expect_err("missing").to_string();
         assert!(error.contains("needs FILE"), "{error}");
     }
 }

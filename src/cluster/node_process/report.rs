@@ -213,7 +213,9 @@ impl NodeProcess {
                     "since_seconds": worker.since.elapsed().as_secs_f64() })
         });
         let workers: Vec<_> = workers.collect();
+        let store = state.shelf.stats();
         json!({
+            "shared_bytes": store.used, "spare_bytes": store.spare, "spilled_bytes": store.on_disk,
             "node": self.name, "name": self.called(state), "objects": state.shelf.sizes().count(),
             "stored_bytes": stored_bytes(state), "workers": workers, "resident_bytes": resident(std::process::id()),
             "memory": state.node.capacity().memory, "promised": state.node.capacity().memory - state.node.free().memory,
