@@ -132,7 +132,7 @@ impl Runtime {
     /// Blocks until the head has answered and a node is there.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if that takes longer than ten seconds, if the key does not fit, or always if this
+    /// [`Error::Unsupported`] if that takes longer than twenty seconds, if the key does not fit, or always if this
     /// build is without the feature `cluster`.
     pub fn connect(address: &str) -> Result<Runtime> {
         Runtime::builder().connect(address)

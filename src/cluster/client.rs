@@ -37,7 +37,7 @@ use crate::{
     function::StreamFn,
     local::{
         Core,
-        node::{Blocker, Node, Options, Phase, Source, contain},
+        node::{Blocker, Node, Options, Phase, contain},
         slot::Waiter,
         stream::Items,
         task::Travel,
@@ -53,7 +53,11 @@ use std::{
     collections::{HashMap, HashSet},
     panic::Location,
     path::{Path, PathBuf},
-    sync::{Arc, Weak, atomic::Ordering, mpsc},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -108,8 +112,8 @@ pub(super) struct State {
     home: Option<ProcessId>,
     /// Objects that this process has cells of.
     cells: HashMap<ObjectId, Weak<dyn Remote>>,
-    /// Own objects that are local nodes; each a `Weak<dyn Source<T>>`, with the local number.
-    locals: HashMap<u64, (u64, Box<dyn Any + Send + Sync>)>,
+    /// Own objects that are local nodes, and the numbers that those have here.
+    locals: HashMap<u64, u64>,
     /// The same by the local node's number.
     exported: HashMap<u64, ObjectId>,
     /// The handles among the arguments of what is under way.
@@ -330,9 +334,8 @@ impl Client {
                 for inner in state.inside.remove(&object.number).unwrap_or_default() {
                     self.let_go(state, inner, out);
                 }
-                if let Some((number, local)) = state.locals.remove(&object.number) {
+                if let Some(number) = state.locals.remove(&object.number) {
                     state.exported.remove(&number);
-                    out.trash.push(local);
                 }
             }
         }
@@ -760,6 +763,18 @@ impl Client {
         self.with(|state, out| state.owner.tick(now, &mut out.effects));
     }
 
+    /// Whether a cell with one handle is nobody else's from here on, so that its value may be moved out: who gets a
+    /// handle to the object later gets another cell.
+    pub(crate) fn is_sole(self: &Arc<Self>, object: ObjectId, handles: &AtomicU32) -> bool {
+        self.with(|state, _| {
+            let is_sole = handles.load(Ordering::Acquire) == 1;
+            if is_sole {
+                state.cells.remove(&object);
+            }
+            is_sole
+        })
+    }
+
     /// Makes an object of this process known to others, as long as the guard is there.
     pub(crate) fn export<T: Object>(
         self: &Arc<Self>,
@@ -779,7 +794,7 @@ impl Client {
             }
             let id = state.owner.expect(None);
             state.exported.insert(number, id);
-            state.locals.insert(id.number, (number, Box::new(Arc::downgrade(source))));
+            state.locals.insert(id.number, number);
             (id, true)
         });
         if is_new {
@@ -796,12 +811,6 @@ impl Client {
     /// The handle in this process to an object that is known by its number.
     pub(crate) fn import<T: Object>(self: &Arc<Self>, id: ObjectId, value: Option<&Bytes>) -> Result<ObjectRef<T>> {
         let found = self.with(|state, out| {
-            if let Some((_, local)) = state.locals.get(&id.number).filter(|_| id.owner == self.me) {
-                let source = local.downcast_ref::<Weak<dyn Source<T>>>().and_then(Weak::upgrade);
-                if let Some(handle) = source.and_then(retain_source) {
-                    return Some(handle);
-                }
-            }
             let cell = state.cells.get(&id).and_then(Weak::upgrade)?;
             let any: Arc<dyn Any + Send + Sync> = cell;
             match any.downcast::<RemoteCell<T>>() {
@@ -1461,13 +1470,6 @@ impl<T: Object> Waiter for Exported<T> {
         };
         self.client.fulfil(self.id, result);
     }
-}
-
-/// One more handle to a local node, unless there is none any more.
-fn retain_source<T: Send + Sync + 'static>(source: Arc<dyn Source<T>>) -> Option<ObjectRef<T>> {
-    let handles = &source.meta().handles;
-    let one_more = |count: u32| (count > 0).then_some(count + 1);
-    handles.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok().then(|| ObjectRef::first(source))
 }
 
 /// What of a task's options its worker has to know.

@@ -29,7 +29,7 @@ use std::{
 };
 
 /// How long the head may take to answer, and a first node to be there.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the client is told the time.
 const TICK: Duration = Duration::from_millis(100);
 

@@ -218,7 +218,11 @@ impl<T: Object> Node for RemoteCell<T> {
 
 impl<T: Object> Source<T> for RemoteCell<T> {
     fn take(&self) -> Outcome<Result<T, Arc<T>>> {
-        self.value()?.take()
+        let value = self.value()?;
+        match self.client.is_sole(self.id, &self.meta.handles) {
+            true => value.take(),
+            false => value.share().map(Err),
+        }
     }
 
     fn share(&self) -> Outcome<Arc<T>> {
