@@ -20,7 +20,7 @@ use crate::{
     function::{Constructor, Method},
     local::{
         actor::{ActorOptions, Checkpoint},
-        node::Options,
+        node::{Options, contain},
         resources::Demand,
         thread,
     },
@@ -124,9 +124,11 @@ impl RemoteActor {
         Args: 'static,
         M: 'static,
     {
-        let call = || {
+        let call = move || {
             let function = Site::of::<CallEntry<S, F, D, Args, M>>()?;
-            let packed = serial::pack(body.args(), "the arguments")?;
+            let packed = serial::pack(body.args(), "the arguments");
+            contain(|| drop(body));
+            let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
             let keep = Box::new(self.clone());
             self.client.call(self.about.id, location, kind, function, packed, options, keep, caller())
@@ -169,7 +171,7 @@ impl Client {
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
         let packed = serial::pack(&args, "the arguments")?;
-        drop(args);
+        contain(|| drop(args)); // what they hold may have destructors that panic
         let actor = ActorExtras {
             max_restarts: options.max_restarts,
             checkpoint_every: options.checkpoint.as_ref().map(|checkpoint| checkpoint.every),
@@ -293,6 +295,11 @@ impl Client {
     ) {
         let Some(view) = state.actors.get_mut(&actor) else { return };
         (view.place, view.dead) = (place, dead.clone());
+        // Its name is free for others from here on.
+        if let Some(name) = view.name.take_if(|_| dead.is_some()) {
+            let question = Question::Unname { name: name.to_string(), actor };
+            out.letters.push((super::protocol::HEAD, Letter::Ask { number: 0, question }, Vec::new()));
+        }
         if place.is_none() && dead.is_none() {
             return;
         }

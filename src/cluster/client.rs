@@ -933,7 +933,7 @@ impl Client {
         let mut dependencies = Vec::new();
         body.dependencies(&mut |node| dependencies.push(node.clone()));
         let (function, packed) = (body.site()?, body.pack()?);
-        drop(body);
+        contain(|| drop(body)); // what it holds may have destructors that panic
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         self.core.count(|c| &c.submitted);
         let kind = ("task", B::type_name());
@@ -1115,6 +1115,7 @@ impl Client {
             self.parcel(packed).map(|(parcel, handles)| (function, parcel, handles))
         };
         let order = order();
+        contain(|| drop(args));
         let name = options.as_deref().and_then(|o| o.name.clone());
         let type_name = std::any::type_name::<F>();
         self.with(|state, out| {

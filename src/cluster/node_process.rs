@@ -395,6 +395,9 @@ impl NodeProcess {
                 let was_made = state.actors.remove(&actor).is_some_and(|place| place.is_made);
                 state.runs.remove(&(actor, attempt));
                 state.dead_actors.insert(actor, error.clone());
+                // Its name is free from here on.
+                let dead = Letter::ActorIs { actor, place: None, dead: Some(error.clone()) };
+                self.send(state, self.envelope(actor.owner, dead, Vec::new()));
                 match was_made {
                     true => state.node.ended(self.now(), actor, attempt, out),
                     false => state.node.finished(self.now(), actor, attempt, Outcome::Failed(error), out),
