@@ -1007,6 +1007,29 @@ mod tests {
         (owner.submit(work, &mut out), out)
     }
 
+    /// One that waits here for what it depends on: a node does not keep those that are to be spread.
+    fn submit_spread(owner: &mut Owner, argument: ObjectId) -> ObjectId {
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let (strategy, args) = (Strategy::Spread, vec![WorkArg::Object(argument)]);
+        let work = Work { demand, strategy, args, body, attempts: 1, stays: false };
+        owner.submit(work, &mut Effects::default())
+    }
+
+    #[test]
+    fn what_waits_only_for_tasks_of_its_node_waits_there_and_is_told_there_of_a_failure() {
+        let mut owner = owner();
+        let (first, _) = submit(&mut owner, Vec::new(), 1, false);
+        let (second, out) = submit(&mut owner, vec![WorkArg::Object(first)], 1, false);
+        let [(NODE, Message::Submit(spec))] = &out.sends[..] else { panic!("{:?}", out.sends) };
+        assert!(matches!(&spec.args[..], [Arg::Object { id, .. }] if *id == first));
+        assert_eq!(owner.missing(second), [first]);
+        assert!(say(&mut owner, NODE, Message::Locate { object: first, not: Vec::new() }).sends.is_empty());
+        let mut out = Effects::default();
+        owner.cancel(first, &mut out);
+        let told = |message: &Message| matches!(message, Message::Lost { object, why } if *object == first && why.is_cancelled());
+        assert!(out.sends.iter().any(|(to, message)| *to == NODE && told(message)), "{:?}", out.sends);
+    }
+
     fn finish(owner: &mut Owner, task: ObjectId, attempt: u32) -> Effects {
         let outcome = Outcome::Inline(Arc::from([1]));
         say(owner, NODE, Message::Finished { task, attempt, outcome })
@@ -1085,7 +1108,7 @@ mod tests {
         let crash =
             |task, attempt| Message::Finished { task, attempt, outcome: Outcome::Crashed { why: "signal 9".into() } };
         let (task, _) = submit(&mut owner, Vec::new(), 2, false);
-        let (dependent, _) = submit(&mut owner, vec![WorkArg::Object(task)], 1, false);
+        let dependent = submit_spread(&mut owner, task);
         let out = say(&mut owner, NODE, crash(task, 1));
         assert_eq!((attempt_of(&out), out.done.len()), (Some(2), 0));
         let out = say(&mut owner, NODE, crash(task, 2));
@@ -1103,7 +1126,7 @@ mod tests {
         let first = submit(&mut owner, Vec::new(), 1, false).0;
         let mut last = first;
         for _ in 0..10_000 {
-            last = submit(&mut owner, vec![WorkArg::Object(last)], 1, false).0;
+            last = submit_spread(&mut owner, last);
         }
         owner.cancel(first, &mut out);
         assert_eq!(out.done.len(), 10_001);
