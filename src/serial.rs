@@ -183,6 +183,15 @@ pub(crate) fn unpack_there<T: DeserializeOwned>(
     from_message_pack(&bytes, Beside { handles, buffers: Some(buffers) }, what)
 }
 
+/// An error about arguments, as it is about those that the function takes: how they are passed is our own business.
+#[cfg(feature = "cluster")]
+pub(crate) fn of_arguments<Args, R>(result: Result<R>) -> Result<R> {
+    result.map_err(|error| match error {
+        Error::Serialization { message, .. } => failed::<Args>("the arguments", message),
+        other => other,
+    })
+}
+
 #[cfg(feature = "cluster")]
 impl Packed {
     /// Without the handles that were in the value, and these.

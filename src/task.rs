@@ -60,7 +60,7 @@ where
 
     #[cfg(feature = "cluster")]
     fn pack(&self) -> Result<serial::Packed> {
-        serial::pack(&self.args, "the arguments")
+        serial::of_arguments::<Args, _>(serial::pack(&self.args, "the arguments"))
     }
 }
 

@@ -330,7 +330,7 @@ fn a_handle_inside_an_argument_or_a_result_is_refused() {
         // A number where a handle should be.
         let id = FunctionId::of_task(&|_: outray::ObjectRef<u8>| ()).unwrap();
         let error = worker.call(&id, b"\x91\x00").unwrap_err();
-        assert!(error.to_string().contains("in the process that serialized it"), "{error}");
+        assert!(error.to_string().contains("only by outray itself, with its value"), "{error}");
     });
 }
 

@@ -126,7 +126,7 @@ impl RemoteActor {
     {
         let call = move || {
             let function = Site::of::<CallEntry<S, F, D, Args, M>>()?;
-            let packed = serial::pack(body.args(), "the arguments");
+            let packed = serial::of_arguments::<Args, _>(serial::pack(body.args(), "the arguments"));
             contain(|| drop(body));
             let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
@@ -170,7 +170,7 @@ impl Client {
         }
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
-        let packed = serial::pack(&args, "the arguments")?;
+        let packed = serial::of_arguments::<Args, _>(serial::pack(&args, "the arguments"))?;
         contain(|| drop(args)); // what they hold may have destructors that panic
         let actor = ActorExtras {
             max_restarts: options.max_restarts,
@@ -388,7 +388,7 @@ where
     fn run(method: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Call(incoming, actor) = arrival.0 else { return Err(wrong_kind(Self::name())) };
         let Some(actor) = actor.any().downcast_ref::<Actor<S>>() else { return Err(wrong_kind(Self::name())) };
-        let args: D = incoming.decode("the arguments")?;
+        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
         let call = actor.take_call(MethodBody::new(method, args), incoming.options()?)?;
         let Incoming { client, reply, .. } = incoming;
         client.runs(reply.id, reply.attempt, &call.node());
@@ -415,7 +415,7 @@ where
 
     fn run(new: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
-        let args: D = incoming.decode("the arguments")?;
+        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
         let defaults = ActorExtras::default();
         let extras = incoming.order.extras.as_deref().and_then(|extras| extras.actor.as_ref()).unwrap_or(&defaults);
         let mut checkpoint: Option<Checkpoint<S>> = None;

@@ -1111,7 +1111,7 @@ impl Client {
         let order = || {
             self.takes_orders(("stream", std::any::type_name::<F>()), options.as_deref())?;
             let function = Site::of::<StreamEntry<F, D, Args, M>>()?;
-            let packed = serial::pack(&args, "the arguments")?;
+            let packed = serial::of_arguments::<Args, _>(serial::pack(&args, "the arguments"))?;
             self.parcel(packed).map(|(parcel, handles)| (function, parcel, handles))
         };
         let order = order();

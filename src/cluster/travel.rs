@@ -197,11 +197,11 @@ where
     fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
         match arrival.0 {
             Arrived::Work(incoming) => {
-                let args: D = incoming.decode("the arguments")?;
+                let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
                 incoming.task(FnBody::new(function, args))
             }
             Arrived::Bare { worker, payload, result } => {
-                let args: D = serial::from_bytes(payload, "the arguments")?;
+                let args: D = serial::of_arguments::<Args, _>(serial::from_bytes(payload, "the arguments"))?;
                 let out = match function.invoke(args.resolve()?) {
                     Step::Value(out) => out,
                     Step::Future(future) => {
