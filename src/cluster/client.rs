@@ -27,7 +27,7 @@ use super::{
     remote::{Remote, RemoteCell},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
-    travel::{Arrival, Arrived, Incoming, Reply},
+    travel::{Arrival, Arrived, Incoming, Reply, guarded},
     wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
 };
 use crate::{
@@ -308,7 +308,8 @@ impl Client {
         let Out { trash, arrivals, .. } = out;
         contain(|| drop(trash));
         for (cell, outcome) in arrivals {
-            cell.arrive(outcome);
+            // It wakes those who wait, and what they do at once may be code of the user's.
+            contain(|| cell.arrive(outcome));
         }
         result
     }
@@ -1073,7 +1074,9 @@ impl Client {
             caller,
         };
         let result = match (function, hosted) {
-            (Ok(function), Some(hosted)) => function.run(Arrival(Arrived::Call(incoming, &*hosted))),
+            (Ok(function), Some(hosted)) => {
+                guarded("the arguments", || function.run(Arrival(Arrived::Call(incoming, &*hosted))))
+            }
             (Err(error), _) => Err(error.into()),
             (_, None) => {
                 let known = self.dead.lock().get(&actor).cloned();
@@ -1466,7 +1469,7 @@ impl<T: Object> Waiter for Exported<T> {
     fn notify(self: Arc<Self>) {
         let Some(object) = self.object.lock().take() else { return };
         let result = match object.source().share() {
-            Ok(value) => serial::pack(&*value, "an object").map_err(Arc::new),
+            Ok(value) => guarded("an object", || serial::pack(&*value, "an object")).map_err(Arc::new),
             Err(error) => Err(error),
         };
         self.client.fulfil(self.id, result);

@@ -3,7 +3,7 @@
 //! Its bytes arrive, or news of its failure does; the value is made of them when somebody first looks at it.
 //! A large one stays where it is until somebody here wants it.
 
-use super::{client::Client, protocol::ObjectId, wire::Parcel};
+use super::{client::Client, protocol::ObjectId, travel::guarded, wire::Parcel};
 use crate::{
     error::{Error, Result},
     local::{
@@ -72,7 +72,11 @@ impl<T: Object> RemoteCell<T> {
             return Err(error);
         }
         Ok(self.value.get_or_init(|| {
-            let value = self.arrived.share().map_err(|error| (*error).clone()).and_then(|bytes| self.decode(&bytes));
+            let value = self
+                .arrived
+                .share()
+                .map_err(|error| (*error).clone())
+                .and_then(|bytes| guarded("a value that arrived", || self.decode(&bytes)));
             match value {
                 Ok(value) => Slot::ready(value),
                 Err(error) => {

@@ -8,7 +8,7 @@ use super::{
     function::Remote as Function,
     protocol::{ObjectId, ProcessId},
     remote::Remote,
-    travel::{Arrival, Arrived, Incoming, Reply, wrong_kind},
+    travel::{Arrival, Arrived, Incoming, Reply, guarded, wrong_kind},
 };
 use crate::{
     args::Deferred,
@@ -285,7 +285,7 @@ impl<T: Object> Feeder<T> {
             }
             match self.items.clone().next() {
                 Next::Item(item) => {
-                    if let Err(error) = self.send(&item) {
+                    if let Err(error) = guarded("an item", || self.send(&item)) {
                         return self.end(Err(Arc::new(error)));
                     }
                 }

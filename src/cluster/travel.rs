@@ -17,9 +17,9 @@ use crate::{
     error::{Error, Result},
     function::RemoteFn,
     local::{
-        node::{Options, Submitted},
+        node::{Options, Submitted, contain},
         slot::Waiter,
-        task::{Body, Step, TaskCell},
+        task::{Body, Step, TaskCell, panic_message},
     },
     object::{Object, ObjectRef},
     parallel::MapBody,
@@ -28,7 +28,16 @@ use crate::{
 };
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use std::{any::Any, fmt, future::Future, marker::PhantomData, panic::Location, pin::Pin, pin::pin, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    panic::{AssertUnwindSafe, Location, catch_unwind},
+    pin::Pin,
+    pin::pin,
+    sync::Arc,
+};
 
 /// What a function has around it in a process without a runtime.
 pub trait Worker {
@@ -70,6 +79,15 @@ pub(crate) fn wrong_kind(name: &str) -> Error {
     Error::Unsupported {
         reason: format!("`{name}` was sent as something that it is not; do all processes run this executable?"),
     }
+}
+
+/// Runs code of the user's on a thread of ours: a panic in it is an error.
+pub(crate) fn guarded<R>(what: &str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let message = format!("it panicked: {}", panic_message(&*panic));
+        contain(|| drop(panic));
+        Err(Error::Serialization { what: what.into(), message })
+    })
 }
 
 /// An order that has arrived.
@@ -118,7 +136,7 @@ impl Incoming {
 
     /// Hands it to its function. An error is for the caller to tell.
     pub(crate) fn arrive(self, function: &Descriptor) -> Result<()> {
-        function.run(Arrival(Arrived::Work(self)))
+        guarded("the arguments", || function.run(Arrival(Arrived::Work(self))))
     }
 
     /// Runs a task, and replies with its result.
@@ -170,10 +188,10 @@ impl<T: Object> Waiter for Told<T> {
     fn notify(self: Arc<Self>) {
         let Some((object, reply)) = self.waits.lock().take() else { return };
         let result = match object.source().share() {
-            Ok(value) => serial::pack(&*value, "the result").map_err(Arc::new),
+            Ok(value) => guarded("the result", || serial::pack(&*value, "the result")).map_err(Arc::new),
             Err(error) => Err(error),
         };
-        drop(object);
+        contain(|| drop(object));
         reply.client.clone().ended(reply, result);
     }
 }
