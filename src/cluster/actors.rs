@@ -16,7 +16,7 @@ use super::{
 use crate::{
     actor::{self, Actor, MethodBody, Sites, Unpack},
     args::{Deferred, Visitor},
-    error::{Error, Origin, Result},
+    error::{Error, Result},
     function::{Constructor, Method},
     local::{
         actor::{ActorOptions, Checkpoint},
@@ -354,17 +354,7 @@ fn died(actor: ObjectId, error: &Arc<Error>) -> Arc<Error> {
         Error::Cancelled { origin } | Error::Lost { origin, .. } | Error::DependencyFailed { origin, .. } => {
             Arc::new(Error::ActorDied { origin: origin.clone(), cause: error.to_string() })
         }
-        other => {
-            let origin = Origin {
-                kind: "actor".into(),
-                name: format!("{actor:?}"),
-                id: actor.number,
-                attempt: 1,
-                location: "an unknown place".into(),
-                node: actor.owner.to_string(),
-            };
-            Arc::new(Error::ActorDied { origin: Box::new(origin), cause: other.to_string() })
-        }
+        other => super::node_process::died(actor, &other.to_string()),
     }
 }
 

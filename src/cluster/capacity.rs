@@ -1,6 +1,6 @@
 //! What nodes have and tasks ask for, counted in whole thousandths, so that shares add up exactly.
 
-use crate::local::resources::{WHOLE, place_gpus};
+use crate::local::resources::{Demand as Wish, WHOLE, place_gpus};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -20,6 +20,13 @@ pub(crate) struct Demand {
 impl Demand {
     pub(crate) fn cpus(thousandths: u32) -> Self {
         Demand { cpu: thousandths, gpu: 0, memory: 0, custom: BTreeMap::new() }
+    }
+}
+
+impl From<&Wish> for Demand {
+    /// The same as a local runtime counts it.
+    fn from(wish: &Wish) -> Self {
+        Demand { cpu: wish.cpu, gpu: wish.gpu, memory: wish.memory, custom: wish.custom.clone() }
     }
 }
 

@@ -557,7 +557,7 @@ impl Client {
                     feeder.credit(items);
                 }
             }
-            Letter::Call { call, actor, caller, body } => self.call_arrived(from, call, actor, caller, &body.0),
+            Letter::Call { call, actor, caller, body } => self.call_arrived(call, actor, caller, &body.0),
             Letter::Kill { actor } => {
                 let hosted = self.hosted.lock().get(&actor).cloned();
                 if let Some(hosted) = hosted {
@@ -855,7 +855,9 @@ impl Client {
     fn fulfil(self: &Arc<Self>, object: ObjectId, result: Result<Packed, Arc<Error>>) {
         let (outgoing, handles) = match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
             Ok(outgoing) => outgoing,
-            Err(error) => return self.with(|state, out| self.is_fulfilled(state, object, Outcome::Failed(error), out)),
+            Err(error) => {
+                return self.with(|state, out| state.owner.fulfil(object, Outcome::Failed(error), &mut out.effects));
+            }
         };
         let objects = outgoing.objects();
         // The handles keep the objects until the record does.
@@ -870,7 +872,7 @@ impl Client {
         match home.filter(|_| outgoing.len() > INLINE) {
             None => {
                 let outcome = Outcome::Inline(outgoing.encode().into());
-                self.with(|state, out| self.is_fulfilled(state, object, outcome, out));
+                self.with(|state, out| state.owner.fulfil(object, outcome, &mut out.effects));
             }
             Some(home) if self.is_neighbour(home) => {
                 let client = self.clone();
@@ -882,7 +884,7 @@ impl Client {
                             Ok(size) => Outcome::Stored { size },
                             Err(error) => Outcome::Failed(Arc::new(error)),
                         };
-                        client.is_fulfilled(state, object, outcome, out);
+                        state.owner.fulfil(object, outcome, &mut out.effects);
                     });
                 });
             }
@@ -891,14 +893,10 @@ impl Client {
                 self.with(|state, out| {
                     let outcome = Outcome::Stored { size: value.len() as u64 };
                     out.letters.push((home, Letter::Store { object }, vec![value]));
-                    self.is_fulfilled(state, object, outcome, out);
+                    state.owner.fulfil(object, outcome, &mut out.effects);
                 });
             }
         }
-    }
-
-    fn is_fulfilled(&self, state: &mut State, object: ObjectId, outcome: Outcome, out: &mut Out) {
-        state.owner.fulfil(object, outcome, &mut out.effects);
     }
 
     /// A node's files can be opened here.
@@ -977,12 +975,16 @@ impl Client {
             debug_assert_eq!(submitted, id);
             cell
         });
-        let node: &dyn Node = &*cell;
+        Ok(self.handle(cell))
+    }
+
+    /// The first handle to what has been sent out; its deadline counts from here.
+    fn handle<T: Object>(&self, cell: Arc<RemoteCell<T>>) -> ObjectRef<T> {
+        let node: Arc<dyn Node> = cell.clone();
         if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
-            let node: Arc<dyn Node> = cell.clone();
             timer::deadline(self.core, &node, after);
         }
-        Ok(ObjectRef::first(cell))
+        ObjectRef::first(cell)
     }
 
     /// Nobody serves what is submitted after the end.
@@ -1047,16 +1049,11 @@ impl Client {
             self.to_actor(state, actor, Letter::Call { call: id, actor, caller, body }, out);
             cell
         });
-        let node: &dyn Node = &*cell;
-        if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
-            let node: Arc<dyn Node> = cell.clone();
-            timer::deadline(self.core, &node, after);
-        }
-        Ok(ObjectRef::first(cell))
+        Ok(self.handle(cell))
     }
 
     /// A call of another process's, for an actor here.
-    fn call_arrived(self: &Arc<Self>, _from: ProcessId, id: ObjectId, actor: ObjectId, caller: u32, body: &[u8]) {
+    fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &[u8]) {
         let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, inside };
         let Some(order) = Order::decode(body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
@@ -1496,9 +1493,7 @@ fn demand(options: Option<&Options>) -> (Demand, Strategy) {
     let Some(options) = options else { return (Demand::cpus(1_000), Strategy::Default) };
     let demand = match &*options.demand.lock() {
         None => Demand::cpus(1_000),
-        Some(demand) => {
-            Demand { cpu: demand.cpu, gpu: demand.gpu, memory: demand.memory, custom: demand.custom.clone() }
-        }
+        Some(demand) => demand.into(),
     };
     let strategy = match &options.bundle {
         Some((group, bundle)) => Strategy::Bundle { group: group.object(), bundle: *bundle, node: None },

@@ -65,9 +65,7 @@ impl Client {
         bundles: &[Wish],
         strategy: PlacementStrategy,
     ) -> Result<Arc<RemoteGroup>> {
-        let demand =
-            |wish: &Wish| Demand { cpu: wish.cpu, gpu: wish.gpu, memory: wish.memory, custom: wish.custom.clone() };
-        let demands = bundles.iter().map(demand).collect();
+        let demands = bundles.iter().map(Demand::from).collect();
         let policy = match strategy {
             PlacementStrategy::Pack => Policy::Pack,
             PlacementStrategy::Spread => Policy::Spread,
