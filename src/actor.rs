@@ -887,7 +887,7 @@ impl<S: Send + Sync + 'static> serial::Passed for Actor<S> {
     fn import(
         client: &Arc<crate::cluster::client::Client>,
         handle: &crate::cluster::wire::Handle,
-        _: Option<&bytes::Bytes>,
+        _: &crate::serial::Given,
     ) -> Result<Self> {
         client.import_actor(handle, std::any::type_name::<S>()).map(|actor| Actor(Place::There(actor)))
     }

@@ -264,9 +264,9 @@ impl<T: Object> serial::Passed for ObjectRef<T> {
     fn import(
         client: &Arc<crate::cluster::client::Client>,
         handle: &crate::cluster::wire::Handle,
-        value: Option<&bytes::Bytes>,
+        given: &crate::serial::Given,
     ) -> Result<Self> {
-        client.import(handle.object(), value)
+        client.import(handle.object(), given)
     }
 }
 

@@ -526,14 +526,14 @@ impl<T: Object> serial::Passed for Queue<T> {
     fn import(
         client: &Arc<crate::cluster::client::Client>,
         handle: &crate::cluster::wire::Handle,
-        _: Option<&bytes::Bytes>,
+        given: &serial::Given,
     ) -> Result<Self> {
         use crate::cluster::wire::Handle;
         let Handle::Queue { actor, capacity } = handle else {
             return Err(Error::Unsupported { reason: "another kind of handle was sent as a queue's".into() });
         };
         let handle = Handle::Actor { actor: *actor, name: None };
-        let actor = serial::Passed::import(client, &handle, None)?;
+        let actor = serial::Passed::import(client, &handle, given)?;
         Ok(Queue(Place::There { actor, capacity: *capacity }))
     }
 }

@@ -24,7 +24,7 @@ pub(crate) trait Passed: Any + Send + Sync {
     fn export(&self, client: &Arc<Client>) -> Result<(wire::Handle, Box<dyn Any + Send + Sync>)>;
     /// The handle in this process, for one of another.
     #[cfg(feature = "cluster")]
-    fn import(client: &Arc<Client>, handle: &wire::Handle, value: Option<&Bytes>) -> Result<Self>
+    fn import(client: &Arc<Client>, handle: &wire::Handle, given: &Given) -> Result<Self>
     where
         Self: Sized;
 }
@@ -57,12 +57,24 @@ impl Default for Handles {
     }
 }
 
+/// What came along for a handle.
+#[cfg(feature = "cluster")]
+#[derive(Clone, Default)]
+pub(crate) enum Given {
+    #[default]
+    Nothing,
+    /// The object's value.
+    Value(Bytes),
+    /// A handle to what this process makes, or has made.
+    Made(Arc<dyn Any + Send + Sync>),
+}
+
 /// The handles of a value that came from another process, and where they lead.
 #[cfg(feature = "cluster")]
 #[derive(Clone)]
 pub(crate) struct Imports {
     pub(crate) client: Arc<Client>,
-    pub(crate) handles: Vec<(wire::Handle, Option<Bytes>)>,
+    pub(crate) handles: Vec<(wire::Handle, Given)>,
 }
 
 /// What stands beside the bytes of a value.
@@ -244,7 +256,7 @@ pub(crate) fn take_handle<'de, T: Passed + Clone, D: serde::Deserializer<'de>>(d
     enum Found {
         Here(Handle),
         #[cfg(feature = "cluster")]
-        There(Arc<Client>, wire::Handle, Option<Bytes>),
+        There(Arc<Client>, wire::Handle, Given),
     }
     // The borrow ends before the handle is made: that may serialize and deserialize, too.
     let found = BESIDE.with_borrow(|beside| match &beside.as_ref()?.handles {
@@ -253,7 +265,7 @@ pub(crate) fn take_handle<'de, T: Passed + Clone, D: serde::Deserializer<'de>>(d
         Handles::There(imports) => imports
             .handles
             .get(number as usize)
-            .map(|(handle, value)| Found::There(imports.client.clone(), handle.clone(), value.clone())),
+            .map(|(handle, given)| Found::There(imports.client.clone(), handle.clone(), given.clone())),
     });
     match found {
         Some(Found::Here(handle)) => {
@@ -261,8 +273,8 @@ pub(crate) fn take_handle<'de, T: Passed + Clone, D: serde::Deserializer<'de>>(d
             handle.downcast_ref::<T>().cloned().ok_or_else(outside)
         }
         #[cfg(feature = "cluster")]
-        Some(Found::There(client, handle, value)) => {
-            T::import(&client, &handle, value.as_ref()).map_err(serde::de::Error::custom)
+        Some(Found::There(client, handle, given)) => {
+            T::import(&client, &handle, &given).map_err(serde::de::Error::custom)
         }
         None => Err(outside()),
     }

@@ -241,7 +241,7 @@ impl Client {
         let Handle::Actor { actor, name } = handle else {
             return Err(Error::Unsupported { reason: "an object's handle was sent as an actor's".into() });
         };
-        let created = self.import::<()>(*actor, None)?;
+        let created = self.import::<()>(*actor, &serial::Given::Nothing)?;
         let about = Arc::new(About { id: *actor, name: name.clone(), type_name });
         Ok(RemoteActor { client: self.clone(), created, about })
     }
@@ -381,7 +381,7 @@ where
         let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
         let call = actor.take_call(MethodBody::new(method, args), incoming.options()?)?;
         let Incoming { client, reply, .. } = incoming;
-        client.runs(reply.id, reply.attempt, &call.node());
+        client.runs(reply.id, reply.attempt, &call.node(), None);
         reply.with(call);
         Ok(())
     }

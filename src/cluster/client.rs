@@ -25,6 +25,7 @@ use super::{
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
+    running::{Made, Running},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
@@ -44,7 +45,7 @@ use crate::{
         timer,
     },
     object::{Object, ObjectRef},
-    serial::{self, Imports, Packed},
+    serial::{self, Given, Imports, Packed},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -81,8 +82,8 @@ pub(crate) struct Client {
     post: Post,
     started: Instant,
     state: Mutex<State>,
-    /// What runs here on behalf of others, to be told to stop.
-    running: Mutex<HashMap<(ObjectId, u32), Weak<dyn Node>>>,
+    /// What runs here on behalf of others.
+    running: Mutex<Running>,
     /// What is under way, to say what it is called.
     under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
     /// Actors that live here.
@@ -586,7 +587,7 @@ impl Client {
             }
             Letter::InFile { object, path, size } => self.in_file(object, &path, size),
             Letter::Stop { task, attempt } => {
-                let node = self.running.lock().get(&(task, attempt)).and_then(Weak::upgrade);
+                let node = self.running.lock().node((task, attempt));
                 if let Some(node) = node {
                     node.cancel();
                 }
@@ -761,6 +762,8 @@ impl Client {
     /// To be called often: several times in the time between two beats.
     pub(crate) fn tick(self: &Arc<Self>) {
         let now = self.now();
+        let old = self.running.lock().tick();
+        contain(|| drop(old));
         self.with(|state, out| state.owner.tick(now, &mut out.effects));
     }
 
@@ -810,7 +813,15 @@ impl Client {
     }
 
     /// The handle in this process to an object that is known by its number.
-    pub(crate) fn import<T: Object>(self: &Arc<Self>, id: ObjectId, value: Option<&Bytes>) -> Result<ObjectRef<T>> {
+    pub(crate) fn import<T: Object>(self: &Arc<Self>, id: ObjectId, given: &Given) -> Result<ObjectRef<T>> {
+        let value = match given {
+            Given::Nothing => None,
+            Given::Value(value) => Some(value),
+            Given::Made(made) => match made.downcast_ref::<ObjectRef<T>>() {
+                Some(object) => return Ok(object.clone()),
+                None => None,
+            },
+        };
         let found = self.with(|state, out| {
             let cell = state.cells.get(&id).and_then(Weak::upgrade)?;
             let any: Arc<dyn Any + Send + Sync> = cell;
@@ -1060,7 +1071,7 @@ impl Client {
         };
         let hosted = self.hosted.lock().get(&actor).cloned();
         let function = self.find(order.function);
-        let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
+        let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
         let incoming = Incoming {
             client: self.clone(),
@@ -1276,10 +1287,13 @@ impl Client {
         let Some(order) = Order::decode(&body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
         };
-        let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), None)).collect();
+        let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
         for (place, value) in order.dependencies.iter().zip(values) {
-            if let Some(handle) = handles.get_mut(*place as usize) {
-                handle.1 = value;
+            if let Some((handle, given)) = handles.get_mut(*place as usize) {
+                *given = match value {
+                    Some(value) => Given::Value(value),
+                    None => self.running.lock().made(handle.object()).map_or(Given::Nothing, Given::Made),
+                };
             }
         }
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
@@ -1360,17 +1374,21 @@ impl Client {
     }
 
     /// It runs here from now on.
-    pub(crate) fn runs(&self, id: ObjectId, attempt: u32, node: &Arc<dyn Node>) {
-        self.running.lock().insert((id, attempt), Arc::downgrade(node));
+    pub(crate) fn runs(&self, id: ObjectId, attempt: u32, node: &Arc<dyn Node>, made: Option<Made>) {
+        self.running.lock().start((id, attempt), Arc::downgrade(node), made);
     }
 
     /// What ran here on behalf of another process has ended.
     pub(crate) fn ended(self: &Arc<Self>, reply: Reply, result: Result<Packed, Arc<Error>>) {
-        self.running.lock().remove(&(reply.id, reply.attempt));
         let Reply { id, attempt, is_call, inside, .. } = reply;
         let node = self.me.station();
         let what = (id, attempt, is_call);
-        match result.and_then(|packed| self.outgoing(packed).map_err(Arc::new)) {
+        let outgoing = result.and_then(|packed| self.outgoing(packed).map_err(Arc::new));
+        // What is large is in the node's memory, and not to be here for longer than it must.
+        let is_small = outgoing.as_ref().map_or(true, |(outgoing, _)| outgoing.len() <= INLINE);
+        let old = self.running.lock().end((id, attempt), is_small);
+        contain(|| drop(old));
+        match outgoing {
             Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default()),
             Ok((outgoing, handles)) if outgoing.len() <= INLINE => {
                 let value = vec![Bytes::from(outgoing.encode())];

@@ -71,6 +71,7 @@ mod pipe;
 mod printed;
 mod remote;
 mod roles;
+mod running;
 mod runs;
 mod shelf;
 mod signals;

@@ -43,6 +43,8 @@ const WINDOW: usize = 256;
 pub(crate) const OWNER_DIED: &str = "its owner died";
 /// So many tasks are with their worker ahead of their turn while nothing is known of their times.
 const AHEAD: usize = 8;
+/// So many of the tasks that wait for others here are looked at, to be handed out ahead.
+const CHAINED: usize = 16;
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
 type Key = (ObjectId, u32);
 
@@ -103,7 +105,7 @@ struct Fetch {
     wanted_by: BTreeSet<Key>,
     /// Processes that want it.
     askers: BTreeSet<ProcessId>,
-    /// Who was asked for it: another node, or the owner for who has it.
+    /// Who was asked for it: another node, or the owner for who has it. This node: a task makes it here.
     from: ProcessId,
     /// Others who are said to have it.
     others: Vec<ProcessId>,
@@ -136,6 +138,10 @@ pub(crate) struct Node {
     /// Tasks that are with their worker ahead of their turn, the oldest first, and how many there may be.
     ahead: VecDeque<Key>,
     most_ahead: usize,
+    /// Tasks that wait only for the results of other tasks here, the oldest first; and some that did.
+    chained: VecDeque<Key>,
+    /// Objects that somebody here waits for, and whose task has left without a result.
+    astray: Vec<ObjectId>,
     /// When the last task ended.
     finished: Nanos,
     labels: Vec<Label>,
@@ -172,6 +178,8 @@ impl Node {
             overdraft: 0,
             ahead: VecDeque::new(),
             most_ahead: 0,
+            chained: VecDeque::new(),
+            astray: Vec::new(),
             finished: 0,
             labels,
             room: capacity.clone(),
@@ -353,11 +361,9 @@ impl Node {
     }
 
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].
-    fn submitted(&mut self, mut spec: TaskSpec, out: &mut Effects) {
+    fn submitted(&mut self, spec: TaskSpec, out: &mut Effects) {
         if self.should_keep(&spec) {
-            spec.hop += 1;
-            self.confirm(&spec, out);
-            self.keep(spec, out);
+            self.keep(spec, out); // where its owner takes it to be
         } else {
             out.send(HEAD, Message::Place(spec));
         }
@@ -417,31 +423,61 @@ impl Node {
             self.tasks.remove(&key);
             return tell(key, Outcome::Lacking(lost(object, OWNER_DIED)), out);
         }
-        let mut new = Vec::new();
-        for arg in &task.spec.args {
-            let Arg::Object { id: object, holders, .. } = arg else { continue };
-            if self.store.contains_key(object) || !task.fetching.insert(*object) {
-                continue;
-            }
-            if let Some(fetch) = self.fetches.get_mut(object) {
-                fetch.wanted_by.insert(key);
-                continue;
-            }
-            let fetch = Fetch {
-                wanted_by: BTreeSet::from([key]),
-                askers: BTreeSet::new(),
-                from: object.owner,
-                others: holders.clone(),
-                not: Vec::new(),
-            };
-            self.fetches.insert(*object, fetch);
-            new.push(*object);
+        let is_missing = |arg: &Arg| match arg {
+            Arg::Object { id, holders, .. } if !self.store.contains_key(id) => Some((*id, holders.clone())),
+            _ => None,
+        };
+        let missing: Vec<_> = task.spec.args.iter().filter_map(is_missing).collect();
+        if missing.is_empty() {
+            return self.is_ready(key, out);
         }
-        if task.fetching.is_empty() {
-            self.is_ready(key, out);
+        let mut new = Vec::new();
+        let mut is_chained = is_plain(&task.spec);
+        for (object, others) in missing {
+            let is_made_here = others.is_empty() && self.is_made_here(object);
+            let Some(task) = self.tasks.get_mut(&key) else { return };
+            if !task.fetching.insert(object) {
+                continue;
+            }
+            let fetch = self.fetches.entry(object).or_insert_with(|| {
+                if !is_made_here {
+                    new.push(object);
+                }
+                let from = if is_made_here { self.id } else { object.owner };
+                Fetch { wanted_by: BTreeSet::new(), askers: BTreeSet::new(), from, others, not: Vec::new() }
+            });
+            fetch.wanted_by.insert(key);
+            is_chained &= fetch.from == self.id && object.owner == key.0.owner;
+        }
+        if is_chained {
+            self.chained.push_back(key);
         }
         for object in new {
             self.ask_next(object, object.owner, out);
+        }
+    }
+
+    /// Whether a task here is making it.
+    fn is_made_here(&self, object: ObjectId) -> bool {
+        self.tasks.range((object, 0)..=(object, u32::MAX)).any(|(_, task)| !task.stopped && !task.spec.stays)
+    }
+
+    /// Whether the task that makes it has been handed to a worker.
+    fn is_with_worker(&self, object: ObjectId) -> bool {
+        let mut attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
+        attempts.any(|(_, task)| task.running.is_some() && !task.stopped && !task.spec.stays)
+    }
+
+    /// What was to be made here is not: it is asked for as others are.
+    fn look_elsewhere(&mut self, out: &mut Effects) {
+        while let Some(object) = self.astray.pop() {
+            if self.is_made_here(object) || self.fetches.get(&object).is_none_or(|fetch| fetch.from != self.id) {
+                continue;
+            }
+            match self.dead.contains(&object.owner) {
+                true => self.lost(object, &lost(object, OWNER_DIED), out),
+                false => self.ask_next(object, self.id, out),
+            }
         }
     }
 
@@ -461,8 +497,12 @@ impl Node {
             return;
         }
         let (wanted_by, askers, not) = (BTreeSet::new(), BTreeSet::from([by]), Vec::new());
-        self.fetches.insert(object, Fetch { wanted_by, askers, from: object.owner, others: holders, not });
-        self.ask_next(object, object.owner, out);
+        let is_made_here = holders.is_empty() && self.is_made_here(object);
+        let from = if is_made_here { self.id } else { object.owner };
+        self.fetches.insert(object, Fetch { wanted_by, askers, from, others: holders, not });
+        if !is_made_here {
+            self.ask_next(object, object.owner, out);
+        }
     }
 
     /// `from` did not have it, or says who has: asks the next.
@@ -523,6 +563,7 @@ impl Node {
 
     /// Starts what can start.
     fn start(&mut self, now: Nanos, out: &mut Effects) {
+        self.look_elsewhere(out);
         self.catch_up(now);
         let mut lacking = Vec::new();
         let mut is_full = false;
@@ -588,11 +629,11 @@ impl Node {
 
     /// As many as take about a millisecond.
     fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
-        let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize);
-        while self.ahead.len() < most.min(self.most_ahead) {
-            let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { return };
-            if *task.spec.demand != Demand::cpus(1_000) || task.spec.stays {
-                return;
+        let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
+        while self.ahead.len() < most {
+            let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { break };
+            if !is_plain(&task.spec) {
+                break;
             }
             if !task.has_arguments(&self.store) {
                 lacking.extend(self.ready.pop_front());
@@ -603,6 +644,42 @@ impl Node {
             self.running += 1;
             out.starts.push(task.spec.clone());
             self.ahead.extend(self.ready.pop_front());
+        }
+        let mut at = 0;
+        while self.ahead.len() < most && at < self.chained.len().min(CHAINED) {
+            let key = self.chained[at];
+            let fetching = self.tasks.get(&key).map(|task| &task.fetching).filter(|fetching| !fetching.is_empty());
+            match fetching.map(|fetching| fetching.iter().all(|object| self.is_with_worker(*object))) {
+                Some(false) => {
+                    at += 1;
+                    continue;
+                }
+                Some(true) => self.chain(key, now, out),
+                None => {} // it waits no more
+            }
+            self.chained.remove(at);
+        }
+    }
+
+    /// Hands a task to the worker that makes its arguments: it has them first, and without a message.
+    fn chain(&mut self, key: Key, now: Nanos, out: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&key) else { return };
+        task.is_ahead = true;
+        task.running = Some((now, Devices::new()));
+        self.running += 1;
+        out.starts.push(task.spec.clone());
+        self.ahead.push_back(key);
+        for object in std::mem::take(&mut task.fetching) {
+            self.not_wanted_by(object, key);
+        }
+    }
+
+    fn not_wanted_by(&mut self, object: ObjectId, key: Key) {
+        if let Some(fetch) = self.fetches.get_mut(&object) {
+            fetch.wanted_by.remove(&key);
+            if fetch.wanted_by.is_empty() && fetch.askers.is_empty() {
+                self.fetches.remove(&object);
+            }
         }
     }
 
@@ -733,7 +810,9 @@ impl Node {
             match bundle {
                 Some(bundle) => bundle.into_iter().for_each(|bundle| bundle.ready.retain(|ready| *ready != key)),
                 None => {
-                    self.ready.retain(|ready| *ready != key);
+                    // Who is given away is near the end.
+                    let at = self.ready.iter().rposition(|ready| *ready == key);
+                    at.and_then(|at| self.ready.remove(at));
                     self.cpuless -= usize::from(task.spec.demand.cpu == 0);
                 }
             }
@@ -745,15 +824,18 @@ impl Node {
             self.close(key);
         }
         for object in &task.fetching {
-            if let Some(fetch) = self.fetches.get_mut(object) {
-                fetch.wanted_by.remove(&key);
-                if fetch.wanted_by.is_empty() && fetch.askers.is_empty() {
-                    self.fetches.remove(object);
-                }
-            }
+            self.not_wanted_by(*object, key);
         }
+        self.leaves(key.0);
         self.changed = true;
         Some(task)
+    }
+
+    /// The task that was to make an object has gone, or will not make it.
+    fn leaves(&mut self, object: ObjectId) {
+        if self.fetches.get(&object).is_some_and(|fetch| fetch.from == self.id) {
+            self.astray.push(object);
+        }
     }
 
     /// Drops these attempts of a task. One that runs is told to stop, and holds its resources until it has.
@@ -765,6 +847,7 @@ impl Node {
                 Some(task) if task.running.is_some() => {
                     if !std::mem::replace(&mut task.stopped, true) {
                         out.stops.push(key);
+                        self.leaves(id);
                     }
                 }
                 _ => drop(self.end(key)),
@@ -814,7 +897,12 @@ impl Node {
         }
         self.store.retain(|object, _| object.owner != process);
         // Or a node: what it was asked for is asked of another.
-        let asked: Vec<_> = self.fetches.iter().filter(|(_, f)| f.from == process).map(|(object, _)| *object).collect();
+        let asked: Vec<_> = self
+            .fetches
+            .iter()
+            .filter(|(object, fetch)| fetch.from == process || object.owner == process)
+            .map(|(object, _)| *object)
+            .collect();
         for object in asked {
             match object.owner == process {
                 true => self.lost(object, &lost(object, OWNER_DIED), out),
@@ -937,6 +1025,11 @@ fn start_from(
         }
     }
     started
+}
+
+/// Whether it asks for nothing but a CPU, and ends.
+fn is_plain(spec: &TaskSpec) -> bool {
+    *spec.demand == Demand::cpus(1_000) && !spec.stays && bundle_of(spec).is_none()
 }
 
 /// The bundle that a task runs in.

@@ -11,7 +11,7 @@ use crate::{
         slot::{Outcome, Slot, View, Waiter},
     },
     object::{Object, ObjectRef},
-    serial::{self, Imports},
+    serial::{self, Given, Imports},
 };
 use bytes::Bytes;
 use std::{
@@ -92,7 +92,7 @@ impl<T: Object> RemoteCell<T> {
         let parcel = Parcel::decode(bytes)?;
         // Until this process has a claim of its own to what is inside, the whole keeps it alive.
         let inside = parcel.objects();
-        let handles = parcel.handles.into_iter().map(|handle| (handle, None)).collect();
+        let handles = parcel.handles.into_iter().map(|handle| (handle, Given::Nothing)).collect();
         let imports = Imports { client: self.client.clone(), handles };
         let value = serial::unpack_there(&parcel.bytes.0, parcel.is_row, imports, "a value that arrived");
         if !inside.is_empty() {

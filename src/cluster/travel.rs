@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
     function::RemoteFn,
     local::{
-        node::{Options, Submitted, contain},
+        node::{Node, Options, Submitted, contain},
         slot::Waiter,
         task::{Body, Step, TaskCell, panic_message},
     },
@@ -143,8 +143,10 @@ impl Incoming {
     fn task<B: Body<Out: Object>>(self, body: B) -> Result<()> {
         let options = self.options()?;
         let cell = TaskCell::submit(self.client.core, Location::caller(), body, Some(options))?;
-        self.client.runs(self.reply.id, self.reply.attempt, &(cell.clone() as _));
-        self.reply.with(ObjectRef::first(cell));
+        let node: Arc<dyn Node> = cell.clone();
+        let object = ObjectRef::first(cell);
+        self.client.runs(self.reply.id, self.reply.attempt, &node, Some(Arc::new(object.clone())));
+        self.reply.with(object);
         Ok(())
     }
 }
