@@ -6,7 +6,7 @@ use super::{
     node_process::PART,
     protocol::{HEAD, ProcessId},
     secure::Key,
-    station::{Happening, Station},
+    station::{self, Happening, Station},
     wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
@@ -105,14 +105,14 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let image = Image::current()?.clone();
     let me = new_station()?;
     let has_key = key.is_some();
-    let (station, events) = Station::start(me, Role::Driver, &bind_for(address)?, key)
+    let (station, post) = Station::start(me, Role::Driver, &bind_for(address)?, key)
         .map_err(|error| Error::Unsupported { reason: error.to_string() })?;
     station.dial(address);
     let meeting = Arc::new(Meeting::default());
     let client = Arc::new(OnceLock::<Arc<Client>>::new());
     let thread = {
         let (station, meeting, client) = (station.clone(), meeting.clone(), client.clone());
-        let serve = move || serve(&station, events, &meeting, &client);
+        let serve = move || serve(&station, post, &meeting, &client);
         std::thread::Builder::new().name("outray-driver".into()).spawn(serve)
     };
     thread.map_err(|error| Error::Unsupported { reason: format!("a thread could not be started: {error}") })?;
@@ -166,11 +166,11 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     Ok(core)
 }
 
-fn serve(station: &Arc<Station>, events: super::endpoint::Events, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
+fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
     let next = Cell::new(Instant::now() + TICK);
     let (me, ours) = (station.me, host());
     station.run(
-        events,
+        post,
         || next.get(),
         |happening| match happening {
             Happening::Letter(Envelope { from, letter: Letter::WantImage { offset }, .. }) => {

@@ -1,8 +1,8 @@
 //! A process among others: it listens, connects, sends to peers and hears from them.
 //!
-//! One thread does all I/O, with a tokio runtime of its own (`io`). Other threads put messages into a
-//! peer's queue and wake it; what comes is read from a channel. `send` never waits: a peer that is slow
-//! fills its own queue and nothing else.
+//! One thread does all I/O, with a tokio runtime of its own (`io`), and hears what happens in between
+//! ([`Pump`]). Other threads put messages into a peer's queue and wake it. `send` never waits: a peer that
+//! is slow fills its own queue and nothing else.
 //!
 //! # Peers
 //! A peer is named by its incarnation. `Up` says that messages can be sent to it, `Lost` that it is
@@ -11,13 +11,15 @@
 //! forgotten all. A process that is started again is another peer.
 //!
 //! # Memory
-//! For a peer: its queue, and its window of messages that `Events` has not handed out. For a connection
+//! For a peer: its queue, and its window of messages that have not been dealt with. For a connection
 //! that has not shown the key: one handshake, for a short time, and no more than so many of them.
 
 mod dials;
 mod io;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod threaded;
 
 pub(crate) use super::link::{Incarnation, Message, Reason, SendError};
 
@@ -26,16 +28,16 @@ use super::{
     secure::{Key, RENEW_AFTER},
     transport::{self, Transport},
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
-    fmt, mem,
+    fmt,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-    time::Duration,
+    sync::{Arc, OnceLock},
+    thread::ThreadId,
+    time::{Duration, Instant},
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{runtime::Runtime, sync::mpsc::UnboundedSender};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -125,6 +127,7 @@ fn random<const N: usize>() -> Option<[u8; N]> {
 enum Command {
     /// A peer's queue is no longer empty.
     Queued(Incarnation),
+    #[cfg(test)]
     Consumed(Incarnation, Credit),
     Connect(String),
     Disconnect(String),
@@ -144,10 +147,36 @@ struct Queue {
 
 type Queues = RwLock<HashMap<Incarnation, Arc<Mutex<Queue>>>>;
 
-/// What comes from the I/O thread.
+/// What comes from the I/O.
 enum Delivery {
     Event(Event),
     Messages(Incarnation, Vec<Message>),
+}
+
+/// How the I/O has ended, and which thread does it until then.
+#[derive(Default)]
+struct End {
+    is_drained: Mutex<Option<bool>>,
+    over: Condvar,
+    thread: OnceLock<ThreadId>,
+}
+
+impl End {
+    fn set(&self, is_drained: bool) {
+        self.is_drained.lock().get_or_insert(is_drained);
+        self.over.notify_all();
+    }
+
+    /// Waits for it.
+    fn wait(&self) -> bool {
+        let mut end = self.is_drained.lock();
+        loop {
+            if let Some(is_drained) = *end {
+                return is_drained;
+            }
+            self.over.wait(&mut end);
+        }
+    }
 }
 
 /// The sending side, shared by all threads.
@@ -157,40 +186,29 @@ pub(crate) struct Endpoint {
     limit: Credit,
     queues: Arc<Queues>,
     commands: UnboundedSender<Command>,
-    thread: Option<JoinHandle<bool>>,
+    end: Arc<End>,
+    is_closed: bool,
 }
 
 impl Endpoint {
-    /// Listens, and starts the I/O thread, which makes the transport.
-    pub(crate) fn start<T: Transport>(
+    /// Listens. Whoever has the pump does the I/O.
+    pub(crate) fn open<T: Transport>(
         config: Config,
-        transport: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<(Endpoint, Events), StartError> {
+        transport: impl FnOnce() -> T,
+    ) -> Result<(Endpoint, Pump<T>), StartError> {
         if config.key.is_none() && !is_loopback(&config.bind) {
             return Err(StartError::NeedsKey(config.bind));
         }
         let incarnation = Incarnation(random().ok_or(StartError::Randomness)?);
-        let (limit, window) = (config.link.queue, config.link.window);
+        let limit = config.link.queue;
         let queues = Arc::<Queues>::default();
         let (commands, received) = tokio::sync::mpsc::unbounded_channel();
-        let (deliveries, delivered) = mpsc::channel();
-        let (started, start) = mpsc::channel();
-        let io = io::Setup { config, incarnation, queues: queues.clone(), commands: received, deliveries };
-        let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            match runtime {
-                Ok(runtime) => runtime.block_on(io::run(io, transport, started)),
-                Err(error) => started.send(Err(StartError::Thread(error))).is_ok(),
-            }
-        };
-        let thread = std::thread::Builder::new().name("outray-io".into()).spawn(body).map_err(StartError::Thread)?;
-        let address = match start.recv() {
-            Ok(address) => address?,
-            Err(_) => return Err(StartError::Thread(std::io::Error::other("it panicked"))),
-        };
-        let events =
-            Events { delivered, commands: commands.clone(), window, current: None, handed_out: HashMap::new() };
-        Ok((Endpoint { incarnation, address, limit, queues, commands, thread: Some(thread) }, events))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+        let setup = io::Setup { config, incarnation, queues: queues.clone(), commands: received };
+        let (io, address) = runtime.block_on(io::Io::open(setup, transport))?;
+        let end = Arc::<End>::default();
+        let pump = Pump { runtime, io, current: None, end: end.clone() };
+        Ok((Endpoint { incarnation, address, limit, queues, commands, end, is_closed: false }, pump))
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {
@@ -249,15 +267,16 @@ impl Endpoint {
     }
 
     /// Sends what is queued, waits until the peers have acknowledged it, tells them that this process
-    /// ends, and closes everything. Returns whether that took no longer than `timeout`.
+    /// ends, and closes everything. Returns whether that took no longer than `timeout`; the thread that
+    /// does the I/O does not wait for itself, and is told `true`.
     pub(crate) fn close(mut self, timeout: Duration) -> bool {
-        self.end(timeout)
+        self.finish(timeout)
     }
 
-    fn end(&mut self, timeout: Duration) -> bool {
+    fn finish(&mut self, timeout: Duration) -> bool {
+        self.is_closed = true;
         self.command(Command::Close(timeout));
-        let thread = self.thread.take();
-        thread.is_some_and(|thread| thread.join().unwrap_or(false))
+        self.end.thread.get() == Some(&std::thread::current().id()) || self.end.wait()
     }
 }
 
@@ -270,71 +289,79 @@ impl fmt::Debug for Endpoint {
 impl Drop for Endpoint {
     /// Closes without waiting for acknowledgements.
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.end(Duration::ZERO);
+        if !self.is_closed {
+            self.finish(Duration::ZERO);
         }
     }
 }
 
-/// The receiving side. A message that is not taken from here uses up its sender's credit.
-pub(crate) struct Events {
-    delivered: mpsc::Receiver<Delivery>,
-    commands: UnboundedSender<Command>,
-    window: Credit,
-    current: Option<(Incarnation, VecDeque<Message>)>,
-    /// Not yet reported as consumed.
-    handed_out: HashMap<Incarnation, Credit>,
+/// What [`Pump::next`] has to say.
+pub(crate) enum Next {
+    Happened(Event),
+    /// It is as late as was said.
+    Late,
+    /// The endpoint is closed.
+    Over,
 }
 
-impl Events {
-    /// Waits for the next event; `None` once the endpoint is closed.
+/// The receiving side, and all I/O: it is done by the thread that calls [`Pump::next`], while it waits there. So what
+/// arrives is handled without waking another thread, and what it leads to leaves from the same.
+pub(crate) struct Pump<T: Transport> {
+    runtime: Runtime,
+    io: io::Io<T>,
+    current: Option<(Incarnation, VecDeque<Message>)>,
+    end: Arc<End>,
+}
+
+impl<T: Transport> Pump<T> {
+    /// Where to run what shares the thread of the I/O.
+    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
+    /// Does I/O until something happens, or until it is so late.
     ///
     /// The message's bytes may share memory with the others of its batch: copy what is kept for long.
-    pub(crate) fn recv(&mut self) -> Option<Event> {
-        self.next(|delivered| delivered.recv().ok())
-    }
-
-    /// As `recv`; `None` also when nothing came in time.
-    pub(crate) fn recv_timeout(&mut self, timeout: Duration) -> Option<Event> {
-        self.next(|delivered| delivered.recv_timeout(timeout).ok())
-    }
-
-    fn next(&mut self, wait: impl Fn(&mpsc::Receiver<Delivery>) -> Option<Delivery>) -> Option<Event> {
+    pub(crate) fn next(&mut self, latest: Option<Instant>) -> Next {
+        let _ = self.end.thread.set(std::thread::current().id());
         loop {
             if let Some((peer, messages)) = &mut self.current {
-                let peer = *peer;
-                if let Some(message) = messages.pop_front() {
-                    self.consume(peer, message.cost());
-                    return Some(Event::Message(peer, message));
+                match messages.pop_front() {
+                    Some(message) => return Next::Happened(Event::Message(*peer, message)),
+                    None => self.current = None,
                 }
-                self.current = None;
             }
-            match wait(&self.delivered)? {
-                Delivery::Event(event) => {
-                    if let Event::Lost(peer, _) = &event {
-                        self.handed_out.remove(peer);
-                    }
-                    return Some(event);
+            match self.io.deliveries.pop_front() {
+                Some(Delivery::Event(event)) => return Next::Happened(event),
+                Some(Delivery::Messages(peer, messages)) => self.current = Some((peer, messages.into())),
+                None if self.io.is_over() => {
+                    self.end.set(self.io.is_drained());
+                    return Next::Over;
                 }
-                Delivery::Messages(peer, messages) => self.current = Some((peer, messages.into())),
+                None => {
+                    if self.runtime.block_on(self.io.wait(latest.map(Into::into))) {
+                        return Next::Late;
+                    }
+                }
             }
         }
     }
 
-    /// Reports what was handed out, an eighth of a window at a time. What is never reported is less
-    /// than that, so the sender always has room for the largest message.
-    fn consume(&mut self, peer: Incarnation, cost: usize) {
-        let credit = self.handed_out.entry(peer).or_default();
-        credit.messages += 1;
-        credit.bytes += cost as u64;
-        if credit.messages >= self.window.messages / 8 || credit.bytes >= self.window.bytes / 8 {
-            let _ = self.commands.send(Command::Consumed(peer, mem::take(credit)));
-        }
+    /// A message that was handed out has been dealt with: its sender may send another.
+    pub(crate) fn consumed(&mut self, peer: Incarnation, cost: usize) {
+        self.io.consumed(peer, Credit { messages: 1, bytes: cost as u64 });
     }
 }
 
-impl fmt::Debug for Events {
+impl<T: Transport> Drop for Pump<T> {
+    fn drop(&mut self) {
+        self.io.abandon();
+        self.end.set(false);
+    }
+}
+
+impl<T: Transport> fmt::Debug for Pump<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
+        f.debug_struct("Pump").finish_non_exhaustive()
     }
 }

@@ -2,12 +2,11 @@
 //! stations are, which jobs there are, and who has which name.
 
 use super::{
-    endpoint::Events,
     head::{BEAT, Head},
     image::platform,
     protocol::{Effects, HEAD, Message, ObjectId, ProcessId},
     signals,
-    station::{Happening, Station},
+    station::{Happening, Post, Station},
     wire::{self, Envelope, Job, Letter, Question, Role},
 };
 use serde_json::{Value, json};
@@ -70,13 +69,13 @@ impl HeadProcess {
     }
 
     /// Serves until it is told to end.
-    pub(crate) fn run(mut self, events: Events) {
+    pub(crate) fn run(mut self, post: Post) {
         let station = self.station.clone();
         let next = Instant::now();
         let mut tick = next;
         let next = std::cell::Cell::new(next);
         station.run(
-            events,
+            post,
             || next.get(),
             |happening| {
                 match happening {

@@ -4,8 +4,8 @@
 //! over pipes, and with everybody else through it: what is not for the node is passed on.
 //!
 //! # Threads
-//! One for the station, and for each worker one that reads and one that writes. All go through one lock, under
-//! which nothing blocks. Whatever takes long (to read or write an executable, to start a process) has a thread.
+//! One for the station and for what workers say. All goes through one lock, under which nothing blocks but the disk.
+//! Whatever takes long (to read or write an executable, to start a process, to bury one) has a thread.
 
 mod report;
 
@@ -15,7 +15,6 @@ use super::{
     bulk::{self, Bulk},
     capacity::Capacity,
     client::INLINE,
-    endpoint::Events,
     entry,
     image::{Cache, Image},
     node::Node,
@@ -25,7 +24,7 @@ use super::{
     runs::Runs,
     shelf::{Kept, Shelf},
     signals,
-    station::{Happening, Station},
+    station::{Happening, Post, Station},
     store,
     wire::{self, Blob, End, Envelope, Job, Letter, Order, Site, Title, host},
 };
@@ -40,8 +39,10 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, OnceLock, Weak},
+    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
+use tokio::io::AsyncReadExt;
 
 /// At most so many tasks are with their worker ahead of their turn.
 const AHEAD: usize = 512;
@@ -91,6 +92,7 @@ struct State {
     printed: Printed,
     timeline: Runs,
     is_ending: bool,
+    has_ended: bool,
     /// Why it ends, if nobody has asked for that.
     failed: Option<String>,
 }
@@ -184,6 +186,7 @@ impl NodeProcess {
                 printed: Printed::default(),
                 timeline: Runs::default(),
                 is_ending: false,
+                has_ended: false,
                 failed: None,
             }),
         });
@@ -196,11 +199,11 @@ impl NodeProcess {
     ///
     /// # Errors
     /// Why it ended if nobody asked for that; nothing if no head has answered in time.
-    pub(crate) fn run(self: Arc<Self>, events: Events, joined: impl FnOnce()) -> Result<(), Option<String>> {
+    pub(crate) fn run(self: Arc<Self>, post: Post, joined: impl FnOnce()) -> Result<(), Option<String>> {
         let (next, ours) = (Cell::new(Instant::now()), host());
         let mut joined = Some(joined);
         self.station.clone().run(
-            events,
+            post,
             || next.get(),
             |happening| {
                 match happening {
@@ -253,7 +256,13 @@ impl NodeProcess {
 
     /// Ends the workers, removes the objects, and says that it leaves. What `run` runs in ends after that.
     pub(crate) fn end(&self) {
-        let workers = std::mem::take(&mut self.state.lock().workers);
+        let workers = {
+            let state = &mut *self.state.lock();
+            if std::mem::replace(&mut state.has_ended, true) {
+                return;
+            }
+            std::mem::take(&mut state.workers)
+        };
         for worker in workers.values() {
             let mut child = worker.child.lock();
             let _ = child.kill(); // it may have ended
@@ -364,11 +373,15 @@ impl NodeProcess {
     }
 
     fn receive(self: &Arc<Self>, envelope: Envelope) {
+        self.with(|state, out| self.take(state, envelope, out));
+    }
+
+    fn take(self: &Arc<Self>, state: &mut State, envelope: Envelope, out: &mut Effects) {
         if envelope.to != self.me {
-            return self.with(|state, _| self.send(state, envelope));
+            return self.send(state, envelope);
         }
         let Envelope { from, letter, payload, .. } = envelope;
-        self.with(|state, out| match letter {
+        match letter {
             Letter::Control(message) => self.control(state, from, message, payload, out),
             Letter::Store { object } => {
                 if let Some(value) = payload.into_iter().next()
@@ -460,7 +473,7 @@ impl NodeProcess {
             }
             Letter::Leaving => state.is_ending = true,
             _ => {}
-        });
+        }
     }
 
     fn control(
@@ -801,27 +814,41 @@ impl NodeProcess {
         let driver = job.driver;
         let printed = std::thread::spawn(move || node.pass_on_lines(driver, id, pid, errors));
         let node = self.clone();
-        std::thread::spawn(move || {
-            let mut input = BufReader::with_capacity(64 << 10, input);
-            let why = loop {
-                match pipe::read(&mut input) {
-                    Ok(Some(envelope)) => node.receive(Envelope { from: id, ..envelope }),
-                    Ok(None) => break None,
-                    Err(error) => break Some(error.to_string()),
-                }
-            };
-            let status = {
-                let mut child = child.lock();
-                if why.is_some() {
-                    let _ = child.kill(); // it may have ended
-                }
-                child.wait()
-            };
-            let _ = printed.join();
-            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            let why = format!("worker {pid} on node {} ended: {}", node.name, why.unwrap_or(status));
-            node.with(|state, out| node.worker_ended(state, id, &why, out));
+        self.station.clone().spawn(async move {
+            let why = node.hear(id, input.into()).await.err().map(|error| error.to_string());
+            std::thread::spawn(move || node.bury(id, &child, printed, why));
         });
+    }
+
+    /// Handles what a worker says, until it ends.
+    async fn hear(self: &Arc<Self>, worker: ProcessId, input: OwnedFd) -> io::Result<()> {
+        let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd(input)?;
+        let mut received = pipe::Receiver::default();
+        while input.read_buf(received.buffer()).await? > 0 {
+            let state = &mut *self.state.lock();
+            while let Some(envelope) = received.next()? {
+                let mut out = Effects::default();
+                self.take(state, Envelope { from: worker, ..envelope }, &mut out);
+                self.carry_out(state, out);
+            }
+        }
+        received.ended()
+    }
+
+    /// A worker has ended, or cannot be understood.
+    fn bury(self: &Arc<Self>, id: ProcessId, child: &Mutex<Child>, printed: JoinHandle<()>, why: Option<String>) {
+        let pid = child.lock().id();
+        let status = {
+            let mut child = child.lock();
+            if why.is_some() {
+                let _ = child.kill(); // it may have ended
+            }
+            child.wait()
+        };
+        let _ = printed.join();
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let why = format!("worker {pid} on node {} ended: {}", self.name, why.unwrap_or(status));
+        self.with(|state, out| self.worker_ended(state, id, &why, out));
     }
 
     /// What a worker prints is kept, and goes to the driver, with who it was.

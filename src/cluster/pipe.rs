@@ -8,7 +8,7 @@
 //! off in the middle of a frame, or writes garbage, costs its node nothing but that worker.
 
 use super::wire::Envelope;
-use bytes::Bytes;
+use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::{
@@ -20,6 +20,8 @@ use std::{
 
 /// The longest header, in bytes, and the most payloads.
 const LONGEST: [u32; 2] = [256 << 20, 1 << 20];
+/// The longest payloads together, in bytes.
+const MOST: u64 = 1 << 40;
 
 /// The writing end, for any number of threads. Whoever finds nobody writing writes what there is, and what others add
 /// meanwhile; so letters that come together go together, and no other thread is woken for one.
@@ -131,41 +133,89 @@ impl Shared {
     }
 }
 
-/// The next letter; `None` at the end.
-pub(crate) fn read(input: &mut impl Read) -> io::Result<Option<Envelope>> {
-    let mut lengths = [0; 8];
-    let mut have = 0;
-    while have < lengths.len() {
-        match input.read(&mut lengths[have..]) {
-            Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => have += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let (lengths, _) = lengths.as_chunks::<4>();
-    let [header, count] = [0, 1].map(|at| u32::from_le_bytes(lengths[at]));
-    if header > LONGEST[0] || count > LONGEST[1] {
-        return Err(io::Error::other("a frame that is too long"));
-    }
-    let mut payload_lengths = Vec::new();
-    for _ in 0..count {
-        let mut length = [0; 8];
-        input.read_exact(&mut length)?;
-        payload_lengths.push(u64::from_le_bytes(length));
-    }
-    let header = read_bytes(input, header.into())?;
-    let payload = payload_lengths.into_iter().map(|length| read_bytes(input, length)).collect::<io::Result<_>>()?;
-    Envelope::parse(&header, payload).map(Some).ok_or_else(|| io::Error::other("a letter that cannot be read"))
+/// The receiving end: what has arrived of the letters.
+#[derive(Default)]
+pub(crate) struct Receiver {
+    buffer: BytesMut,
+    /// Of the frame whose header and lengths are there: the length of the header, and of each payload.
+    lengths: Option<(usize, Vec<usize>)>,
 }
 
-/// So many bytes; memory is used only for what has arrived.
-fn read_bytes(input: &mut impl Read, length: u64) -> io::Result<Bytes> {
-    let mut bytes = Vec::with_capacity(length.min(1 << 20) as usize);
-    match input.take(length).read_to_end(&mut bytes)? as u64 == length {
-        true => Ok(bytes.into()),
-        false => Err(io::ErrorKind::UnexpectedEof.into()),
+impl Receiver {
+    /// Where bytes that arrive are to be put.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(64 << 10);
+        &mut self.buffer
+    }
+
+    /// The next letter that is complete.
+    ///
+    /// # Errors
+    /// What has arrived is not one, and nothing after it can be read.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Envelope>> {
+        let (header, payloads) = match self.lengths.take() {
+            Some(lengths) => lengths,
+            None => match self.lengths()? {
+                Some(lengths) => lengths,
+                None => return Ok(None),
+            },
+        };
+        if self.buffer.len() < header + payloads.iter().sum::<usize>() {
+            self.lengths = Some((header, payloads));
+            return Ok(None);
+        }
+        let header = self.buffer.split_to(header);
+        let payloads = payloads.into_iter().map(|length| self.buffer.split_to(length).freeze()).collect();
+        Envelope::parse(&header, payloads).map(Some).ok_or_else(|| io::Error::other("a letter that cannot be read"))
+    }
+
+    /// The lengths at the front, once they have all arrived.
+    fn lengths(&mut self) -> io::Result<Option<(usize, Vec<usize>)>> {
+        let Some(first) = self.buffer.first_chunk::<8>() else { return Ok(None) };
+        let (lengths, _) = first.as_chunks::<4>();
+        let [header, count] = [0, 1].map(|at| u32::from_le_bytes(lengths[at]));
+        if header > LONGEST[0] || count > LONGEST[1] {
+            return Err(io::Error::other("a frame that is too long"));
+        }
+        let Some(payloads) = self.buffer.get(8..8 + 8 * count as usize) else { return Ok(None) };
+        let (payloads, _) = payloads.as_chunks::<8>();
+        let payloads: Vec<_> = payloads.iter().map(|length| u64::from_le_bytes(*length)).collect();
+        let total = payloads.iter().try_fold(0u64, |total, length| total.checked_add(*length));
+        if total.is_none_or(|total| total > MOST) {
+            return Err(io::Error::other("a frame that is too long"));
+        }
+        self.buffer.advance(8 + 8 * count as usize);
+        Ok(Some((header as usize, payloads.into_iter().map(|length| length as usize).collect())))
+    }
+
+    /// Waits for more from a pipe; `false` at its end.
+    ///
+    /// # Errors
+    /// It cannot be read, or it has ended in the middle of a letter.
+    pub(crate) fn read(&mut self, input: &mut impl Read) -> io::Result<bool> {
+        let mut chunk = [0; 64 << 10];
+        loop {
+            match input.read(&mut chunk) {
+                Ok(0) => return self.ended().map(|()| false),
+                Ok(count) => {
+                    self.buffer.extend_from_slice(&chunk[..count]);
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Nothing more will come.
+    ///
+    /// # Errors
+    /// A letter is cut off.
+    pub(crate) fn ended(&self) -> io::Result<()> {
+        match self.buffer.is_empty() && self.lengths.is_none() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 }
 
@@ -173,6 +223,19 @@ fn read_bytes(input: &mut impl Read, length: u64) -> io::Result<Bytes> {
 mod tests {
     use super::*;
     use crate::cluster::{protocol::HEAD, wire::Letter};
+    use bytes::Bytes;
+
+    /// The next letter; `None` at the end.
+    fn next(receiver: &mut Receiver, input: &mut impl Read) -> io::Result<Option<Envelope>> {
+        loop {
+            if let Some(envelope) = receiver.next()? {
+                return Ok(Some(envelope));
+            }
+            if !receiver.read(input)? {
+                return Ok(None);
+            }
+        }
+    }
 
     fn letter(size: usize) -> Envelope {
         let payload = vec![Bytes::from(vec![7; size]), Bytes::new()];
@@ -191,11 +254,11 @@ mod tests {
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        let mut next = [0; 4];
+        let (mut at, mut receiver) = ([0; 4], Receiver::default());
         for _ in 0..800 {
-            let size = read(&mut far).unwrap().unwrap().payload[0].len();
-            assert_eq!(size % 1_000, next[size / 1_000]);
-            next[size / 1_000] += 1;
+            let size = next(&mut receiver, &mut far).unwrap().unwrap().payload[0].len();
+            assert_eq!(size % 1_000, at[size / 1_000]);
+            at[size / 1_000] += 1;
         }
         drop(far);
         (0..10).for_each(|_| sender.send(&letter(1_000))); // nobody reads it
@@ -209,15 +272,16 @@ mod tests {
         drop(sender);
         let mut bytes = Vec::new();
         far.read_to_end(&mut bytes).unwrap();
-        let mut input = &bytes[..];
+        let (mut input, mut receiver) = (&bytes[..], Receiver::default());
         for size in [0, 1, 50_000] {
-            let envelope = read(&mut input).unwrap().unwrap();
+            let envelope = next(&mut receiver, &mut input).unwrap().unwrap();
             assert_eq!(envelope.payload.iter().map(Bytes::len).collect::<Vec<_>>(), [size, 0]);
         }
-        assert!(read(&mut input).unwrap().is_none());
+        assert!(next(&mut receiver, &mut input).unwrap().is_none());
         for cut in [1, 7, 20, bytes.len() - 1] {
-            let mut input = &bytes[..cut];
-            let last = std::iter::repeat_with(|| read(&mut input)).find(|read| !matches!(read, Ok(Some(_)))).unwrap();
+            let (mut input, mut receiver) = (&bytes[..cut], Receiver::default());
+            let mut reads = std::iter::repeat_with(|| next(&mut receiver, &mut input));
+            let last = reads.find(|read| !matches!(read, Ok(Some(_)))).unwrap();
             assert!(last.is_err(), "cut at {cut}");
         }
     }

@@ -75,10 +75,10 @@ fn thousandths(amount: f64) -> u64 {
 /// Runs a head until it is told to end; `ready` is told its address.
 pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
     let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
-    let (station, events) =
+    let (station, post) =
         Station::start(HEAD, Role::Head, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
     ready(&station.address);
-    HeadProcess::new(station).run(events);
+    HeadProcess::new(station).run(post);
     Ok(())
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodePro
     };
     let key = key(setup.key_file.as_ref())?;
     let has_key = key.is_some();
-    let (station, events) = Station::start(me, Role::Node, &bind, key.clone()).map_err(failed)?;
+    let (station, post) = Station::start(me, Role::Node, &bind, key.clone()).map_err(failed)?;
     // On the same interface, at another port.
     let host = station.address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
     let bulk = bulk::Config { bind: format!("{host}:0"), key, ..bulk::Config::default() };
@@ -133,7 +133,7 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodePro
     let joined = || ready(&me.to_string(), &station.address, &process);
     process
         .clone()
-        .run(events, joined)
+        .run(post, joined)
         .map_err(|why| Error::Unsupported { reason: why.unwrap_or_else(|| silence(&setup.head, has_key, PATIENCE)) })
 }
 

@@ -4,7 +4,7 @@
 //! and where a peer's queue is full, so that posting never blocks and their order is kept.
 
 use super::{
-    endpoint::{Config, Endpoint, Event, Events, Incarnation, Message, SendError, StartError},
+    endpoint::{Config, Endpoint, Event, Incarnation, Message, Next, Pump, SendError, StartError},
     image::platform,
     protocol::{HEAD, ProcessId},
     secure::Key,
@@ -19,6 +19,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::runtime::Handle;
 
 /// A message of the link's carries no more than this of a letter's payload.
 const CHUNK: usize = 1 << 20;
@@ -31,12 +32,16 @@ const MORE: u8 = 2;
 /// The longest payload that is believed.
 const LONGEST: u64 = 1 << 40;
 
+/// What sends and receives for a station, on the thread that runs it.
+pub(crate) type Post = Pump<Omq>;
+
 pub(crate) struct Station {
     pub(crate) me: ProcessId,
     role: Role,
     endpoint: Mutex<Option<Endpoint>>,
     pub(crate) address: String,
     routes: Mutex<Routes>,
+    runtime: Handle,
 }
 
 impl fmt::Debug for Station {
@@ -92,12 +97,18 @@ impl Station {
         role: Role,
         bind: &str,
         key: Option<Key>,
-    ) -> Result<(Arc<Station>, Events), StartError> {
+    ) -> Result<(Arc<Station>, Post), StartError> {
         let config = Config { bind: bind.into(), key, ..Config::default() };
-        let (endpoint, events) = Endpoint::start(config, Omq::new)?;
+        let (endpoint, post) = Endpoint::open(config, Omq::new)?;
         let address = endpoint.address().to_owned();
-        let station = Station { me, role, endpoint: Mutex::new(Some(endpoint)), address, routes: Mutex::default() };
-        Ok((Arc::new(station), events))
+        let (endpoint, routes, runtime) = (Mutex::new(Some(endpoint)), Mutex::default(), post.handle().clone());
+        let station = Station { me, role, endpoint, address, routes, runtime };
+        Ok((Arc::new(station), post))
+    }
+
+    /// Has the thread that runs this station do something else, too, while it waits.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
     }
 
     /// Connects to the station at an address, whoever that is.
@@ -168,23 +179,27 @@ impl Station {
         }
     }
 
-    /// Reports what happens until the endpoint is closed, and a `Tick` when `next` says so.
-    pub(crate) fn run(
-        &self,
-        mut events: Events,
-        mut next: impl FnMut() -> Instant,
-        mut happens: impl FnMut(Happening),
-    ) {
+    /// Sends and receives until the endpoint is closed, and reports what happens; a `Tick` when `next` says so.
+    pub(crate) fn run(&self, mut post: Post, mut next: impl FnMut() -> Instant, mut happens: impl FnMut(Happening)) {
         loop {
-            let wait = next().saturating_duration_since(Instant::now());
-            let event = match wait.is_zero() {
-                true => None,
-                false => events.recv_timeout(wait),
-            };
-            match event {
-                Some(event) => self.event(event, &mut happens),
-                None if self.endpoint.lock().is_none() => return,
-                None => happens(Happening::Tick),
+            let latest = next();
+            if Instant::now() >= latest {
+                happens(Happening::Tick);
+                continue;
+            }
+            match post.next(Some(latest)) {
+                Next::Happened(event) => {
+                    let dealt = match &event {
+                        Event::Message(peer, message) => Some((*peer, message.cost())),
+                        _ => None,
+                    };
+                    self.event(event, &mut happens);
+                    if let Some((peer, cost)) = dealt {
+                        post.consumed(peer, cost);
+                    }
+                }
+                Next::Late => happens(Happening::Tick),
+                Next::Over => return,
             }
         }
     }
@@ -324,7 +339,7 @@ impl Station {
         routes.asked.remove(&station);
     }
 
-    /// Sends what is queued, and closes. What `run` runs in ends after that.
+    /// Sends what is queued, and closes. `run` returns after that.
     pub(crate) fn close(&self, limit: Duration) {
         let endpoint = self.endpoint.lock().take();
         if let Some(endpoint) = endpoint {

@@ -9,20 +9,22 @@ use crate::local::{
     Config, Core,
     resources::{Amounts, WHOLE},
 };
-use std::{
-    fs::File,
-    io::{self, BufReader},
-    process::exit,
-    time::Duration,
-};
+use std::{fs::File, io, process::exit, time::Duration};
 
 /// How often the client is told the time.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Serves a node until the pipe ends, and then ends the process: nobody waits for what it still does.
 pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
-    let mut input = BufReader::with_capacity(64 << 10, input);
-    let Some(Envelope { letter: Letter::Welcome { you, node, job, cpus }, .. }) = pipe::read(&mut input)? else {
+    let (mut input, mut received) = (input, pipe::Receiver::default());
+    let first = loop {
+        match received.next()? {
+            Some(envelope) => break envelope,
+            None if received.read(&mut input)? => {}
+            None => return Err(io::Error::other("the node has ended")),
+        }
+    };
+    let Envelope { letter: Letter::Welcome { you, node, job, cpus }, .. } = first else {
         return Err(io::Error::other("the node's first letter is not a welcome"));
     };
     let letters = pipe::Sender::waiting(output);
@@ -51,9 +53,16 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         }
     })?;
     loop {
-        match pipe::read(&mut input) {
-            Ok(Some(envelope)) => client.receive(envelope),
-            Ok(None) => exit(0),
+        let more = loop {
+            match received.next() {
+                Ok(Some(envelope)) => client.receive(envelope),
+                Ok(None) => break received.read(&mut input),
+                Err(error) => break Err(error),
+            }
+        };
+        match more {
+            Ok(true) => {}
+            Ok(false) => exit(0),
             Err(error) => {
                 eprintln!("outray: the node cannot be understood: {error}");
                 exit(1);

@@ -1,4 +1,4 @@
-//! The I/O thread: it runs the transport, a channel for each connection and a link for each peer.
+//! The I/O: it runs the transport, a channel for each connection and a link for each peer.
 //!
 //! # A connection
 //! ```text
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
     mem,
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
@@ -34,11 +34,8 @@ pub(super) struct Setup {
     pub(super) incarnation: Incarnation,
     pub(super) queues: Arc<Queues>,
     pub(super) commands: UnboundedReceiver<Command>,
-    pub(super) deliveries: mpsc::Sender<Delivery>,
 }
 
-/// Commands that are handled before anything is sent.
-const TURN: usize = 64;
 /// How long a peer may take to close the connection after it was told that this process ends.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -57,8 +54,10 @@ struct Peer {
     connection: Option<ConnectionId>,
 }
 
-struct Io<T> {
+pub(super) struct Io<T> {
     setup: Setup,
+    /// What has happened.
+    pub(super) deliveries: VecDeque<Delivery>,
     transport: T,
     start: Instant,
     now: Now,
@@ -72,96 +71,135 @@ struct Io<T> {
     tick: Now,
     refusals: Refusals,
     closing: Option<Now>,
-}
-
-pub(super) async fn run<T: Transport>(
-    setup: Setup,
-    transport: impl FnOnce() -> T,
-    started: mpsc::Sender<Result<String, StartError>>,
-) -> bool {
-    let mut transport = transport();
-    match transport.bind(&setup.config.bind).await {
-        Ok(address) => drop(started.send(Ok(address))),
-        Err(error) => return started.send(Err(StartError::Bind(error))).is_err(),
-    }
-    let io = Io {
-        transport,
-        start: Instant::now(),
-        now: Now::ZERO,
-        connections: HashMap::new(),
-        strangers: VecDeque::new(),
-        peers: HashMap::new(),
-        dials: Dials::new(setup.config.retry),
-        touched: Vec::new(),
-        tick: Now::MAX,
-        refusals: Refusals::default(),
-        closing: None,
-        setup,
-    };
-    io.run().await
+    /// All is closed, and whether the peers had everything before.
+    over: Option<bool>,
+    /// What was dealt with, and is not reported yet.
+    dealt: HashMap<Incarnation, Credit>,
 }
 
 impl<T: Transport> Io<T> {
-    async fn run(mut self) -> bool {
-        while !self.is_finished() {
-            self.turn().await;
+    /// Listens; returns the address, too.
+    pub(super) async fn open(setup: Setup, transport: impl FnOnce() -> T) -> Result<(Self, String), StartError> {
+        let mut transport = transport();
+        let address = transport.bind(&setup.config.bind).await.map_err(StartError::Bind)?;
+        let io = Io {
+            transport,
+            deliveries: VecDeque::new(),
+            start: Instant::now(),
+            now: Now::ZERO,
+            connections: HashMap::new(),
+            strangers: VecDeque::new(),
+            peers: HashMap::new(),
+            dials: Dials::new(setup.config.retry),
+            touched: Vec::new(),
+            tick: Now::MAX,
+            refusals: Refusals::default(),
+            closing: None,
+            over: None,
+            dealt: HashMap::new(),
+            setup,
+        };
+        Ok((io, address))
+    }
+
+    /// Works until there is something to deliver, or all is over; `true`: until it was so late.
+    pub(super) async fn wait(&mut self, latest: Option<Instant>) -> bool {
+        self.now = self.start.elapsed();
+        loop {
+            while let Ok(command) = self.setup.commands.try_recv() {
+                self.on_command(command);
+            }
+            if self.now >= self.tick {
+                self.on_tick();
+            }
+            for peer in mem::take(&mut self.touched) {
+                self.flush(peer);
+            }
+            if let Some(latest) = self.closing
+                && self.peers.values().all(|peer| peer.link.is_over())
+            {
+                // All is said. A peer that has heard it closes the connection.
+                self.closing = Some(latest.min(self.now + FAREWELL));
+                self.tick = self.tick.min(self.now + FAREWELL);
+            }
+            if self.is_finished() {
+                self.end().await;
+            }
+            if self.is_over() || !self.deliveries.is_empty() {
+                return false;
+            }
+            let tick = self.start.checked_add(self.tick);
+            let next = tick.into_iter().chain(latest).min();
+            let wake = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = self.transport.event() => {
+                    self.now = self.start.elapsed();
+                    self.on_transport(event);
+                }
+                command = self.setup.commands.recv() => {
+                    self.now = self.start.elapsed();
+                    self.on_command(command.unwrap_or(Command::Close(Duration::ZERO)));
+                }
+                () = wake => {
+                    self.now = self.start.elapsed();
+                    if latest.is_some_and(|latest| latest <= Instant::now()) {
+                        return true;
+                    }
+                }
+            }
         }
-        let is_drained = self.peers.values().all(|peer| peer.link.is_over());
+    }
+
+    fn is_finished(&self) -> bool {
+        let Some(latest) = self.closing.filter(|_| !self.is_over()) else { return false };
+        self.now >= latest || self.peers.values().all(|peer| peer.link.is_over() && peer.connection.is_none())
+    }
+
+    async fn end(&mut self) {
+        self.over = Some(self.peers.values().all(|peer| peer.link.is_over()));
+        self.abandon();
+        self.transport.shutdown().await;
+    }
+
+    /// Nobody will do any I/O any more.
+    pub(super) fn abandon(&self) {
         for peer in self.peers.values() {
             peer.queue.lock().is_lost = true;
         }
         self.setup.queues.write().clear();
-        self.transport.shutdown().await;
-        is_drained
     }
 
-    fn is_finished(&self) -> bool {
-        let Some(latest) = self.closing else { return false };
-        self.now >= latest || self.peers.values().all(|peer| peer.link.is_over() && peer.connection.is_none())
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_some()
     }
 
-    /// Waits for something to happen, handles what is there, then sends what follows.
-    async fn turn(&mut self) {
-        let deadline = self.start.checked_add(self.tick);
-        let tick = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            event = self.transport.event() => {
-                self.now = self.start.elapsed();
-                self.on_transport(event);
-            }
-            command = self.setup.commands.recv() => {
-                self.now = self.start.elapsed();
-                self.on_command(command.unwrap_or(Command::Close(Duration::ZERO)));
-                for _ in 0..TURN {
-                    let Ok(command) = self.setup.commands.try_recv() else { break };
-                    self.on_command(command);
-                }
-            }
-            () = tick => self.now = self.start.elapsed(),
-        }
-        if self.now >= self.tick {
-            self.on_tick();
-        }
-        for peer in mem::take(&mut self.touched) {
-            self.flush(peer);
-        }
-        if let Some(latest) = self.closing
-            && self.peers.values().all(|peer| peer.link.is_over())
-        {
-            // All is said. A peer that has heard it closes the connection.
-            self.closing = Some(latest.min(self.now + FAREWELL));
-            self.tick = self.tick.min(self.now + FAREWELL);
+    /// Whether the peers had everything when it ended.
+    pub(super) fn is_drained(&self) -> bool {
+        self.over == Some(true)
+    }
+
+    /// Reports what was dealt with, an eighth of a window at a time. What is never reported is less than that, so
+    /// the sender always has room for the largest message.
+    pub(super) fn consumed(&mut self, peer: Incarnation, credit: Credit) {
+        let window = self.setup.config.link.window;
+        let dealt = self.dealt.entry(peer).or_default();
+        dealt.messages += credit.messages;
+        dealt.bytes += credit.bytes;
+        if dealt.messages >= window.messages / 8 || dealt.bytes >= window.bytes / 8 {
+            let credit = mem::take(dealt);
+            self.input(peer, Input::Consumed(credit));
         }
     }
 
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Queued(peer) => self.touched.push(peer),
+            #[cfg(test)]
             Command::Consumed(peer, credit) => self.input(peer, Input::Consumed(credit)),
             Command::Connect(address) => {
                 self.dials.add(self.now, address);
@@ -395,9 +433,8 @@ impl<T: Transport> Io<T> {
         }
     }
 
-    fn deliver(&self, delivery: Delivery) {
-        // Nobody may listen any more.
-        let _ = self.setup.deliveries.send(delivery);
+    fn deliver(&mut self, delivery: Delivery) {
+        self.deliveries.push_back(delivery);
     }
 
     fn freed(&mut self, peer: Incarnation, credit: Credit) {
@@ -414,6 +451,7 @@ impl<T: Transport> Io<T> {
 
     fn lost(&mut self, peer: Incarnation, reason: Reason) {
         let Some(known) = self.peers.remove(&peer) else { return };
+        self.dealt.remove(&peer);
         self.setup.queues.write().remove(&peer);
         let mut queue = known.queue.lock();
         queue.is_lost = true;

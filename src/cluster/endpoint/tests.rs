@@ -8,7 +8,7 @@ mod speed;
 #[cfg(feature = "transport-zeromq")]
 mod zeromq;
 
-use super::*;
+use super::{threaded::Events, *};
 use crate::cluster::transport::{memory::Network, omq::Omq};
 use std::{
     io::{Read, Write},

@@ -240,7 +240,7 @@ impl Transport for Memory {
         }
     }
 
-    async fn shutdown(self) {
+    async fn shutdown(&mut self) {
         let state = &mut *self.network.0.lock();
         state.listeners.retain(|_, at| *at != self.at);
         for number in 0..state.pipes.len() {

@@ -88,5 +88,5 @@ pub(crate) trait Transport {
     fn event(&mut self) -> impl Future<Output = Event>;
 
     /// Closes everything; waits a moment for what was sent last.
-    fn shutdown(self) -> impl Future<Output = ()>;
+    fn shutdown(&mut self) -> impl Future<Output = ()>;
 }

@@ -362,10 +362,10 @@ impl Transport for Omq {
         }
     }
 
-    async fn shutdown(self) {
-        drop(self.reported); // the tasks end
+    async fn shutdown(&mut self) {
+        self.reported.close(); // the tasks end
         let mut closing = tokio::task::JoinSet::new();
-        for connection in self.connections.into_values() {
+        for (_, connection) in self.connections.drain() {
             if let Some(blocked) = connection.blocked {
                 blocked.abort();
             }
@@ -375,7 +375,7 @@ impl Transport for Omq {
                 closing.spawn(async move { socket.close_with_linger(Some(LINGER)).await.is_ok() });
             }
         }
-        if let Some((router, listener)) = self.router {
+        if let Some((router, listener)) = self.router.take() {
             listener.abort();
             let socket = IdentitySocket::clone(&router).into_inner();
             closing.spawn(async move { socket.close_with_linger(Some(LINGER)).await.is_ok() });

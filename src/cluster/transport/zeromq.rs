@@ -304,11 +304,11 @@ impl Transport for Zeromq {
         }
     }
 
-    async fn shutdown(mut self) {
+    async fn shutdown(&mut self) {
         self.connections.clear();
         // The crate has no linger: what was sent last needs the runtime for a moment.
         tokio::time::sleep(RETRY).await;
-        if let Some((_, listener)) = self.router {
+        if let Some((_, listener)) = self.router.take() {
             listener.abort();
         }
     }
