@@ -1,8 +1,8 @@
 //! Everything that can go wrong, in one enum whose messages say what happened, to what, and what
 //! to do about it.
 
-use serde::{Deserialize, Serialize};
-use std::{fmt, time::Duration};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::{cell::Cell, fmt, time::Duration};
 
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,6 +59,7 @@ pub enum Error {
         /// The dependent that did not run.
         origin: Box<Origin>,
         /// Why its argument failed.
+        #[serde(deserialize_with = "shallow")]
         cause: Box<Error>,
     },
     /// An argument's producer returned `Err`, and the dependent asks for the `Ok` value.
@@ -178,6 +179,22 @@ pub enum Error {
         /// What the operating system said.
         message: String,
     },
+}
+
+/// A chain of causes that is longer than any of ours would use up the stack of who reads it.
+fn shallow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Error>, D::Error> {
+    const DEEPEST: u32 = 64;
+    thread_local! {
+        static DEPTH: Cell<u32> = const { Cell::new(0) };
+    }
+    let depth = DEPTH.get();
+    if depth == DEEPEST {
+        return Err(serde::de::Error::custom("a chain of more causes than there can be"));
+    }
+    DEPTH.set(depth + 1);
+    let cause = Box::deserialize(deserializer);
+    DEPTH.set(depth);
+    cause
 }
 
 impl Error {

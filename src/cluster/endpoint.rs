@@ -138,11 +138,32 @@ enum Command {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Message>,
+    /// The last message, to which more may be added.
+    open: Vec<u8>,
     /// All that is not acknowledged, here and in the link.
     queued: Credit,
     /// Somebody was told that it is full.
     was_full: bool,
     is_lost: bool,
+}
+
+/// A message is added to until it has so many bytes.
+const OPEN: usize = 32 << 10;
+
+impl Queue {
+    /// The last message is complete.
+    fn shut(&mut self) {
+        if !self.open.is_empty() {
+            let open = std::mem::take(&mut self.open);
+            self.waiting.push(Message::new(open));
+        }
+    }
+
+    /// Takes all.
+    fn take(&mut self) -> Vec<Message> {
+        self.shut();
+        std::mem::take(&mut self.waiting)
+    }
 }
 
 type Queues = RwLock<HashMap<Incarnation, Arc<Mutex<Queue>>>>;
@@ -193,7 +214,7 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Listens. Whoever has the pump does the I/O.
     pub(crate) fn open<T: Transport>(
-        config: Config,
+        mut config: Config,
         transport: impl FnOnce() -> T,
     ) -> Result<(Endpoint, Pump<T>), StartError> {
         if config.key.is_none() && !is_loopback(&config.bind) {
@@ -201,6 +222,8 @@ impl Endpoint {
         }
         let incarnation = Incarnation(random().ok_or(StartError::Randomness)?);
         let limit = config.link.queue;
+        // Messages may grow after their room was looked at.
+        config.link.queue.bytes += 2 * OPEN as u64;
         let queues = Arc::<Queues>::default();
         let (commands, received) = tokio::sync::mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
@@ -257,6 +280,7 @@ impl Endpoint {
         }
         queue.queued.messages += 1;
         queue.queued.bytes = bytes;
+        queue.shut();
         queue.waiting.push(message);
         let is_first = queue.waiting.len() == 1;
         drop(queue);
@@ -264,6 +288,51 @@ impl Endpoint {
             self.command(Command::Queued(peer));
         }
         Ok(())
+    }
+
+    /// As `send` for what `write` appends: it becomes part of a message, whose other parts are of the same kind. A
+    /// new message begins with what `begin` writes.
+    ///
+    /// # Errors
+    /// `false`: it is too long for that; or there is no room, then `Event::Room` follows.
+    pub(crate) fn append(
+        &self,
+        peer: Incarnation,
+        begin: impl FnOnce(&mut Vec<u8>),
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<bool, SendError> {
+        let Some(queue) = self.queues.read().get(&peer).cloned() else { return Err(SendError::Lost) };
+        let queue = &mut *queue.lock();
+        if queue.is_lost {
+            return Err(SendError::Lost);
+        }
+        if queue.queued.messages >= self.limit.messages || queue.queued.bytes > self.limit.bytes {
+            queue.was_full = true;
+            return Ok(false);
+        }
+        if queue.open.len() > OPEN {
+            queue.shut();
+        }
+        let is_first = queue.open.is_empty() && queue.waiting.is_empty();
+        let before = queue.open.len();
+        if before == 0 {
+            begin(&mut queue.open);
+        }
+        let start = queue.open.len();
+        write(&mut queue.open);
+        if queue.open.len() - start > OPEN {
+            queue.open.truncate(before);
+            return Ok(false);
+        }
+        queue.queued.bytes += (queue.open.len() - before) as u64;
+        if before == 0 {
+            queue.queued.messages += 1;
+            queue.queued.bytes += Message::default().cost() as u64;
+        }
+        if is_first {
+            self.command(Command::Queued(peer));
+        }
+        Ok(true)
     }
 
     /// Sends what is queued, waits until the peers have acknowledged it, tells them that this process

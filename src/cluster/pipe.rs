@@ -61,17 +61,20 @@ impl Sender {
 
     /// Sends a letter, after those before it. If the other end is gone nothing happens; whoever reads notices that.
     pub(crate) fn send(&self, envelope: &Envelope) {
-        let header = envelope.header();
         {
             let state = &mut *self.0.state.lock();
             if state.is_broken {
                 return;
             }
             let buffer = &mut state.buffer;
-            buffer.extend((header.len() as u32).to_le_bytes());
+            let at = buffer.len();
+            buffer.extend([0; 4]);
             buffer.extend((envelope.payload.len() as u32).to_le_bytes());
             envelope.payload.iter().for_each(|payload| buffer.extend((payload.len() as u64).to_le_bytes()));
-            buffer.extend(header);
+            let start = buffer.len();
+            envelope.write_header(buffer);
+            let length = (buffer.len() - start) as u32;
+            buffer[at..at + 4].copy_from_slice(&length.to_le_bytes());
             envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
             if std::mem::replace(&mut state.is_busy, true) {
                 return;

@@ -356,6 +356,7 @@ impl Effects {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::wire::{decode, encode};
 
     fn spec(bytes: Arc<[u8]>) -> TaskSpec {
         let id = ObjectId { owner: ProcessId(u64::MAX), number: 7 };
@@ -369,9 +370,9 @@ mod tests {
     fn bytes_travel_as_one_block() {
         // As a list of numbers those above 127 would take two bytes each.
         let bytes: Arc<[u8]> = vec![200; 10_000].into();
-        let encoded = rmp_serde::to_vec(&Message::Submit(spec(bytes.clone()))).unwrap();
+        let encoded = encode(&Message::Submit(spec(bytes.clone())));
         assert!(encoded.len() < 2 * bytes.len() + 200, "{} bytes", encoded.len());
-        let decoded: Message = rmp_serde::from_slice(&encoded).unwrap();
+        let decoded: Message = decode(&encoded).unwrap();
         let Message::Submit(decoded) = decoded else { panic!("{decoded:?}") };
         assert_eq!(format!("{decoded:?}"), format!("{:?}", spec(bytes)));
     }
@@ -388,7 +389,7 @@ mod tests {
         ];
         for outcome in outcomes {
             let message = Message::Finished { task: object, attempt: 3, outcome };
-            let decoded: Message = rmp_serde::from_slice(&rmp_serde::to_vec(&message).unwrap()).unwrap();
+            let decoded: Message = decode(&encode(&message)).unwrap();
             assert_eq!(format!("{decoded:?}"), format!("{message:?}"));
         }
     }

@@ -28,6 +28,11 @@ const CHUNK: usize = 1 << 20;
 const WHOLE: u8 = 0;
 const FIRST: u8 = 1;
 const MORE: u8 = 2;
+/// Small letters, one after the other: the length of the header, the number of payloads, the length of each, header,
+/// payloads; all numbers are four bytes.
+const SMALL: u8 = 3;
+/// A letter with shorter payloads than that, together, is small.
+const SHORT: usize = 8 << 10;
 
 /// The longest payload that is believed.
 const LONGEST: u64 = 1 << 40;
@@ -125,6 +130,12 @@ impl Station {
         if routes.gone.contains(&to) {
             return;
         }
+        if let (Some(peer), false) = (routes.peers.get(&to), routes.waiting.contains_key(&to))
+            && is_small(envelope)
+            && self.append(*peer, envelope)
+        {
+            return;
+        }
         let messages = messages(envelope);
         if let Some(waiting) = routes.waiting.get_mut(&to) {
             return waiting.extend(messages);
@@ -155,6 +166,14 @@ impl Station {
             }
             (None, None) => drop(routes.waiting.insert(to, messages)),
         }
+    }
+
+    /// Puts a small letter into the peer's queue; `false`: that is full, or the letter is too long.
+    fn append(&self, peer: Incarnation, envelope: &Envelope) -> bool {
+        let endpoint = self.endpoint.lock();
+        let Some(endpoint) = &*endpoint else { return true };
+        // If it is not heard any more, `Lost` follows, or has been.
+        endpoint.append(peer, |out| out.push(SMALL), |out| write_small(envelope, out)).unwrap_or(true)
     }
 
     /// Sends as many as the peer's queue takes.
@@ -240,10 +259,22 @@ impl Station {
                 }
             }
             Event::Message(peer, message) => {
-                let envelope = match self.assemble(peer, message) {
-                    Some(envelope) => envelope,
-                    None => return,
-                };
+                if message.header.first() == Some(&SMALL) {
+                    let mut rest = message.header.slice(1..);
+                    while let Some(envelope) = read_small(&mut rest) {
+                        self.letter(peer, envelope, happens);
+                    }
+                } else if let Some(envelope) = self.assemble(peer, message) {
+                    self.letter(peer, envelope, happens);
+                }
+            }
+        }
+    }
+
+    /// A letter has come. Who has not said hello, or was refused, is not heard.
+    fn letter(&self, peer: Incarnation, envelope: Envelope, happens: &mut impl FnMut(Happening)) {
+        {
+            {
                 // Who has not said hello, or was refused, is not heard.
                 let is_known = || self.routes.lock().names.contains_key(&peer);
                 match envelope.letter {
@@ -362,17 +393,47 @@ fn misfit(role: &Role, version: &str, platform: &str) -> Option<String> {
     })
 }
 
+/// Whether a letter can travel with others in a message, if its header is not long either.
+fn is_small(envelope: &Envelope) -> bool {
+    let payload = &envelope.payload;
+    payload.len() <= 64 && payload.iter().map(Bytes::len).sum::<usize>() < SHORT
+}
+
+fn write_small(envelope: &Envelope, out: &mut Vec<u8>) {
+    let at = out.len();
+    out.extend([0; 4]);
+    out.extend((envelope.payload.len() as u32).to_le_bytes());
+    envelope.payload.iter().for_each(|payload| out.extend((payload.len() as u32).to_le_bytes()));
+    let start = out.len();
+    envelope.write_header(out);
+    let length = (out.len() - start) as u32;
+    out[at..at + 4].copy_from_slice(&length.to_le_bytes());
+    envelope.payload.iter().for_each(|payload| out.extend_from_slice(payload));
+}
+
+/// The next of some small letters.
+fn read_small(rest: &mut Bytes) -> Option<Envelope> {
+    let header = rest.try_get_u32_le().ok()? as usize;
+    let count = rest.try_get_u32_le().ok()? as usize;
+    let mut lengths = Vec::new();
+    for _ in 0..count {
+        lengths.push(rest.try_get_u32_le().ok()? as usize);
+    }
+    let mut part = |length: usize| (length <= rest.len()).then(|| rest.split_to(length));
+    let header = part(header)?;
+    let payload = lengths.into_iter().map(part).collect::<Option<_>>()?;
+    Envelope::parse(&header, payload)
+}
+
 /// A letter as messages of the link's.
 fn messages(envelope: &Envelope) -> Vec<Message> {
-    let header = envelope.header();
+    let mut header = vec![WHOLE];
+    envelope.write_header(&mut header);
     let bytes: usize = envelope.payload.iter().map(Bytes::len).sum();
     if bytes + header.len() <= CHUNK && envelope.payload.len() <= 512 {
-        let mut whole = Vec::with_capacity(1 + header.len());
-        whole.push(WHOLE);
-        whole.extend(header);
-        return vec![Message { header: whole.into(), payloads: envelope.payload.clone() }];
+        return vec![Message { header: header.into(), payloads: envelope.payload.clone() }];
     }
-    let header = Bytes::from(header);
+    let header = Bytes::from(header).slice(1..);
     let parts = || std::iter::once(&header).chain(&envelope.payload);
     let mut first = BytesMut::new();
     first.put_u8(FIRST);

@@ -69,7 +69,7 @@ impl fmt::Display for ProcessId {
     }
 }
 
-/// Bytes, in MessagePack's form for them.
+/// Bytes, which are read and written in one piece.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Blob(pub(crate) Bytes);
 
@@ -232,15 +232,16 @@ pub(crate) struct Site {
 /// What a task, a call, an actor or a stream is made of. Whose kind it is the function knows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
+    // What is in a `Title`, first.
     pub(crate) function: Site,
-    /// Function and arguments.
-    pub(crate) parcel: Parcel,
-    /// Which of the parcel's handles are arguments that the task waits for, in the order of the task's `args`.
-    pub(crate) dependencies: Vec<u32>,
     pub(crate) name: Option<Arc<str>>,
     /// Where it was submitted, and as what.
     pub(crate) location: Arc<str>,
     pub(crate) number: u64,
+    /// Function and arguments.
+    pub(crate) parcel: Parcel,
+    /// Which of the parcel's handles are arguments that the task waits for, in the order of the task's `args`.
+    pub(crate) dependencies: Vec<u32>,
     /// Only what is not the default.
     pub(crate) extras: Option<Box<Extras>>,
 }
@@ -248,11 +249,10 @@ pub(crate) struct Order {
 impl Order {
     /// In one piece, with the job's driver in front: nodes read no more than that.
     pub(crate) fn encode(&self, driver: ProcessId) -> Arc<[u8]> {
-        let mut out = driver.0.to_le_bytes().to_vec();
-        match rmp_serde::encode::write(&mut out, self) {
-            Ok(()) => out.into(),
-            Err(error) => unreachable!("it is made of plain types: {error}"),
-        }
+        let mut out = Vec::with_capacity(128 + self.parcel.bytes.0.len());
+        out.extend(driver.0.to_le_bytes());
+        encode_to(self, &mut out);
+        out.into()
     }
 
     /// The driver of the job that an encoded order is of.
@@ -265,22 +265,18 @@ impl Order {
     }
 }
 
-/// What of an order is for people. Its values are skipped without a copy.
+/// What of an order is for people: its first fields.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Title {
     pub(crate) function: Site,
-    _parcel: de::IgnoredAny,
-    _dependencies: de::IgnoredAny,
     pub(crate) name: Option<Arc<str>>,
     pub(crate) location: Arc<str>,
-    _number: de::IgnoredAny,
-    _extras: de::IgnoredAny,
 }
 
 impl Title {
     /// Of an encoded order.
     pub(crate) fn of(order: &[u8]) -> Option<Title> {
-        decode(order.get(8..)?)
+        postcard::take_from_bytes(order.get(8..)?).ok().map(|(title, _)| title)
     }
 }
 
@@ -355,7 +351,6 @@ pub(crate) enum Letter {
         address: String,
         version: String,
         host: String,
-        #[serde(default)]
         platform: String,
     },
     /// The head to one that cannot take part, and why.
@@ -597,8 +592,9 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    pub(crate) fn header(&self) -> Vec<u8> {
-        encode(&(self.from, self.to, &self.letter))
+    /// Appends all but the payloads.
+    pub(crate) fn write_header(&self, out: &mut Vec<u8>) {
+        encode_to(&(self.from, self.to, &self.letter), out);
     }
 
     pub(crate) fn parse(header: &[u8], payload: Vec<Bytes>) -> Option<Envelope> {
@@ -608,14 +604,20 @@ impl Envelope {
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    match rmp_serde::to_vec(value) {
-        Ok(bytes) => bytes,
+    let mut out = Vec::new();
+    encode_to(value, &mut out);
+    out
+}
+
+pub(crate) fn encode_to<T: Serialize>(value: &T, out: &mut Vec<u8>) {
+    match postcard::to_io(value, out) {
+        Ok(_) => {}
         Err(error) => unreachable!("it is made of plain types: {error}"),
     }
 }
 
 pub(crate) fn decode<T: de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    rmp_serde::from_slice(bytes).ok()
+    postcard::from_bytes(bytes).ok()
 }
 
 /// What processes have alike that can open each other's files: the machine, since it was started, the user, and

@@ -456,6 +456,7 @@ impl<T: Transport> Io<T> {
         let mut queue = known.queue.lock();
         queue.is_lost = true;
         queue.waiting = Vec::new();
+        queue.open = Vec::new();
         drop(queue);
         if known.link.was_up() {
             match reason {
@@ -469,7 +470,7 @@ impl<T: Transport> Io<T> {
     /// Hands what other threads have sent to the link.
     fn take_queue(&mut self, peer: Incarnation) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let waiting: Vec<Message> = mem::take(&mut known.queue.lock().waiting);
+        let waiting: Vec<Message> = known.queue.lock().take();
         for message in waiting {
             // The queue's limit is the link's, so there is room.
             if let Err(error) = known.link.send(message) {
