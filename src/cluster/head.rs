@@ -50,6 +50,15 @@ pub(crate) const PACE: Nanos = ms(5);
 const LOADS_PER_SECOND: u64 = 100_000;
 /// A node that has this much more to do than an idle one gives some of it away.
 const WORTH_STEALING: Nanos = ms(1);
+/// An owner is granted as many tasks on a node as that does in this time; more if it comes back within the second,
+/// up to the third. It comes not more often than the last.
+const GRANT: Nanos = ms(5);
+const GRANT_SOON: Nanos = ms(50);
+const GRANT_MOST: Nanos = ms(80);
+const GRANT_PAUSE: Nanos = ms(1);
+/// So many nodes are granted at once, and fewer tasks than that on none.
+const GRANT_NODES: usize = 16;
+const GRANT_LEAST: u64 = 8;
 
 struct NodeView {
     capacity: Capacity,
@@ -59,6 +68,8 @@ struct NodeView {
     load: Load,
     /// How many tasks the head has assigned to it, ever.
     assigned: u64,
+    /// How many tasks were granted on it since it told its load.
+    granted: u64,
     heard: Nanos,
     /// As it stands in `order`.
     wait: Nanos,
@@ -66,12 +77,21 @@ struct NodeView {
 
 impl NodeView {
     fn tasks(&self) -> u64 {
-        u64::from(self.load.waiting) + u64::from(self.load.running) + (self.assigned - self.load.assigned)
+        u64::from(self.load.waiting)
+            + u64::from(self.load.running)
+            + (self.assigned - self.load.assigned)
+            + self.granted
     }
 
     fn estimate(&self) -> Nanos {
         let cpu = self.load.room.as_ref().map_or(self.capacity.cpu, |room| room.cpu);
         waiting_time(self.tasks(), cpu, self.load.mean)
+    }
+
+    /// How many more tasks like those it runs it does until then.
+    fn tasks_until(&self, wait: Nanos) -> u64 {
+        let cpus = self.load.room.as_ref().map_or(self.capacity.cpu, |room| room.cpu) / 1_000;
+        (wait.saturating_sub(self.wait) * u64::from(cpus)).checked_div(self.load.mean).unwrap_or(0)
     }
 
     /// What is not taken for good, as far as is known.
@@ -103,6 +123,8 @@ struct OwnerView {
     home: Option<ProcessId>,
     /// The node that it is on, which knows when it has died.
     on: Option<ProcessId>,
+    /// When it was granted tasks last, and for how long.
+    granted: Option<(Nanos, Nanos)>,
 }
 
 pub(crate) struct Head {
@@ -156,7 +178,16 @@ impl Head {
             Message::JoinNode { capacity, labels } => {
                 let load = Load::default();
                 self.welcome(now, from, out);
-                let view = NodeView { capacity, promised: Vec::new(), labels, load, assigned: 0, heard: now, wait: 0 };
+                let view = NodeView {
+                    capacity,
+                    promised: Vec::new(),
+                    labels,
+                    load,
+                    assigned: 0,
+                    granted: 0,
+                    heard: now,
+                    wait: 0,
+                };
                 self.nodes.insert(from, view);
                 self.order.insert((0, from));
                 self.reorder(from);
@@ -169,7 +200,7 @@ impl Head {
             }
             Message::JoinOwner { wish, on } => {
                 self.welcome(now, from, out);
-                self.owners.insert(from, OwnerView { heard: now, home: None, on });
+                self.owners.insert(from, OwnerView { heard: now, home: None, on, granted: None });
                 self.find_home(from, wish, out);
             }
             Message::Died { process } if self.nodes.contains_key(&from) => {
@@ -179,7 +210,7 @@ impl Head {
                     self.bury(now, process, out);
                 }
             }
-            Message::Place(spec) => self.place(spec, out),
+            Message::Place(spec) => self.place(now, spec, out),
             Message::Load(load) => {
                 let Some(node) = self.nodes.get_mut(&from) else { return };
                 let cpu = load.room.as_ref().map_or(node.capacity.cpu, |room| room.cpu);
@@ -188,6 +219,7 @@ impl Head {
                 node.promised.retain(|(assigned, _)| *assigned > load.assigned);
                 let may_have_more = node.promised.len() < known || node.load.room != load.room;
                 node.load = load;
+                node.granted = 0;
                 self.reorder(from);
                 if may_have_more {
                     self.try_again(now, out);
@@ -264,7 +296,7 @@ impl Head {
             self.place_group(now, group, out);
         }
         for spec in std::mem::take(&mut self.waiting) {
-            self.place(spec, out);
+            self.place(now, spec, out);
         }
     }
 
@@ -314,7 +346,7 @@ impl Head {
         }
     }
 
-    fn place(&mut self, mut spec: TaskSpec, out: &mut Effects) {
+    fn place(&mut self, now: Nanos, mut spec: TaskSpec, out: &mut Effects) {
         let owner = spec.id.owner;
         if self.dead.contains_key(&owner) {
             return;
@@ -333,10 +365,42 @@ impl Head {
                 spec.hop += 1;
                 let (task, attempt, hop) = (spec.id, spec.attempt, spec.hop);
                 out.send(owner, Message::Placed { task, attempt, hop, node, via: None });
+                let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
                 out.send(node, Message::Assign(spec));
+                if is_small {
+                    self.grant(now, owner, out);
+                }
             }
             Err(_) if self.was_there(&spec) => self.waiting.push(spec),
             Err(why) => out.send(owner, Message::Unplaceable { task: spec.id, attempt: spec.attempt, why: why.into() }),
+        }
+    }
+
+    /// Has an owner send its next tasks to the nodes that have the least to do, without asking. That is a guess, and
+    /// idle nodes steal; but the head hears of one in hundreds of small tasks.
+    fn grant(&mut self, now: Nanos, owner: ProcessId, out: &mut Effects) {
+        let Some(view) = self.owners.get_mut(&owner) else { return };
+        let time = match view.granted {
+            Some((last, _)) if now < last + GRANT_PAUSE => return,
+            Some((last, time)) if now < last + GRANT_SOON => (2 * time).min(GRANT_MOST),
+            _ => GRANT,
+        };
+        view.granted = Some((now, time));
+        let least = self.order.first().map_or(0, |(wait, _)| *wait);
+        let idlest = self.order.iter().take(GRANT_NODES).filter_map(|(_, id)| {
+            let node = self.nodes.get(id).filter(|node| node.has_room(&Demand::cpus(1_000)))?;
+            let count = node.tasks_until(least + time);
+            (count >= GRANT_LEAST).then_some((*id, count.min(u64::from(u16::MAX)) as u32))
+        });
+        let nodes: Vec<_> = idlest.collect();
+        for (id, count) in &nodes {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.granted += u64::from(*count);
+            }
+            self.reorder(*id);
+        }
+        if !nodes.is_empty() {
+            out.send(owner, Message::Grant { nodes });
         }
     }
 

@@ -209,6 +209,7 @@ impl Node {
                 self.assigned += 1;
                 self.keep(spec, out);
             }
+            Message::Granted(spec) => self.keep(spec, out),
             Message::Stolen(spec) => {
                 self.confirm(&spec, out);
                 self.keep(spec, out);

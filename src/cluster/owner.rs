@@ -40,7 +40,7 @@ use super::{
 };
 use crate::error::{Error, Origin};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -194,6 +194,9 @@ pub(crate) struct Owner {
     records: BTreeMap<u64, Record>,
     next: u64,
     groups: BTreeMap<u64, Group>,
+    /// Nodes that may be sent so many small tasks, and how many have been.
+    grants: VecDeque<(ProcessId, u32)>,
+    granted: u32,
     dead: BTreeSet<ProcessId>,
     /// Those of them whose claims count still, and until when, once that is known.
     late: BTreeMap<ProcessId, Option<Nanos>>,
@@ -218,6 +221,8 @@ impl Owner {
             records: BTreeMap::new(),
             next: 1,
             groups: BTreeMap::new(),
+            grants: VecDeque::new(),
+            granted: 0,
             dead: BTreeSet::new(),
             late: BTreeMap::new(),
             beat: 0,
@@ -505,6 +510,10 @@ impl Owner {
                 self.group_is(group, Group::Failed(Arc::new(failure)), out);
             }
             Message::Home { node } => self.node = Some(node),
+            Message::Grant { nodes } => {
+                let dead = &self.dead;
+                self.grants = nodes.into_iter().filter(|(node, _)| !dead.contains(node)).collect();
+            }
             Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
             _ => {}
@@ -530,6 +539,7 @@ impl Owner {
             self.beat = now;
             out.send(HEAD, Message::Beat);
         }
+        self.grants.clear(); // much has happened since
         for until in self.late.values_mut() {
             until.get_or_insert(now + GRACE);
         }
@@ -627,22 +637,27 @@ impl Owner {
         let mut failed = None;
         // What waits only for tasks of one node waits there: it starts as soon as they have ended, and no message
         // lies between.
-        let mut waits_there = self.node.is_some() && matches!(work.strategy, Strategy::Default) && !work.stays;
+        let mut waits_there = matches!(work.strategy, Strategy::Default) && !work.stays;
+        let mut there = None;
         for object in work.objects() {
             let Some(arg) = self.records.get_mut(&object.number) else { continue };
             arg.pins += 1;
             match &arg.state {
                 State::Pending | State::Lost | State::Ended | State::Freed => {
-                    waits_there &= arg.is_under_way() && arg.work.is_some() && arg.at == self.node;
+                    there = there.or(arg.at);
+                    waits_there &= arg.is_under_way() && arg.work.is_some() && arg.via.is_none();
+                    waits_there &= arg.at.is_some() && arg.at == there;
                     missing.insert(object.number);
                 }
                 State::Failed(why) => failed = Some(why.clone()),
                 State::Inline { .. } | State::Stored { .. } => {}
             }
         }
+        waits_there &= there.is_none_or(|node| !self.dead.contains(&node));
         if waits_there {
             missing.clear();
         }
+        let there = there.filter(|_| waits_there);
         for object in &missing {
             if let Some(arg) = self.records.get_mut(object) {
                 arg.dependents.insert(number);
@@ -658,12 +673,13 @@ impl Owner {
                 let attempt = record.attempt;
                 self.steps.push(Step::End(number, attempt, self.lacking(number, &why)));
             }
-            None if missing.is_empty() => self.send(number, out),
+            None if missing.is_empty() => self.send(number, there, out),
             None => self.steps.extend(missing.into_iter().map(Step::Revive)),
         }
     }
 
-    fn send(&mut self, number: u64, out: &mut Effects) {
+    /// Sends a task on its way: to the node that makes its arguments (`there`), or where it belongs.
+    fn send(&mut self, number: u64, there: Option<ProcessId>, out: &mut Effects) {
         let id = self.name(number);
         let Some(record) = self.records.get(&number) else { return };
         let (attempt, Some(work)) = (record.attempt, &record.work) else { return };
@@ -700,13 +716,34 @@ impl Owner {
             }
             _ => self.node,
         };
+        let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
+        let granted = there.filter(|there| Some(*there) != node).or_else(|| {
+            // What waits for a task must be where that is.
+            if is_small && there.is_none() { self.granted() } else { None }
+        });
         if let Some(record) = self.records.get_mut(&number) {
-            record.at = node;
+            record.at = granted.or(node);
         }
-        match node {
-            Some(node) => out.send(node, Message::Submit(spec)),
-            None => out.send(HEAD, Message::Place(spec)),
+        match (granted, node) {
+            (Some(node), _) => out.send(node, Message::Granted(spec)),
+            (None, Some(node)) => out.send(node, Message::Submit(spec)),
+            (None, None) => out.send(HEAD, Message::Place(spec)),
         }
+    }
+
+    /// A node that may have one more small task: each in turn.
+    fn granted(&mut self) -> Option<ProcessId> {
+        const TURN: u32 = 16;
+        let (node, left) = self.grants.front_mut()?;
+        let node = *node;
+        *left -= 1;
+        self.granted += 1;
+        if *left == 0 {
+            self.grants.pop_front();
+        } else if self.granted.is_multiple_of(TURN) {
+            self.grants.rotate_left(1);
+        }
+        Some(node)
     }
 
     fn placed(
@@ -855,7 +892,7 @@ impl Owner {
                     let attempt = record.attempt;
                     self.steps.push(Step::End(dependent, attempt, self.lacking(dependent, why)));
                 }
-                None if record.missing.is_empty() => self.send(dependent, out),
+                None if record.missing.is_empty() => self.send(dependent, None, out),
                 None => {}
             }
         }
@@ -913,6 +950,7 @@ impl Owner {
     fn buried(&mut self, process: ProcessId, out: &mut Effects) {
         self.dead.insert(process);
         self.late.insert(process, None);
+        self.grants.retain(|(node, _)| *node != process);
         if self.node == Some(process) {
             self.node = None; // until the head names another
         }

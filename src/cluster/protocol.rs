@@ -186,6 +186,11 @@ impl TaskSpec {
         }
     }
 
+    /// Whether it asks for nothing but a CPU anywhere, and ends.
+    pub(crate) fn is_plain(&self) -> bool {
+        is_plain(&self.demand, &self.strategy, self.stays)
+    }
+
     /// Bytes of its arguments that `node` does not hold.
     pub(crate) fn missing_bytes(&self, node: ProcessId) -> u64 {
         let missing = |arg: &Arg| match arg {
@@ -194,6 +199,10 @@ impl TaskSpec {
         };
         self.args.iter().map(missing).sum()
     }
+}
+
+pub(crate) fn is_plain(demand: &Demand, strategy: &Strategy, stays: bool) -> bool {
+    matches!(strategy, Strategy::Default) && *demand == Demand::cpus(1_000) && !stays
 }
 
 /// How an attempt ended.
@@ -234,6 +243,10 @@ pub(crate) enum Message {
     Place(TaskSpec),
     /// Head to a node: keep it.
     Assign(TaskSpec),
+    /// Head to an owner that has many small tasks: send so many of the next ones to these nodes yourself.
+    Grant { nodes: Vec<(ProcessId, u32)> },
+    /// Owner to a node that it was granted, or that makes what the task waits for: keep it.
+    Granted(TaskSpec),
     /// Node to node: it was yours to steal.
     Stolen(TaskSpec),
     /// To the owner: this attempt is on that node now, after so many hops; or on its way there from
