@@ -49,13 +49,14 @@ use crate::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::{
     any::Any,
-    collections::{HashMap, HashSet},
+    cell::RefCell,
     panic::Location,
     path::{Path, PathBuf},
     sync::{
-        Arc, Weak,
+        Arc, LazyLock, Weak,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -85,26 +86,26 @@ pub(crate) struct Client {
     /// What runs here on behalf of others.
     running: Mutex<Running>,
     /// What is under way, to say what it is called.
-    under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>>,
+    under_way: Arc<Mutex<FxHashMap<ObjectId, Arc<dyn Remote>>>>,
     /// Actors that live here.
-    hosted: Mutex<HashMap<ObjectId, Arc<dyn HostedActor>>>,
+    hosted: Mutex<FxHashMap<ObjectId, Arc<dyn HostedActor>>>,
     /// Streams that are produced here, and those that are consumed here.
-    feeders: Mutex<HashMap<ObjectId, Arc<dyn Feed>>>,
-    sinks: Mutex<HashMap<ObjectId, Arc<dyn Sink>>>,
+    feeders: Mutex<FxHashMap<ObjectId, Arc<dyn Feed>>>,
+    sinks: Mutex<FxHashMap<ObjectId, Arc<dyn Sink>>>,
     /// Values that wait for the files that they are to be written to.
-    drafts: Mutex<HashMap<(ObjectId, u32), WriteTo>>,
+    drafts: Mutex<FxHashMap<(ObjectId, u32), WriteTo>>,
     /// Nodes whose files this process can open.
-    neighbours: Mutex<HashSet<ProcessId>>,
+    neighbours: Mutex<FxHashSet<ProcessId>>,
     /// What those died of that lived here.
-    dead: Mutex<HashMap<ObjectId, Arc<Error>>>,
+    dead: Mutex<FxHashMap<ObjectId, Arc<Error>>>,
     /// How many calls of an actor are under way.
-    calls: Mutex<HashMap<ObjectId, usize>>,
+    calls: Mutex<FxHashMap<ObjectId, usize>>,
     /// What is kept until the runtime ends.
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
-    asked: Mutex<(u64, HashMap<u64, mpsc::Sender<String>>)>,
+    asked: Mutex<(u64, FxHashMap<u64, mpsc::Sender<String>>)>,
     /// Functions whose names the node has been told.
-    named: Mutex<HashSet<Site>>,
+    named: Mutex<FxHashMap<Site, &'static Descriptor>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -112,28 +113,28 @@ pub(super) struct State {
     pub(super) owner: Owner,
     home: Option<ProcessId>,
     /// Objects that this process has cells of.
-    cells: HashMap<ObjectId, Weak<dyn Remote>>,
+    cells: FxHashMap<ObjectId, Weak<dyn Remote>>,
     /// Own objects that are local nodes, and the numbers that those have here.
-    locals: HashMap<u64, u64>,
+    locals: FxHashMap<u64, u64>,
     /// The same by the local node's number.
-    exported: HashMap<u64, ObjectId>,
+    exported: FxHashMap<u64, ObjectId>,
     /// The handles among the arguments of what is under way.
-    held: HashMap<u64, Guards>,
+    held: FxHashMap<u64, Guards>,
     /// The objects inside the values of own objects.
-    inside: HashMap<u64, Vec<ObjectId>>,
+    inside: FxHashMap<u64, Vec<ObjectId>>,
     /// The handles inside results that are on their way to their owner.
-    offered: HashMap<(ObjectId, u32), Guards>,
+    offered: FxHashMap<(ObjectId, u32), Guards>,
     /// The same, announced by the worker that has made it.
-    announced: HashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
-    wants: HashSet<ObjectId>,
+    announced: FxHashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
+    wants: FxHashSet<ObjectId>,
     /// Own calls that are under way, and of which actor.
-    pub(super) calls: HashMap<u64, ObjectId>,
+    pub(super) calls: FxHashMap<u64, ObjectId>,
     /// Objects of others.
-    foreign: HashMap<ObjectId, Foreign>,
+    foreign: FxHashMap<ObjectId, Foreign>,
     /// Those who wait for placement groups.
-    pub(super) groups: HashMap<ObjectId, mpsc::Sender<Result<()>>>,
+    pub(super) groups: FxHashMap<ObjectId, mpsc::Sender<Result<()>>>,
     /// Actors that this process has started, or calls.
-    pub(super) actors: HashMap<ObjectId, View>,
+    pub(super) actors: FxHashMap<ObjectId, View>,
 }
 
 /// Writes to the file of this path, or is told why there is none.
@@ -208,7 +209,7 @@ impl Client {
         wish: Option<ProcessId>,
         post: Post,
     ) -> Arc<Client> {
-        let under_way: Arc<Mutex<HashMap<ObjectId, Arc<dyn Remote>>>> = Arc::default();
+        let under_way: Arc<Mutex<FxHashMap<ObjectId, Arc<dyn Remote>>>> = Arc::default();
         let names = under_way.clone();
         let origins = Box::new(move |object: ObjectId| match names.lock().get(&object) {
             Some(cell) => {
@@ -236,18 +237,18 @@ impl Client {
             state: Mutex::new(State {
                 owner,
                 home: None,
-                cells: HashMap::new(),
-                locals: HashMap::new(),
-                exported: HashMap::new(),
-                held: HashMap::new(),
-                inside: HashMap::new(),
-                offered: HashMap::new(),
-                announced: HashMap::new(),
-                wants: HashSet::new(),
-                calls: HashMap::new(),
-                foreign: HashMap::new(),
-                groups: HashMap::new(),
-                actors: HashMap::new(),
+                cells: FxHashMap::default(),
+                locals: FxHashMap::default(),
+                exported: FxHashMap::default(),
+                held: FxHashMap::default(),
+                inside: FxHashMap::default(),
+                offered: FxHashMap::default(),
+                announced: FxHashMap::default(),
+                wants: FxHashSet::default(),
+                calls: FxHashMap::default(),
+                foreign: FxHashMap::default(),
+                groups: FxHashMap::default(),
+                actors: FxHashMap::default(),
             }),
             running: Mutex::default(),
             under_way,
@@ -974,14 +975,14 @@ impl Client {
                 parcel,
                 dependencies,
                 name: options.and_then(|o| o.name.clone()),
-                location: location.to_string().into(),
+                location: place(location),
                 number: node.meta().id,
                 extras,
             };
             let body = order.encode(self.job.driver);
             self.enter(state, cell.clone(), handles);
             let attempts = restarts.map_or(ATTEMPTS, |restarts| restarts.saturating_add(1));
-            let work = Work { demand: Arc::new(demand), strategy, args, body, attempts, stays: restarts.is_some() };
+            let work = Work { demand, strategy, args, body, attempts, stays: restarts.is_some() };
             let submitted = state.owner.submit(work, &mut out.effects);
             debug_assert_eq!(submitted, id);
             cell
@@ -1047,7 +1048,7 @@ impl Client {
                 parcel,
                 dependencies: Vec::new(),
                 name: options.and_then(|o| o.name.clone()),
-                location: location.to_string().into(),
+                location: place(location),
                 number: node.meta().id,
                 extras,
             };
@@ -1147,7 +1148,7 @@ impl Client {
                 parcel,
                 dependencies,
                 name,
-                location: location.to_string().into(),
+                location: place(location),
                 number: stream.meta().id,
                 extras: Some(Box::new(extras)),
             };
@@ -1263,7 +1264,7 @@ impl Client {
         if nodes.is_empty() {
             return Vec::new();
         }
-        let objects: HashSet<ObjectId> = nodes
+        let objects: FxHashSet<ObjectId> = nodes
             .iter()
             .filter_map(|node| match node.remote_id() {
                 Some(id) => Some(id),
@@ -1365,8 +1366,11 @@ impl Client {
 
     /// A function of this executable; the node is told its name.
     fn find(&self, site: Site) -> Result<&'static Descriptor, FunctionError> {
+        if let Some(known) = self.named.lock().get(&site) {
+            return Ok(*known);
+        }
         let function = resolve_here(site)?;
-        if self.named.lock().insert(site) {
+        if self.named.lock().insert(site, function).is_none() {
             let name = function.name().to_owned();
             self.post(self.me.station(), Letter::Named { function: site, name }, Vec::new());
         }
@@ -1507,15 +1511,27 @@ fn extras(options: &Options) -> Result<Option<Box<Extras>>> {
 }
 
 /// What a task asks for, as the cluster counts it.
-fn demand(options: Option<&Options>) -> (Demand, Strategy) {
-    let Some(options) = options else { return (Demand::cpus(1_000), Strategy::Default) };
+fn demand(options: Option<&Options>) -> (Arc<Demand>, Strategy) {
+    static PLAIN: LazyLock<Arc<Demand>> = LazyLock::new(|| Arc::new(Demand::cpus(1_000)));
+    let Some(options) = options else { return (PLAIN.clone(), Strategy::Default) };
     let demand = match &*options.demand.lock() {
-        None => Demand::cpus(1_000),
-        Some(demand) => demand.into(),
+        None => PLAIN.clone(),
+        Some(demand) => Arc::new(demand.into()),
     };
     let strategy = match &options.bundle {
         Some((group, bundle)) => Strategy::Bundle { group: group.object(), bundle: *bundle, node: None },
         None => options.strategy.to_cluster(),
     };
     (demand, strategy)
+}
+
+/// A place in the source, as people read it. Most are the same as the last.
+fn place(location: &'static Location<'static>) -> Arc<str> {
+    thread_local! {
+        static LAST: RefCell<Option<(&'static Location<'static>, Arc<str>)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| match last {
+        Some((known, text)) if std::ptr::eq(*known, location) => text.clone(),
+        _ => last.insert((location, location.to_string().into())).1.clone(),
+    })
 }

@@ -173,28 +173,28 @@ fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client:
         post,
         || next.get(),
         |happening| match happening {
-            Happening::Letter(Envelope { from, letter: Letter::WantImage { offset }, .. }) => {
-                let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
-                let letter = Letter::ImagePart { offset };
-                station.post(&Envelope { from: me, to: from, letter, payload: vec![part] });
-            }
-            Happening::Letter(Envelope { letter: Letter::Printed { worker, lines }, .. }) => {
-                lines.iter().for_each(|line| eprintln!("({worker}) {line}"));
-            }
-            Happening::Letter(Envelope { letter: Letter::Leaving, .. }) => {
-                meeting.set(Progress::Gone("the cluster was stopped".into()));
-                if let Some(client) = client.get() {
-                    client.lost("the cluster was stopped");
+            Happening::Letters(letters) => letters.into_iter().for_each(|envelope| match envelope.letter {
+                Letter::WantImage { offset } => {
+                    let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
+                    let letter = Letter::ImagePart { offset };
+                    station.post(&Envelope { from: me, to: envelope.from, letter, payload: vec![part] });
                 }
-            }
-            Happening::Letter(envelope) => {
-                let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
-                // It is there before anything is said to it.
-                client.wait().receive(envelope);
-                if is_home {
-                    meeting.set(Progress::Node);
+                Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
+                Letter::Leaving => {
+                    meeting.set(Progress::Gone("the cluster was stopped".into()));
+                    if let Some(client) = client.get() {
+                        client.lost("the cluster was stopped");
+                    }
                 }
-            }
+                _ => {
+                    let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
+                    // It is there before anything is said to it.
+                    client.wait().receive(envelope);
+                    if is_home {
+                        meeting.set(Progress::Node);
+                    }
+                }
+            }),
             Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
             Happening::Refused(reason) => meeting.set(Progress::Gone(reason)),
             Happening::Met { station, host, .. } => {

@@ -79,7 +79,7 @@ impl HeadProcess {
             || next.get(),
             |happening| {
                 match happening {
-                    Happening::Letter(envelope) => self.letter(envelope),
+                    Happening::Letters(letters) => letters.into_iter().for_each(|envelope| self.letter(envelope)),
                     Happening::Met { station, role, address, .. } => {
                         if !matches!(role, Role::Guest) {
                             self.stations.insert(station, Known { address, role });

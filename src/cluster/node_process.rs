@@ -88,6 +88,8 @@ struct State {
     actors: HashMap<ObjectId, ActorPlace>,
     /// What those died of that were here.
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
+    /// Workers that have letters to be sent.
+    unsent: BTreeSet<ProcessId>,
     next_worker: u16,
     printed: Printed,
     timeline: Runs,
@@ -95,6 +97,17 @@ struct State {
     has_ended: bool,
     /// Why it ends, if nobody has asked for that.
     failed: Option<String>,
+}
+
+impl State {
+    /// Sends what is for workers, what has come together in one piece.
+    fn flush(&mut self) {
+        while let Some(worker) = self.unsent.pop_first() {
+            if let Some(worker) = self.workers.get(&worker) {
+                worker.letters.flush();
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -182,6 +195,7 @@ impl NodeProcess {
                 runs: BTreeMap::new(),
                 actors: HashMap::new(),
                 dead_actors: BTreeMap::new(),
+                unsent: BTreeSet::new(),
                 next_worker: 1,
                 printed: Printed::default(),
                 timeline: Runs::default(),
@@ -207,7 +221,7 @@ impl NodeProcess {
             || next.get(),
             |happening| {
                 match happening {
-                    Happening::Letter(envelope) => self.receive(envelope),
+                    Happening::Letters(letters) => self.receive(letters),
                     Happening::Met { station, host, .. } => {
                         if host == ours {
                             self.state.lock().neighbours.insert(station);
@@ -287,6 +301,7 @@ impl NodeProcess {
         let mut out = Effects::default();
         let result = work(state, &mut out);
         self.carry_out(state, out);
+        state.flush();
         result
     }
 
@@ -366,14 +381,23 @@ impl NodeProcess {
         }
         if let Some(worker) = state.workers.get_mut(&envelope.to) {
             match worker.is_ready {
-                true => worker.letters.send(&envelope),
+                true => {
+                    worker.letters.put(&envelope);
+                    state.unsent.insert(envelope.to);
+                }
                 false => worker.waiting.push(envelope),
             }
         }
     }
 
-    fn receive(self: &Arc<Self>, envelope: Envelope) {
-        self.with(|state, out| self.take(state, envelope, out));
+    fn receive(self: &Arc<Self>, letters: Vec<Envelope>) {
+        let state = &mut *self.state.lock();
+        for envelope in letters {
+            let mut out = Effects::default();
+            self.take(state, envelope, &mut out);
+            self.carry_out(state, out);
+        }
+        state.flush();
     }
 
     fn take(self: &Arc<Self>, state: &mut State, envelope: Envelope, out: &mut Effects) {
@@ -825,11 +849,17 @@ impl NodeProcess {
         let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd(input)?;
         let mut received = pipe::Receiver::default();
         while input.read_buf(received.buffer()).await? > 0 {
-            let state = &mut *self.state.lock();
-            while let Some(envelope) = received.next()? {
-                let mut out = Effects::default();
-                self.take(state, Envelope { from: worker, ..envelope }, &mut out);
-                self.carry_out(state, out);
+            let mut letters = Vec::new();
+            let broken = loop {
+                match received.next() {
+                    Ok(Some(envelope)) => letters.push(Envelope { from: worker, ..envelope }),
+                    Ok(None) => break None,
+                    Err(error) => break Some(error),
+                }
+            };
+            self.receive(letters);
+            if let Some(error) = broken {
+                return Err(error);
             }
         }
         received.ended()

@@ -61,26 +61,42 @@ impl Sender {
 
     /// Sends a letter, after those before it. If the other end is gone nothing happens; whoever reads notices that.
     pub(crate) fn send(&self, envelope: &Envelope) {
+        self.put(envelope);
+        self.flush();
+    }
+
+    /// Sends what was put, and says whether there was anything.
+    pub(crate) fn flush(&self) -> bool {
         {
             let state = &mut *self.0.state.lock();
-            if state.is_broken {
-                return;
+            if state.buffer.is_empty() {
+                return false;
             }
-            let buffer = &mut state.buffer;
-            let at = buffer.len();
-            buffer.extend([0; 4]);
-            buffer.extend((envelope.payload.len() as u32).to_le_bytes());
-            envelope.payload.iter().for_each(|payload| buffer.extend((payload.len() as u64).to_le_bytes()));
-            let start = buffer.len();
-            envelope.write_header(buffer);
-            let length = (buffer.len() - start) as u32;
-            buffer[at..at + 4].copy_from_slice(&length.to_le_bytes());
-            envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
             if std::mem::replace(&mut state.is_busy, true) {
-                return;
+                return true;
             }
         }
         self.0.clone().write(false);
+        true
+    }
+
+    /// Puts a letter behind those before it; somebody has to flush them. Says how many bytes wait.
+    pub(crate) fn put(&self, envelope: &Envelope) -> usize {
+        let state = &mut *self.0.state.lock();
+        if state.is_broken {
+            return 0;
+        }
+        let buffer = &mut state.buffer;
+        let at = buffer.len();
+        buffer.extend([0; 4]);
+        buffer.extend((envelope.payload.len() as u32).to_le_bytes());
+        envelope.payload.iter().for_each(|payload| buffer.extend((payload.len() as u64).to_le_bytes()));
+        let start = buffer.len();
+        envelope.write_header(buffer);
+        let length = (buffer.len() - start) as u32;
+        buffer[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
+        buffer.len()
     }
 }
 

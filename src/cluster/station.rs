@@ -76,21 +76,14 @@ struct Arriving {
 
 /// What happens to a station.
 pub(crate) enum Happening {
-    Letter(Envelope),
+    /// Those that came together.
+    Letters(Vec<Envelope>),
     /// It has said who it is.
-    Met {
-        station: ProcessId,
-        role: Role,
-        address: String,
-        host: String,
-    },
+    Met { station: ProcessId, role: Role, address: String, host: String },
     /// The head does not let this process take part.
     Refused(String),
     /// What was under way to and from it is lost.
-    Lost {
-        station: ProcessId,
-        reason: String,
-    },
+    Lost { station: ProcessId, reason: String },
     /// It is time to look at the clock.
     Tick,
 }
@@ -261,9 +254,17 @@ impl Station {
             Event::Message(peer, message) => {
                 if message.header.first() == Some(&SMALL) {
                     let mut rest = message.header.slice(1..);
+                    let mut letters = Vec::new();
                     while let Some(envelope) = read_small(&mut rest) {
-                        self.letter(peer, envelope, happens);
+                        match envelope.letter {
+                            Letter::Hello { .. } | Letter::Station { .. } | Letter::Refused { .. } => {
+                                self.letters(peer, std::mem::take(&mut letters), happens);
+                                self.letter(peer, envelope, happens);
+                            }
+                            _ => letters.push(envelope),
+                        }
                     }
+                    self.letters(peer, letters, happens);
                 } else if let Some(envelope) = self.assemble(peer, message) {
                     self.letter(peer, envelope, happens);
                 }
@@ -271,47 +272,47 @@ impl Station {
         }
     }
 
-    /// A letter has come. Who has not said hello, or was refused, is not heard.
+    /// A letter has come, which may be for this station itself.
     fn letter(&self, peer: Incarnation, envelope: Envelope, happens: &mut impl FnMut(Happening)) {
-        {
-            {
-                // Who has not said hello, or was refused, is not heard.
-                let is_known = || self.routes.lock().names.contains_key(&peer);
-                match envelope.letter {
-                    Letter::Hello { role, address, version, host, platform } => {
-                        let station = envelope.from.station();
-                        if matches!(self.role, Role::Head)
-                            && let Some(reason) = misfit(&role, &version, &platform)
-                        {
-                            tracing::warn!("a process at {address} was refused: {reason}");
-                            let letter = Letter::Refused { reason };
-                            let refused = Envelope { from: self.me, to: station, letter, payload: Vec::new() };
-                            return self.send(peer, &mut messages(&refused).into());
-                        }
-                        {
-                            let routes = &mut *self.routes.lock();
-                            routes.names.insert(peer, station);
-                            routes.peers.insert(station, peer);
-                            routes.gone.remove(&station);
-                            self.flush(routes, station);
-                        }
-                        happens(Happening::Met { station, role, address, host });
+        match envelope.letter {
+            Letter::Hello { role, address, version, host, platform } => {
+                let station = envelope.from.station();
+                if matches!(self.role, Role::Head)
+                    && let Some(reason) = misfit(&role, &version, &platform)
+                {
+                    tracing::warn!("a process at {address} was refused: {reason}");
+                    let letter = Letter::Refused { reason };
+                    let refused = Envelope { from: self.me, to: station, letter, payload: Vec::new() };
+                    return self.send(peer, &mut messages(&refused).into());
+                }
+                {
+                    let routes = &mut *self.routes.lock();
+                    routes.names.insert(peer, station);
+                    routes.peers.insert(station, peer);
+                    routes.gone.remove(&station);
+                    self.flush(routes, station);
+                }
+                happens(Happening::Met { station, role, address, host });
+            }
+            Letter::Station { station, address } => {
+                let routes = &mut *self.routes.lock();
+                match address {
+                    Some(address) => self.dial(&address),
+                    None => {
+                        routes.waiting.remove(&station);
+                        routes.gone.insert(station);
                     }
-                    Letter::Station { station, address } => {
-                        let routes = &mut *self.routes.lock();
-                        match address {
-                            Some(address) => self.dial(&address),
-                            None => {
-                                routes.waiting.remove(&station);
-                                routes.gone.insert(station);
-                            }
-                        }
-                    }
-                    Letter::Refused { reason } if envelope.from == HEAD => happens(Happening::Refused(reason)),
-                    _ if is_known() => happens(Happening::Letter(envelope)),
-                    _ => {}
                 }
             }
+            Letter::Refused { reason } if envelope.from == HEAD => happens(Happening::Refused(reason)),
+            _ => self.letters(peer, vec![envelope], happens),
+        }
+    }
+
+    /// Letters have come from one that has said hello; others are not heard.
+    fn letters(&self, peer: Incarnation, letters: Vec<Envelope>, happens: &mut impl FnMut(Happening)) {
+        if !letters.is_empty() && self.routes.lock().names.contains_key(&peer) {
+            happens(Happening::Letters(letters));
         }
     }
 
@@ -468,7 +469,11 @@ mod tests {
             running.run(events, later, |happening| {
                 let happened = match happening {
                     Happening::Met { station, .. } => format!("met {station}"),
-                    Happening::Letter(envelope) => format!("{:?}", envelope.letter),
+                    Happening::Letters(letters) => {
+                        return letters.iter().for_each(|envelope| {
+                            tell.send(format!("{:?}", envelope.letter)).expect("the test waits");
+                        });
+                    }
                     _ => return,
                 };
                 tell.send(happened).expect("the test waits");

@@ -9,7 +9,20 @@ use crate::local::{
     Config, Core,
     resources::{Amounts, WHOLE},
 };
-use std::{fs::File, io, process::exit, time::Duration};
+use std::{
+    fs::File,
+    io,
+    process::exit,
+    sync::{
+        Arc, OnceLock,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
 
 /// How often the client is told the time.
 const TICK: Duration = Duration::from_millis(100);
@@ -28,8 +41,12 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         return Err(io::Error::other("the node's first letter is not a welcome"));
     };
     let letters = pipe::Sender::waiting(output);
-    let to_node = letters.clone();
-    let post: Post = Box::new(move |envelope| to_node.send(&envelope));
+    let results = Results::start(letters.clone(), cpus)?;
+    let (to_node, of_tasks) = (letters.clone(), results.clone());
+    let post: Post = Box::new(move |envelope| match envelope.letter {
+        Letter::Ended { .. } => of_tasks.send(&envelope),
+        _ => to_node.send(&envelope),
+    });
     let core = Core::open(Config {
         // The node admits what comes from elsewhere; this bounds what tasks submit here.
         total: Amounts { cpu: cpus.max(WHOLE), ..Amounts::default() },
@@ -46,16 +63,21 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     let ready = Letter::Ready { refused: None };
     letters.send(&Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });
     let clock = client.clone();
-    std::thread::Builder::new().name("outray-clock".into()).spawn(move || {
+    thread::Builder::new().name("outray-clock".into()).spawn(move || {
         loop {
-            std::thread::sleep(TICK);
+            thread::sleep(TICK);
             clock.tick();
         }
     })?;
     loop {
         let more = loop {
             match received.next() {
-                Ok(Some(envelope)) => client.receive(envelope),
+                Ok(Some(envelope)) => {
+                    if matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. }) {
+                        results.expect();
+                    }
+                    client.receive(envelope);
+                }
                 Ok(None) => break received.read(&mut input),
                 Err(error) => break Err(error),
             }
@@ -66,6 +88,72 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
             Err(error) => {
                 eprintln!("outray: the node cannot be understood: {error}");
                 exit(1);
+            }
+        }
+    }
+}
+
+/// Sends results. While more tasks wait here than run they may wait for each other, for a moment: many small tasks
+/// then take one system call together, and not one each.
+struct Results {
+    letters: pipe::Sender,
+    cpus: usize,
+    /// Tasks and calls that have come, and not ended.
+    here: AtomicUsize,
+    /// Whether `flusher` is not asleep.
+    is_awake: AtomicBool,
+    flusher: OnceLock<Thread>,
+}
+
+impl Results {
+    /// No result waits longer for others.
+    const MOMENT: Duration = Duration::from_millis(1);
+    /// And not so many bytes.
+    const MANY: usize = 16 << 10;
+
+    fn start(letters: pipe::Sender, cpus: u32) -> io::Result<Arc<Results>> {
+        let results = Arc::new(Results {
+            letters,
+            cpus: cpus.div_ceil(WHOLE) as usize,
+            here: AtomicUsize::new(0),
+            is_awake: AtomicBool::new(false),
+            flusher: OnceLock::new(),
+        });
+        let flushes = results.clone();
+        let flusher = thread::Builder::new().name("outray-results".into()).spawn(move || flushes.flush())?;
+        let _ = results.flusher.set(flusher.thread().clone()); // this is the only place
+        Ok(results)
+    }
+
+    fn expect(&self) {
+        self.here.fetch_add(1, Relaxed);
+    }
+
+    fn send(&self, result: &Envelope) {
+        let left = self.here.fetch_sub(1, Relaxed).saturating_sub(1);
+        let waiting = self.letters.put(result);
+        if left <= self.cpus || waiting > Self::MANY {
+            self.letters.flush();
+        } else if !self.is_awake.swap(true, SeqCst)
+            && let Some(flusher) = self.flusher.get()
+        {
+            flusher.unpark();
+        }
+    }
+
+    /// Sends what has waited, as long as something does.
+    fn flush(&self) {
+        loop {
+            while !self.is_awake.load(SeqCst) {
+                thread::park();
+            }
+            thread::sleep(Self::MOMENT);
+            if !self.letters.flush() {
+                self.is_awake.store(false, SeqCst);
+                // One may have come before that was said.
+                if self.letters.flush() {
+                    self.is_awake.store(true, SeqCst);
+                }
             }
         }
     }

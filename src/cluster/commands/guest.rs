@@ -64,8 +64,11 @@ impl Guest {
                         Happening::Met { station, .. } if station == HEAD => tell.send(Event::Met),
                         Happening::Refused(reason) => tell.send(Event::Refused(reason)),
                         Happening::Lost { station, reason } if station == HEAD => tell.send(Event::Lost(reason)),
-                        Happening::Letter(Envelope { letter: Letter::Answer { .. }, payload, .. }) => {
-                            tell.send(Event::Answer(payload.concat()))
+                        Happening::Letters(letters) => {
+                            letters.into_iter().try_for_each(|Envelope { letter, payload, .. }| match letter {
+                                Letter::Answer { .. } => tell.send(Event::Answer(payload.concat())),
+                                _ => Ok(()),
+                            })
                         }
                         Happening::Tick => {
                             next.set(Instant::now() + PATIENCE);
