@@ -379,13 +379,12 @@ impl Head {
     /// Has an owner send its next tasks to the nodes that have the least to do, without asking. That is a guess, and
     /// idle nodes steal; but the head hears of one in hundreds of small tasks.
     fn grant(&mut self, now: Nanos, owner: ProcessId, out: &mut Effects) {
-        let Some(view) = self.owners.get_mut(&owner) else { return };
+        let Some(view) = self.owners.get(&owner) else { return };
         let time = match view.granted {
             Some((last, _)) if now < last + GRANT_PAUSE => return,
             Some((last, time)) if now < last + GRANT_SOON => (2 * time).min(GRANT_MOST),
             _ => GRANT,
         };
-        view.granted = Some((now, time));
         let least = self.order.first().map_or(0, |(wait, _)| *wait);
         let idlest = self.order.iter().take(GRANT_NODES).filter_map(|(_, id)| {
             let node = self.nodes.get(id).filter(|node| node.has_room(&Demand::cpus(1_000)))?;
@@ -399,7 +398,8 @@ impl Head {
             }
             self.reorder(*id);
         }
-        if !nodes.is_empty() {
+        if let Some(view) = self.owners.get_mut(&owner).filter(|_| !nodes.is_empty()) {
+            view.granted = Some((now, time));
             out.send(owner, Message::Grant { nodes });
         }
     }
@@ -590,6 +590,37 @@ mod tests {
             *counts.entry(place(&mut head, plain()).unwrap()).or_insert(0) += 1;
         }
         assert_eq!(counts, Map::from([(node(1), 10), (node(2), 30)]));
+    }
+
+    #[test]
+    fn an_owner_of_many_small_tasks_is_granted_nodes_to_send_them_to() {
+        let mut head = head(&[1, 1]);
+        let mut say = |now, from, message| {
+            let mut out = Effects::default();
+            head.handle(now, from, message, &mut out);
+            out.sends.into_iter().find_map(|(to, message)| match message {
+                Message::Grant { nodes } if to == OWNER => Some(nodes),
+                _ => None,
+            })
+        };
+        assert_eq!(say(ms(1), OWNER, Message::Place(plain())), None); // nothing is known of their times
+        let load = |waiting, mean| Message::Load(Load { waiting, mean, assigned: 0, ..Load::default() });
+        say(ms(2), node(1), load(100, 10_000));
+        say(ms(2), node(2), load(0, 10_000));
+        // The second steals half of what the first has. Then both to the same time: 5 ms, or 500 tasks, from now.
+        let granted = say(ms(3), OWNER, Message::Place(plain())).unwrap();
+        let [(second, more), (first, less)] = granted[..] else { panic!("{granted:?}") };
+        assert_eq!([second, first], [node(2), node(1)]);
+        assert!((490..=510).contains(&more) && (445..=455).contains(&less), "{granted:?}");
+        assert_eq!(say(ms(3), OWNER, Message::Place(plain())), None); // that was just now
+        let again = say(ms(6), OWNER, Message::Place(plain())).unwrap();
+        assert!(again.iter().map(|(_, count)| count).sum::<u32>() > 1_500, "{again:?}");
+        // Not for what has arguments to be fetched, or for long tasks.
+        let large = Arg::Object { id: ObjectId { owner: OWNER, number: 7 }, size: 1 << 20, holders: vec![node(2)] };
+        assert_eq!(say(ms(9), OWNER, Message::Place(task(Demand::cpus(1_000), Strategy::Default, vec![large]))), None);
+        say(ms(400), node(1), load(0, ms(1)));
+        say(ms(400), node(2), load(0, ms(1)));
+        assert_eq!(say(ms(900), OWNER, Message::Place(plain())), None);
     }
 
     #[test]

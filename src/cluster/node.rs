@@ -1078,6 +1078,57 @@ mod tests {
         out
     }
 
+    fn chained(number: u64, argument: u64) -> TaskSpec {
+        let id = ObjectId { owner: OWNER, number: argument };
+        let args = vec![Arg::Object { id, size: 0, holders: Vec::new() }];
+        TaskSpec { args, demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) }
+    }
+
+    #[test]
+    fn what_waits_for_a_task_here_is_handed_out_with_it_or_asks_for_its_argument_when_that_has_gone() {
+        let mut node = node();
+        node.hand_out_ahead(8);
+        let first = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(1, false) };
+        assert_eq!(say(&mut node, OWNER, Message::Submit(first.clone())).starts.len(), 1);
+        for number in 2..5 {
+            let out = say(&mut node, OWNER, Message::Submit(chained(number, number - 1)));
+            assert_eq!((out.starts.len(), out.sends.len()), (1, 0), "{out:?}"); // nobody is asked for it
+        }
+        let out = end(&mut node, first.id);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Finished { .. })]));
+        assert!(!node.stores(first.id));
+        // One that asks for more waits for its argument here; its maker is cancelled, and the owner knows why.
+        let wide = TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..chained(9, 4) };
+        assert!(say(&mut node, OWNER, Message::Submit(wide)).sends.is_empty());
+        let maker = ObjectId { owner: OWNER, number: 4 };
+        let out = say(&mut node, OWNER, Message::Cancel { task: maker });
+        assert!(matches!(&out.sends[..], [(OWNER, Message::Locate { object, .. })] if *object == maker));
+        assert_eq!(out.stops, [(maker, 1)]);
+        let why = lost(maker, OWNER_DIED);
+        let out = say(&mut node, OWNER, Message::Lost { object: maker, why });
+        assert!(matches!(&out.sends[..], [(OWNER, Message::Finished { outcome: Outcome::Lacking(_), .. })]));
+        for number in 2..5 {
+            end(&mut node, ObjectId { owner: OWNER, number });
+        }
+        assert_eq!((node.holds(), node.free().cpu, node.running), ((0, 0, 0), 2_000, 0));
+    }
+
+    #[test]
+    fn what_waits_for_a_task_that_is_stolen_asks_its_owner() {
+        let mut node = node();
+        let busy = task(1, false); // all CPUs
+        say(&mut node, OWNER, Message::Submit(busy));
+        let maker = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(2, false) };
+        say(&mut node, OWNER, Message::Submit(maker.clone()));
+        assert!(say(&mut node, OWNER, Message::Submit(chained(3, 2))).sends.is_empty());
+        let capacity = Capacity { cpu: 1_000, ..Capacity::default() };
+        let out = say(&mut node, HEAD, Message::Steal { thief: OTHER, capacity, most: 1 });
+        assert!(
+            out.sends.iter().any(|(to, m)| *to == OTHER && matches!(m, Message::Stolen(spec) if spec.id == maker.id))
+        );
+        assert!(out.sends.iter().any(|(to, m)| *to == OWNER && matches!(m, Message::Locate { .. })), "{:?}", out.sends);
+    }
+
     #[test]
     fn a_want_is_answered_when_the_object_is_here() {
         let mut node = node();

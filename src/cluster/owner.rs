@@ -1068,6 +1068,43 @@ mod tests {
         assert!(out.sends.iter().any(|(to, message)| *to == NODE && told(message)), "{:?}", out.sends);
     }
 
+    #[test]
+    fn small_tasks_go_to_the_nodes_that_were_granted_in_turn_and_what_waits_for_them_follows() {
+        let mut owner = owner();
+        let nodes = vec![(OTHER, 20), (NODE, 40)];
+        say(&mut owner, HEAD, Message::Grant { nodes });
+        let goes_to = |out: &Effects| match &out.sends[..] {
+            [(to, Message::Granted(_))] => (*to, true),
+            [(to, Message::Submit(_))] => (*to, false),
+            other => panic!("{other:?}"),
+        };
+        let mut objects = Vec::new();
+        let mut sent = Vec::new();
+        for _ in 0..62 {
+            let (object, out) = submit(&mut owner, Vec::new(), 2, false);
+            objects.push(object);
+            sent.push(goes_to(&out));
+        }
+        let to = |node| sent.iter().filter(|to| **to == (node, true)).count();
+        assert_eq!((to(OTHER), to(NODE), sent[61]), (20, 40, (NODE, false)));
+        assert_eq!((sent[15].0, sent[16].0), (OTHER, NODE)); // after sixteen the next has its turn
+        let on_other = objects[..8].iter().map(|object| WorkArg::Object(*object)).collect();
+        assert_eq!(goes_to(&submit(&mut owner, on_other, 1, false).1), (OTHER, true));
+        // From two nodes, it waits here.
+        let on_both = vec![WorkArg::Object(objects[0]), WorkArg::Object(objects[61])];
+        assert!(submit(&mut owner, on_both, 1, false).1.sends.is_empty());
+        // They are lost with their node, and nothing more goes there.
+        say(&mut owner, HEAD, Message::Grant { nodes: vec![(OTHER, 20)] });
+        let out = say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        let again = out.sends.iter().filter(|(to, message)| matches!(message, Message::Submit(_)) && *to == NODE);
+        assert_eq!(again.count(), 20);
+        assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (NODE, false));
+        // What was granted long ago is not believed any more.
+        say(&mut owner, HEAD, Message::Grant { nodes: vec![(ProcessId(3), 20)] });
+        owner.tick(ms(100), &mut Effects::default());
+        assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (NODE, false));
+    }
+
     fn finish(owner: &mut Owner, task: ObjectId, attempt: u32) -> Effects {
         let outcome = Outcome::Inline(Arc::from([1]));
         say(owner, NODE, Message::Finished { task, attempt, outcome })
