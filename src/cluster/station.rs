@@ -32,7 +32,7 @@ const MORE: u8 = 2;
 /// payloads; all numbers are four bytes.
 const SMALL: u8 = 3;
 /// A letter with shorter payloads than that, together, is small.
-const SHORT: usize = 8 << 10;
+const SHORT: usize = 24 << 10;
 
 /// The longest payload that is believed.
 const LONGEST: u64 = 1 << 40;

@@ -25,6 +25,7 @@ use std::{
     collections::{HashMap, VecDeque},
     mem,
     sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
@@ -36,6 +37,8 @@ pub(super) struct Setup {
     pub(super) commands: UnboundedReceiver<Command>,
 }
 
+/// So often something is handled before the answers leave.
+const ROUNDS: u32 = 8;
 /// How long a peer may take to close the connection after it was told that this process ends.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -73,6 +76,8 @@ pub(super) struct Io<T> {
     closing: Option<Now>,
     /// All is closed, and whether the peers had everything before.
     over: Option<bool>,
+    /// How often something was delivered since anything was sent.
+    rounds: u32,
     /// What was dealt with, and is not reported yet.
     dealt: HashMap<Incarnation, Credit>,
 }
@@ -96,6 +101,7 @@ impl<T: Transport> Io<T> {
             refusals: Refusals::default(),
             closing: None,
             over: None,
+            rounds: ROUNDS,
             dealt: HashMap::new(),
             setup,
         };
@@ -105,10 +111,40 @@ impl<T: Transport> Io<T> {
     /// Works until there is something to deliver, or all is over; `true`: until it was so late.
     pub(super) async fn wait(&mut self, latest: Option<Instant>) -> bool {
         self.now = self.start.elapsed();
-        loop {
-            while let Ok(command) = self.setup.commands.try_recv() {
-                self.on_command(command);
+        // What is there already is handled before anything is sent, so that its answers leave together.
+        if self.rounds < ROUNDS {
+            self.rounds += 1;
+            tokio::task::yield_now().await;
+            loop {
+                tokio::select! {
+                    biased;
+                    event = self.transport.event() => self.on_transport(event),
+                    () = std::future::ready(()) => break,
+                }
             }
+            if !self.deliveries.is_empty() {
+                self.commands();
+                return false;
+            }
+        }
+        self.rounds = 0;
+        let is_late = self.work(latest).await;
+        self.commands();
+        is_late
+    }
+
+    /// Does what other threads have said. What is said from now on does not wake this one: it looks for itself before
+    /// it waits.
+    fn commands(&mut self) {
+        let mut asleep = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(command)) = self.setup.commands.poll_recv(&mut asleep) {
+            self.on_command(command);
+        }
+    }
+
+    async fn work(&mut self, latest: Option<Instant>) -> bool {
+        loop {
+            self.commands();
             if self.now >= self.tick {
                 self.on_tick();
             }
