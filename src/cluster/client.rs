@@ -763,8 +763,7 @@ impl Client {
     /// To be called often: several times in the time between two beats.
     pub(crate) fn tick(self: &Arc<Self>) {
         let now = self.now();
-        let old = self.running.lock().tick();
-        contain(|| drop(old));
+        self.running.lock().tick();
         self.with(|state, out| state.owner.tick(now, &mut out.effects));
     }
 
@@ -1293,7 +1292,7 @@ impl Client {
             if let Some((handle, given)) = handles.get_mut(*place as usize) {
                 *given = match value {
                     Some(value) => Given::Value(value),
-                    None => self.running.lock().made(handle.object()).map_or(Given::Nothing, Given::Made),
+                    None => self.running.lock().result(handle.object()),
                 };
             }
         }
@@ -1388,17 +1387,20 @@ impl Client {
         let node = self.me.station();
         let what = (id, attempt, is_call);
         let outgoing = result.and_then(|packed| self.outgoing(packed).map_err(Arc::new));
-        // What is large is in the node's memory, and not to be here for longer than it must.
-        let is_small = outgoing.as_ref().map_or(true, |(outgoing, _)| outgoing.len() <= INLINE);
-        let old = self.running.lock().end((id, attempt), is_small);
+        let value = match &outgoing {
+            Ok((outgoing, _)) if outgoing.len() <= INLINE => Some(Bytes::from(outgoing.encode())),
+            _ => None,
+        };
+        // Handles inside it are not here for longer than they must.
+        let kept = value.clone().filter(|_| outgoing.as_ref().is_ok_and(|(outgoing, _)| outgoing.handles.is_empty()));
+        let old = self.running.lock().end((id, attempt), kept);
         contain(|| drop(old));
         match outgoing {
             Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default()),
-            Ok((outgoing, handles)) if outgoing.len() <= INLINE => {
-                let value = vec![Bytes::from(outgoing.encode())];
-                self.tell_ended(what, inside, End::Value, value, (handles, outgoing.objects()));
-            }
             Ok((outgoing, handles)) => {
+                if let Some(value) = value {
+                    return self.tell_ended(what, inside, End::Value, vec![value], (handles, outgoing.objects()));
+                }
                 let (objects, client) = (outgoing.objects(), self.clone());
                 self.write_to_store(node, id, attempt, outgoing, move |written| {
                     let end = match written {

@@ -1,11 +1,12 @@
 //! What runs here for others: to be told to stop, and to give its result to what waits for it here.
 //!
-//! A node hands a task to the worker that makes its arguments before they are made. So a result is kept for a moment
-//! after it has been sent: its node may have handed out one more that needs it before it knew. What comes too late
-//! asks its node.
+//! A node hands a task to the worker that makes its arguments before they are made. So the bytes of a small result are
+//! kept for a moment after they were sent: its node may have handed out one more that needs it before it knew. What
+//! comes too late asks its node.
 
 use super::protocol::ObjectId;
-use crate::local::node::Node;
+use crate::{local::node::Node, serial::Given};
+use bytes::Bytes;
 use std::{
     any::Any,
     collections::{BTreeMap, VecDeque},
@@ -13,8 +14,9 @@ use std::{
     sync::{Arc, Weak},
 };
 
-/// So many results are kept, for as long as one tick lasts, or two.
+/// So many results are kept, and so many bytes, for as long as one tick lasts, or two.
 const KEPT: usize = 512;
+const KEPT_BYTES: usize = 4 << 20;
 
 /// A handle to what a task makes.
 pub(super) type Made = Arc<dyn Any + Send + Sync>;
@@ -24,80 +26,97 @@ type Key = (ObjectId, u32);
 #[derive(Default)]
 pub(super) struct Running {
     tasks: BTreeMap<Key, Task>,
-    /// Those that have ended, the oldest first, and how many of them had at the last tick.
+    /// Those that have ended, the oldest first, their bytes, and how many of them had ended at the last tick.
     over: VecDeque<Key>,
+    bytes: usize,
     old: usize,
 }
 
 struct Task {
     node: Weak<dyn Node>,
-    made: Option<Made>,
+    result: Given,
 }
 
 impl Running {
     pub(super) fn start(&mut self, task: Key, node: Weak<dyn Node>, made: Option<Made>) {
-        self.tasks.insert(task, Task { node, made });
+        let result = made.map_or(Given::Nothing, Given::Made);
+        self.tasks.insert(task, Task { node, result });
     }
 
     pub(super) fn node(&self, task: Key) -> Option<Arc<dyn Node>> {
         self.tasks.get(&task).and_then(|task| task.node.upgrade())
     }
 
-    /// A handle to an object that is made here, or was.
-    pub(super) fn made(&self, object: ObjectId) -> Option<Made> {
+    /// What is known here of an object that is made here, or was.
+    pub(super) fn result(&self, object: ObjectId) -> Given {
         let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
-        attempts.rev().find_map(|(_, task)| task.made.clone())
+        attempts.rev().map(|(_, task)| task.result.clone()).next().unwrap_or_default()
     }
 
-    /// It has ended; its result is worth keeping, or it is not. What is given back is to be dropped.
-    pub(super) fn end(&mut self, task: Key, keeps: bool) -> Option<Made> {
-        if !keeps || self.tasks.get(&task).is_none_or(|task| task.made.is_none()) {
-            return self.tasks.remove(&task)?.made;
-        }
+    /// It has ended, with this result if that is worth keeping. What is given back is to be dropped.
+    pub(super) fn end(&mut self, task: Key, result: Option<Bytes>) -> Option<Given> {
+        let entry = self.tasks.get_mut(&task)?;
+        let (Given::Made(_), Some(result)) = (&entry.result, result) else {
+            return Some(self.tasks.remove(&task)?.result);
+        };
+        self.bytes += result.len();
         self.over.push_back(task);
-        (self.over.len() > KEPT).then(|| self.forget())?
+        let made = mem::replace(&mut entry.result, Given::Value(result));
+        while self.over.len() > KEPT || self.bytes > KEPT_BYTES {
+            self.forget();
+        }
+        Some(made)
     }
 
-    fn forget(&mut self) -> Option<Made> {
-        let task = self.over.pop_front()?;
+    fn forget(&mut self) {
+        let Some(task) = self.over.pop_front() else { return };
         self.old = self.old.saturating_sub(1);
-        self.tasks.remove(&task)?.made
+        if let Some(Task { result: Given::Value(value), .. }) = self.tasks.remove(&task) {
+            self.bytes -= value.len();
+        }
     }
 
     /// Some time has gone by.
-    pub(super) fn tick(&mut self) -> Vec<Made> {
-        let old = mem::replace(&mut self.old, 0);
-        let dropped = (0..old).filter_map(|_| self.forget()).collect();
+    pub(super) fn tick(&mut self) {
+        (0..mem::take(&mut self.old)).for_each(|_| self.forget());
         self.old = self.over.len();
-        dropped
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::protocol::HEAD;
+    use crate::cluster::{protocol::HEAD, remote::RemoteCell};
 
     #[test]
     fn results_are_kept_for_a_tick_and_not_too_many() {
         let mut running = Running::default();
         let key = |number| (ObjectId { owner: HEAD, number }, 1);
-        let node = || Weak::<crate::cluster::remote::RemoteCell<()>>::new();
-        let made: Vec<Made> = (0..600).map(|n| Arc::new(n) as Made).collect();
-        for (number, made) in (0..).zip(&made) {
-            running.start(key(number), node(), Some(made.clone()));
+        let start = |running: &mut Running, number| {
+            running.start(key(number), Weak::<RemoteCell<()>>::new(), Some(Arc::new(number)));
+        };
+        (0..600).for_each(|number| start(&mut running, number));
+        assert!(matches!(running.result(key(7).0), Given::Made(_)));
+        let value = || Some(Bytes::from_static(b"1234"));
+        assert!((0..600).all(|n| matches!(running.end(key(n), value()), Some(Given::Made(_)))));
+        assert!(matches!(running.result(key(0).0), Given::Nothing));
+        assert!(matches!(running.result(key(599).0), Given::Value(_)));
+        assert_eq!((running.tasks.len(), running.bytes), (KEPT, 4 * KEPT));
+        running.tick();
+        start(&mut running, 700);
+        running.end(key(700), value());
+        running.tick();
+        assert_eq!((running.tasks.len(), running.bytes), (1, 4));
+        running.tick();
+        running.tick();
+        assert_eq!((running.tasks.len(), running.bytes, running.old), (0, 0, 0));
+        // What is large is not kept, nor more than there is room for.
+        start(&mut running, 1);
+        assert!(matches!(running.end(key(1), None), Some(Given::Made(_))));
+        for number in 0..3 {
+            start(&mut running, number);
+            running.end(key(number), Some(vec![0; KEPT_BYTES / 2].into()));
         }
-        assert!(running.made(key(7).0).is_some());
-        let dropped = (0..600).filter_map(|n| running.end(key(n), true)).count();
-        assert_eq!(dropped, 600 - KEPT);
-        assert!(running.made(key(0).0).is_none() && running.made(key(599).0).is_some());
-        assert!(running.tick().is_empty());
-        running.start(key(700), node(), Some(Arc::new(1)));
-        running.end(key(700), true);
-        assert_eq!(running.tick().len(), KEPT - 1);
-        assert!(running.made(key(700).0).is_some());
-        assert_eq!((running.tick().len(), running.tick().len(), running.tasks.len()), (1, 0, 0));
-        running.start(key(1), node(), Some(Arc::new(1)));
-        assert!(running.end(key(1), false).is_some());
+        assert_eq!((running.tasks.len(), running.bytes), (2, KEPT_BYTES));
     }
 }
