@@ -57,7 +57,8 @@ const PAUSE: u32 = 6;
 const OUTSIDE: u32 = 16;
 /// After so many rounds it lets other threads have its CPU.
 const YIELD: u32 = 128;
-/// After so many jobs from its own queue a worker looks into the injector first.
+/// After so many jobs from its own queue a worker looks into the injector first, and every second time at the oldest in
+/// its own queue before that: tasks that submit others without end keep those behind them waiting.
 const FAIRNESS: u32 = 61;
 
 /// What a runtime is built from.
@@ -461,7 +462,7 @@ impl Core {
     /// what it finds until there is nothing left, searches again, and sleeps.
     fn work(&'static self, mut job: Option<Job>) {
         let sleeper = Arc::new(Sleeper::new());
-        let mut since_injector = 0;
+        let mut rounds = 0;
         loop {
             // A job brings its own share of the CPUs, and its thread was not counted as a searcher.
             if let Some(job) = job.take() {
@@ -473,7 +474,7 @@ impl Core {
                 run(found);
                 self.run_next();
                 while !self.idle.overdrawn()
-                    && let Some(found) = self.own_or_injected(&mut since_injector)
+                    && let Some(found) = self.own_or_injected(&mut rounds)
                 {
                     run(found);
                     self.run_next();
@@ -522,15 +523,20 @@ impl Core {
     }
 
     /// What a worker with a seat runs next: its own work, and now and then the injector's first.
-    fn own_or_injected(&'static self, since_injector: &mut u32) -> Option<Job> {
+    fn own_or_injected(&'static self, rounds: &mut u32) -> Option<Job> {
         thread::with_worker(self, |worker| {
             let worker = worker?;
-            *since_injector += 1;
-            if *since_injector >= FAIRNESS {
-                *since_injector = 0;
-                if let Some(job) = self.take_injected(worker) {
+            *rounds += 1;
+            if *rounds >= 2 * FAIRNESS {
+                *rounds = 0;
+                let oldest = self.stealers(worker).get(worker.index).and_then(|own| own.steal().success());
+                if let Some(job) = oldest.or_else(|| self.take_injected(worker)) {
                     return Some(job);
                 }
+            } else if *rounds == FAIRNESS
+                && let Some(job) = self.take_injected(worker)
+            {
+                return Some(job);
             }
             worker.deque.pop().or_else(|| self.take_injected(worker))
         })
