@@ -235,7 +235,12 @@ impl Node {
             Message::Want { object, holders } => self.wanted(from, object, holders, out),
             Message::Gone { object } => self.ask_next(object, from, out),
             Message::Located { object, holders } => {
-                if let Some(fetch) = self.fetches.get_mut(&object) {
+                // What is not the result of a task (`put`) may have been made here meanwhile.
+                if self.store.contains_key(&object) {
+                    if let Some(fetch) = self.fetches.remove(&object) {
+                        self.arrived(object, fetch, out);
+                    }
+                } else if let Some(fetch) = self.fetches.get_mut(&object) {
                     fetch.others = holders;
                     self.ask_next(object, object.owner, out);
                 }
@@ -1139,6 +1144,17 @@ mod tests {
         let told: Vec<_> = out.sends.iter().filter(|(_, m)| matches!(m, Message::Here { .. })).map(|s| s.0).collect();
         assert_eq!(told, [OWNER, ASKER]);
         assert!(matches!(say(&mut node, ASKER, want()).sends[..], [(ASKER, Message::Here { .. })]));
+        assert_eq!(node.holds(), (0, 1, 0));
+    }
+
+    #[test]
+    fn what_is_put_here_meanwhile_is_not_asked_for_again() {
+        let mut node = node();
+        let want = Message::Want { object: OBJECT, holders: Vec::new() };
+        assert!(matches!(say(&mut node, ASKER, want).sends[..], [(OWNER, Message::Locate { .. })]));
+        assert!(node.put(OBJECT, 5));
+        let out = say(&mut node, OWNER, Message::Located { object: OBJECT, holders: vec![US] });
+        assert!(matches!(out.sends[..], [(ASKER, Message::Here { .. })]), "{:?}", out.sends);
         assert_eq!(node.holds(), (0, 1, 0));
     }
 
