@@ -629,13 +629,11 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
                 demand,
                 strategy: request.strategy,
                 bundle: request.bundle,
+                get_if_exists,
                 detached,
             };
             let started = client.start_actor::<F, In::Deferred, Args, S, T>(location, new, args.into_args(), setup);
-            return match started {
-                Err(Error::NameTaken { name }) if get_if_exists => Actor::named(core, &name),
-                started => started.map(|actor| Actor(Place::There(actor))),
-            };
+            return started.map(|actor| Actor(Place::There(actor)));
         }
         let mut names = core.names.lock();
         if let Some(name) = &name
@@ -728,6 +726,8 @@ where
 pub(crate) trait HostedActor: Send + Sync {
     fn any(&self) -> &dyn Any;
     fn kill(&self);
+    /// Calls that wait for their turn.
+    fn pending_calls(&self) -> usize;
 }
 
 #[cfg(feature = "cluster")]
@@ -738,6 +738,10 @@ impl<S: Send + Sync + 'static> HostedActor for Actor<S> {
 
     fn kill(&self) {
         Actor::kill(self);
+    }
+
+    fn pending_calls(&self) -> usize {
+        Actor::pending_calls(self)
     }
 }
 

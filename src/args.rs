@@ -269,5 +269,12 @@ tuples! {
 
 /// What an `Err` from upstream is to its dependent.
 pub(crate) fn upstream_err<E: Display>(node: &dyn Node, error: &E) -> Error {
-    Error::DependencyReturnedErr { origin: node.origin(), message: error.to_string() }
+    #[allow(unused_mut)] // on a cluster it is known otherwise
+    let mut origin = node.origin();
+    #[cfg(feature = "cluster")]
+    if let Some(object) = node.remote_id().filter(|_| node.kind() == "object") {
+        // Its owner says what that is called.
+        (origin.id, origin.node) = (object.number, object.owner.to_string());
+    }
+    Error::DependencyReturnedErr { origin, message: error.to_string() }
 }

@@ -1,7 +1,10 @@
 //! A bounded queue between tasks, actors and threads.
 
 #[cfg(feature = "cluster")]
-use crate::actor::Actor;
+use crate::{
+    actor::Actor,
+    local::{node::contain, slot::Waiter},
+};
 use crate::{
     error::{Error, Result},
     local::{
@@ -197,9 +200,11 @@ impl<T: Object> Queue<T> {
             Place::Here(queue) => queue.get_async().await,
             #[cfg(feature = "cluster")]
             Place::There { actor, .. } => {
-                let item = actor.call(Hosted::get, ());
-                (&item).await?;
-                got(item)?.ok_or(Error::QueueEmpty)
+                let mut waits = Withdrawn { item: Some(actor.call(Hosted::get, ())), actor };
+                if let Some(item) = &waits.item {
+                    item.await?;
+                }
+                waits.item.take().map_or(Ok(None), got)?.ok_or(Error::QueueEmpty)
             }
         }
     }
@@ -242,6 +247,43 @@ fn got<T: Object>(call: ObjectRef<Item<T>>) -> Result<Option<T>> {
     Ok(item.0.and_then(|item| Arc::try_unwrap(item).ok()))
 }
 
+/// A call that waits for an item. If its future is dropped it takes none.
+#[cfg(feature = "cluster")]
+struct Withdrawn<'a, T: Object> {
+    item: Option<ObjectRef<Item<T>>>,
+    actor: &'a Actor<Hosted<T>>,
+}
+
+#[cfg(feature = "cluster")]
+impl<T: Object> Drop for Withdrawn<'_, T> {
+    fn drop(&mut self) {
+        let Some(item) = self.item.take() else { return };
+        let node = item.node();
+        node.withdraw();
+        // It may have been its turn already.
+        let waiter: Arc<dyn Waiter> = Arc::new(GiveBack(Mutex::new(Some((item, self.actor.clone())))));
+        if !node.add_waiter(&waiter) {
+            waiter.notify();
+        }
+    }
+}
+
+/// Puts an item that nobody wants any more back.
+#[cfg(feature = "cluster")]
+struct GiveBack<T: Object>(Mutex<Option<(ObjectRef<Item<T>>, Actor<Hosted<T>>)>>);
+
+#[cfg(feature = "cluster")]
+impl<T: Object> Waiter for GiveBack<T> {
+    fn notify(self: Arc<Self>) {
+        let Some((item, actor)) = self.0.lock().take() else { return };
+        contain(|| {
+            if let Ok(Some(item)) = got(item) {
+                actor.call(Hosted::give_back, Item(Some(Arc::new(item))));
+            }
+        });
+    }
+}
+
 /// A queue as the state of an actor.
 #[cfg(feature = "cluster")]
 struct Hosted<T>(Here<T>);
@@ -277,6 +319,12 @@ impl<T: Object> Hosted<T> {
 
     async fn get(&self) -> Item<T> {
         Item(self.0.get_async().await.ok().map(Arc::new))
+    }
+
+    fn give_back(&self, item: Item<T>) {
+        if let Some(item) = unshare(item) {
+            self.0.give_back(item);
+        }
     }
 
     fn get_timeout(&self, timeout: Duration) -> Item<T> {
@@ -321,6 +369,17 @@ impl<T: Object> Here<T> {
         };
         notify(putter);
         Some(item)
+    }
+
+    /// Back to the front, where it was; there may be one more than there is room for.
+    #[cfg(feature = "cluster")]
+    fn give_back(&self, item: T) {
+        let getter = {
+            let state = &mut *self.0.state.lock();
+            state.items.push_front(item);
+            state.getters.pop_front()
+        };
+        notify(getter);
     }
 
     fn put(&self, item: T) -> Result<()> {
@@ -532,7 +591,7 @@ impl<T: Object> serial::Passed for Queue<T> {
         let Handle::Queue { actor, capacity } = handle else {
             return Err(Error::Unsupported { reason: "another kind of handle was sent as a queue's".into() });
         };
-        let handle = Handle::Actor { actor: *actor, name: None };
+        let handle = Handle::Actor { actor: *actor, name: None, number: actor.number };
         let actor = serial::Passed::import(client, &handle, given)?;
         Ok(Queue(Place::There { actor, capacity: *capacity }))
     }

@@ -51,9 +51,7 @@ impl Request {
         match &group.0 {
             Place::Here(group) => self.rest.bundle = Some((group.clone(), bundle)),
             #[cfg(feature = "cluster")]
-            Place::There(group) if bundle < group.bundles() => self.bundle = Some((group.clone(), bundle as u32)),
-            #[cfg(feature = "cluster")]
-            Place::There(group) => self.reject(format!("bundle {bundle}: the group has only {}", group.bundles())),
+            Place::There(group) => self.bundle = Some((group.clone(), bundle as u32)),
         }
     }
 

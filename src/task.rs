@@ -338,16 +338,19 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
         let location = Location::caller();
         let source = Arc::new(SplitSource::default());
         let promises = R::promises(self.core, location, &source);
-        let body = FnBody::new(self.f.clone(), args.into_args());
+        let body = FnBody::<F, In::Deferred, Args, M>::new(self.f.clone(), args.into_args());
         #[cfg(feature = "cluster")]
         if let Ok(options) = self.options()
             && let Some(client) = self.core.client_for(options.as_deref())
         {
-            match client.submit(location, body, options) {
-                Ok(whole) => Parts::<R>::follow(whole, &source, promises.clone()),
-                Err(error) => fail_all::<R>(&promises, error),
-            }
-            return R::refs(promises);
+            use crate::cluster::{travel::SplitEntry, wire::Site};
+            let submitted = Site::of::<SplitEntry<F, In::Deferred, Args, M>>()
+                .map_err(Error::from)
+                .and_then(|site| client.submit_split(location, site, body, options));
+            return submitted.unwrap_or_else(|error| {
+                fail_all::<R>(&promises, error);
+                R::refs(promises)
+            });
         }
         let body = SplitBody { body, promises: promises.clone() };
         let submitted = self.options().and_then(|options| TaskCell::submit(self.core, location, body, options));
@@ -374,39 +377,6 @@ fn fail_all<R: Split>(promises: &R::Promises, error: Error) {
     let error = Arc::new(error);
     for node in R::nodes(promises) {
         node.fail(error.clone());
-    }
-}
-
-/// Takes a result from elsewhere apart when it is here.
-#[cfg(feature = "cluster")]
-struct Parts<R: Split> {
-    waits: parking_lot::Mutex<Option<(ObjectRef<R>, R::Promises)>>,
-}
-
-#[cfg(feature = "cluster")]
-impl<R: Split> Parts<R> {
-    fn follow(whole: ObjectRef<R>, source: &SplitSource, promises: R::Promises) {
-        let node = whole.node();
-        let _ = source.set(node.clone()); // set once, here
-        let parts = Arc::new(Parts { waits: parking_lot::Mutex::new(Some((whole, promises))) });
-        let waiter: Arc<dyn Waiter> = parts;
-        if !node.add_waiter(&waiter) {
-            waiter.notify();
-        }
-    }
-}
-
-#[cfg(feature = "cluster")]
-impl<R: Split> Waiter for Parts<R> {
-    fn notify(self: Arc<Self>) {
-        let Some((whole, promises)) = self.waits.lock().take() else { return };
-        match whole.source().take() {
-            Ok(Ok(whole)) => whole.keep(&promises),
-            Ok(Err(_)) => unreachable!("there is one handle, and nobody has shared the value"),
-            Err(error) => R::nodes(&promises).iter().for_each(|node| {
-                node.fail(error.clone());
-            }),
-        }
     }
 }
 
@@ -462,6 +432,15 @@ pub trait Split: Object {
     fn refs(promises: Self::Promises) -> Self::Refs;
     #[doc(hidden)]
     fn keep(self, promises: &Self::Promises);
+    #[doc(hidden)]
+    #[cfg(feature = "cluster")]
+    const PARTS: u64;
+    #[doc(hidden)]
+    #[cfg(feature = "cluster")]
+    fn pack_parts(&self) -> Result<Vec<serial::Packed>>;
+    #[doc(hidden)]
+    #[cfg(feature = "cluster")]
+    fn expect(parts: &mut crate::cluster::client::Expect<'_>) -> Self::Refs;
 }
 
 macro_rules! split {
@@ -489,6 +468,17 @@ macro_rules! split {
                 let ($($t,)*) = self;
                 let ($($p,)*) = promises;
                 $($p.complete(Ok($t));)*
+            }
+            #[cfg(feature = "cluster")]
+            const PARTS: u64 = [$(stringify!($t)),*].len() as u64;
+            #[cfg(feature = "cluster")]
+            fn pack_parts(&self) -> Result<Vec<serial::Packed>> {
+                let ($($t,)*) = self;
+                Ok(vec![$(serial::pack($t, "a part of the result")?),*])
+            }
+            #[cfg(feature = "cluster")]
+            fn expect(parts: &mut crate::cluster::client::Expect<'_>) -> Self::Refs {
+                ($(parts.part::<$T>(),)*)
             }
         }
     )*};

@@ -3,8 +3,7 @@
 mod common;
 
 use common::{
-    AtomicBool, AtomicUsize, Counted, Gate, Meter, Notes, give_others_a_chance, local, local_only, meet, not_yet,
-    until, watch,
+    AtomicBool, AtomicUsize, Counted, Gate, Meter, Notes, give_others_a_chance, local, local_only, meet, until, watch,
 };
 use outray::{Actor, Error, ObjectRef, Queue, Result, Runtime};
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
@@ -522,7 +521,6 @@ fn a_running_call_is_told_of_its_cancellation_and_the_actor_goes_on() {
 
 #[test]
 fn a_cancelled_async_call_is_dropped_where_it_waits_and_lets_others_in() {
-    not_yet!("a cancelled wait for a queue takes an item");
     async fn wait(_: &mut Log, queue: Queue<()>) {
         let _inside = Counted::<10>::new(1);
         queue.get_async().await.expect("the queue stays");
@@ -610,7 +608,6 @@ fn a_method_knows_its_context_and_its_runtime() {
 
 #[test]
 fn max_pending_calls_refuses_the_call_that_is_one_too_many() {
-    not_yet!("`pending_calls` counts the calls that run, too");
     watch(|| {
         let rt = local(2);
         let actor = rt.actor_builder(Log::new).max_pending_calls(2).start(());
@@ -636,7 +633,6 @@ fn max_pending_calls_refuses_the_call_that_is_one_too_many() {
 
 #[test]
 fn a_cancelled_call_no_longer_counts_as_pending() {
-    not_yet!("`pending_calls` counts the calls that run, too");
     watch(|| {
         let rt = local(2);
         let actor = rt.actor_builder(Log::new).max_pending_calls(1).start(());

@@ -135,6 +135,23 @@ fn names_restarts_checkpoints_and_kills() {
 }
 
 #[test]
+fn an_actor_that_waits_for_resources_is_killed_from_another_process() {
+    watch(|| {
+        let cluster = LocalCluster::builder().nodes(1).cpus(2.0).resource("slot", 1.0).start().unwrap();
+        let rt = cluster.connect().unwrap();
+        let first = rt.actor_builder(Counter::new).resource("slot", 1.0).start(1);
+        first.ready().get().unwrap();
+        let second = rt.actor_builder(Counter::new).name("second").resource("slot", 1.0).start(2);
+        let call = second.call(Counter::value, ());
+        rt.submit(|| Runtime::current().get_actor::<Counter>("second").unwrap().kill(), ()).get().unwrap();
+        for error in [call.get().unwrap_err(), second.ready().get().unwrap_err()] {
+            assert!(matches!(&error, Error::ActorDied { cause, .. } if cause == "it was killed"), "{error}");
+        }
+        until("its name is free", || rt.get_actor::<Counter>("second").is_err());
+    });
+}
+
+#[test]
 fn a_constructor_that_fails_says_why_to_all_calls() {
     watch(|| {
         let (_cluster, rt) = cluster(1);

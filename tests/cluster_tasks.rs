@@ -1,6 +1,6 @@
 //! Tasks and objects on a cluster of real processes.
 
-use outray::{Error, LocalCluster, ObjectRef, Runtime, task};
+use outray::{Error, LocalCluster, ObjectRef, Runtime, Strategy, task};
 use std::sync::Arc;
 
 fn add(a: f64, b: f64) -> f64 {
@@ -118,6 +118,43 @@ fn what_ran_on_a_killed_node_runs_again_and_what_it_held_is_made_again() {
     let sums: Vec<_> = made.iter().map(|v| rt.submit(|v: Arc<Vec<u64>>| v.iter().sum::<u64>(), v)).collect();
     let expected: Vec<u64> = (0..30).map(|n| n * 20_000).collect();
     assert_eq!(rt.get_all(&sums).unwrap(), expected);
+}
+
+#[test]
+fn what_a_killed_node_held_is_made_again_for_who_gets_it() {
+    let mut cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let make = |n: u64| vec![n; 20_000]; // too large to travel inline
+    let made: Vec<_> = (0..4).map(|n| rt.task(make).strategy(Strategy::Spread).submit(n)).collect();
+    let lens: Vec<_> = made.iter().map(|made| rt.submit(|v: Arc<Vec<u64>>| v.len(), made)).collect();
+    assert_eq!(rt.get_all(&lens).unwrap(), [20_000; 4]);
+    cluster.kill_node(1);
+    for (n, made) in (0..).zip(&made) {
+        assert_eq!(*made.get_shared().unwrap(), make(n));
+    }
+}
+
+#[test]
+fn the_parts_of_a_result_are_objects_of_their_own() {
+    fn halves(n: usize) -> (Vec<u32>, Vec<u32>, String) {
+        (vec![1; n], vec![2; n], task::context().node().to_owned())
+    }
+    fn sum(part: Arc<Vec<u32>>) -> u32 {
+        part.iter().sum()
+    }
+    let mut cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let spread = rt.task(halves).strategy(Strategy::Spread);
+    // Nobody asks for the large parts: they stay where they were made.
+    let split: Vec<_> = (0..4).map(|_| spread.submit_split(50_000)).collect();
+    let nodes: std::collections::BTreeSet<_> = split.iter().map(|(.., node)| node.get().unwrap()).collect();
+    assert_eq!(nodes.len(), 2);
+    assert_eq!(rt.submit(sum, &split[0].0).get(), Ok(50_000));
+    cluster.kill_node(1);
+    for (ones, twos, _) in &split {
+        assert_eq!(rt.submit(sum, ones).get(), Ok(50_000));
+        assert_eq!(twos.get_shared().map(sum), Ok(100_000));
+    }
 }
 
 #[test]

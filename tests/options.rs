@@ -774,7 +774,7 @@ fn cancelling_races_with_running_and_either_wins() {
 
 #[test]
 fn a_placement_group_sets_resources_aside_and_gives_them_back() {
-    not_yet!("placement groups");
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = builder().cpus(4).gpus(1).resource("licence", 2.0).build().unwrap();
         let bundles = [Bundle::new().cpus(2.0), Bundle::new().cpus(1.0).gpus(1.0).resource("licence", 2.0)];
@@ -795,7 +795,6 @@ fn a_placement_group_sets_resources_aside_and_gives_them_back() {
 
 #[test]
 fn tasks_in_a_bundle_run_on_what_it_set_aside_and_on_no_more() {
-    not_yet!("placement groups");
     watch(|| {
         static METER: Meter = Meter::new();
         static GATE: Gate = Gate::new();
@@ -814,7 +813,7 @@ fn tasks_in_a_bundle_run_on_what_it_set_aside_and_on_no_more() {
 
 #[test]
 fn a_bundle_is_held_until_the_last_task_in_it_ends() {
-    not_yet!("placement groups");
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(2);
@@ -831,7 +830,6 @@ fn a_bundle_is_held_until_the_last_task_in_it_ends() {
 
 #[test]
 fn a_bundle_that_is_not_there_or_too_small_is_infeasible() {
-    not_yet!("placement groups");
     watch(|| {
         let rt = local(4);
         let bundles = [Bundle::new().cpus(1.0), Bundle::new().cpus(2.0)];
@@ -848,7 +846,7 @@ fn a_bundle_that_is_not_there_or_too_small_is_infeasible() {
 
 #[test]
 fn a_group_is_all_or_nothing_and_says_what_it_lacks() {
-    not_yet!("placement groups");
+    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(2);
         let bundles = [Bundle::new().cpus(1.0), Bundle::new().cpus(2.0)];
@@ -864,7 +862,6 @@ fn a_group_is_all_or_nothing_and_says_what_it_lacks() {
 
 #[test]
 fn strict_spread_is_for_one_bundle_only_where_there_is_one_node() {
-    not_yet!("placement groups");
     watch(|| {
         let rt = local(2);
         let one = Bundle::new().cpus(0.5);
@@ -880,7 +877,6 @@ fn strict_spread_is_for_one_bundle_only_where_there_is_one_node() {
 
 #[test]
 fn a_group_on_gpus_gives_its_tasks_its_devices() {
-    not_yet!("placement groups");
     watch(|| {
         let rt = builder().cpus(2).gpus(2).build().unwrap();
         let bundles = [Bundle::new().cpus(1.0).gpus(1.0), Bundle::new().cpus(1.0).gpus(1.0)];
@@ -898,7 +894,7 @@ fn a_group_on_gpus_gives_its_tasks_its_devices() {
 
 #[test]
 fn a_placement_group_that_outlives_its_runtime_does_no_harm_to_the_next() {
-    not_yet!("placement groups");
+    not_yet!("`stats` does not know what the nodes do");
     alone("a_placement_group_that_outlives_its_runtime_does_no_harm_to_the_next", || {
         let old = local(2);
         let group = old.placement_group(&[Bundle::new().cpus(1.0)], PlacementStrategy::Pack).unwrap();

@@ -3,6 +3,9 @@
 //! An actor is a task that stays. The object that is its result, `()`, stands for it: handles to the actor are
 //! handles to that, and it stops when nobody has one. A caller sends its calls to the actor's node itself; until
 //! it is known where that is they wait here, in their order.
+//!
+//! It has its number, and its name, before it is submitted: of those who want one of the same name at the same time
+//! one makes it, and the others find it.
 
 use super::{
     client::{Client, Out, State},
@@ -20,7 +23,7 @@ use crate::{
     function::{Constructor, Method},
     local::{
         actor::{ActorOptions, Checkpoint},
-        node::{Options, contain},
+        node::{Options, Promise, contain},
         resources::Demand,
         thread,
     },
@@ -37,6 +40,9 @@ use std::{
     sync::Arc,
 };
 
+/// What an actor died of that somebody has ended.
+pub(super) const KILLED: &str = "it was killed";
+
 /// A handle to an actor in a worker.
 #[derive(Clone)]
 pub(crate) struct RemoteActor {
@@ -48,6 +54,8 @@ pub(crate) struct RemoteActor {
 
 struct About {
     id: ObjectId,
+    /// What it is called in the process that has started it.
+    number: u64,
     name: Option<Arc<str>>,
     type_name: &'static str,
 }
@@ -57,6 +65,8 @@ struct About {
 pub(super) struct View {
     place: Option<ProcessId>,
     dead: Option<Arc<Error>>,
+    /// This process has ended it.
+    killed: Option<Arc<Error>>,
     /// Its owner was asked where it is.
     asked: bool,
     /// Until it is known.
@@ -74,6 +84,8 @@ pub(crate) struct Setup<S> {
     pub(crate) demand: Demand,
     pub(crate) strategy: Strategy,
     pub(crate) bundle: Option<InBundle>,
+    /// One that has the name already will do.
+    pub(crate) get_if_exists: bool,
     pub(crate) detached: bool,
 }
 
@@ -86,7 +98,7 @@ impl fmt::Debug for RemoteActor {
 
 impl RemoteActor {
     pub(crate) fn id(&self) -> u64 {
-        self.created.id()
+        self.about.number
     }
 
     pub(crate) fn name(&self) -> Option<&str> {
@@ -94,20 +106,45 @@ impl RemoteActor {
     }
 
     pub(crate) fn ready(&self) -> ObjectRef<()> {
-        self.created.clone()
+        let view = |state: &mut State| {
+            let view = state.actors.get(&self.about.id)?;
+            view.dead.clone().or_else(|| view.killed.clone())
+        };
+        match self.client.with(|state, _| view(state)) {
+            Some(error) => {
+                let error = died(self.about.id, &error);
+                let promise = Promise::failed(self.client.core, Location::caller(), (*error).clone());
+                ObjectRef::first(promise)
+            }
+            None => self.created.clone(),
+        }
     }
 
     pub(crate) fn handle(&self) -> Handle {
-        Handle::Actor { actor: self.about.id, name: self.about.name.clone() }
+        Handle::Actor { actor: self.about.id, name: self.about.name.clone(), number: self.about.number }
     }
 
+    /// Asks the actor, behind the calls that this process has made. Those that have not left it wait here.
     pub(crate) fn pending_calls(&self) -> usize {
-        self.client.pending_calls(self.about.id)
+        let actor = self.about.id;
+        let place = self.client.with(|state, _| {
+            let view = state.actors.get(&actor).ok_or(0usize)?;
+            let waiting = view.waiting.iter().filter(|letter| matches!(letter, Letter::Call { .. })).count();
+            view.place.ok_or(waiting)
+        });
+        match place {
+            Err(waiting) => waiting,
+            Ok(place) => {
+                let answer = self.client.ask_at(place, |number| Letter::Pending { actor, number });
+                answer.ok().and_then(|answer| answer.parse().ok()).unwrap_or(0)
+            }
+        }
     }
 
     pub(crate) fn kill(&self) {
-        let actor = self.about.id;
-        self.client.with(|state, out| self.client.to_actor(state, actor, Letter::Kill { actor }, out));
+        let node = self.created.node();
+        let error = Arc::new(Error::ActorDied { origin: node.origin(), cause: KILLED.into() });
+        self.client.with(|state, out| self.client.kill_actor(state, self.about.id, &error, out));
     }
 
     /// Calls a method.
@@ -159,15 +196,8 @@ impl Client {
         T: Send + Sync + 'static,
     {
         let _ = new; // it has no value but its type
-        let Setup { options, sites, demand, strategy, bundle, detached } = setup;
+        let Setup { options, sites, demand, strategy, bundle, get_if_exists, detached } = setup;
         let type_name = std::any::type_name::<S>();
-        if let Some(name) = &options.name {
-            let known: serde_json::Value =
-                serde_json::from_str(&self.ask(Question::Named { name: name.to_string() })?).unwrap_or_default();
-            if known["owner"].is_u64() {
-                return Err(Error::NameTaken { name: name.to_string() });
-            }
-        }
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
         let packed = serial::of_arguments::<Args, _>(serial::pack(&args, "the arguments"))?;
@@ -188,25 +218,27 @@ impl Client {
         let submitted =
             Options { name: name.clone(), demand: Some(demand).into(), strategy, bundle, ..Options::default() };
         let kind = ("actor", type_name);
-        let created = self.send_out::<()>(
-            location,
-            kind,
-            (function, packed, &dependencies),
-            Some(Box::new(extras)),
-            Some(Box::new(submitted)),
-            Some(options.max_restarts),
-        )?;
-        let id = self.id_of(&created);
-        let actor =
-            RemoteActor { client: self.clone(), created, about: Arc::new(About { id, name: name.clone(), type_name }) };
-        if let Some(name) = name {
-            let question = Question::Name { name: name.to_string(), actor: id, type_name: type_name.into(), detached };
-            let answer: serde_json::Value = serde_json::from_str(&self.ask(question)?).unwrap_or_default();
-            if answer["free"] != true {
-                return Err(Error::NameTaken { name: name.to_string() });
+        // It has its place and its name before it is made, so that of those who come at once one makes it, and the
+        // others find that.
+        let (created, order) =
+            self.announce::<()>(location, kind, (function, packed), Some(Box::new(extras)), Some(Box::new(submitted)))?;
+        let (id, number) = (self.id_of(&created), created.id());
+        if let Some(name) = &name {
+            let refused = match self.take_name(name, (id, number), type_name, detached) {
+                Ok(None) => None,
+                Ok(Some(other)) if get_if_exists => Some(self.found(name, &other, type_name)),
+                Ok(Some(_)) => Some(Err(Error::NameTaken { name: name.to_string() })),
+                Err(error) => Some(Err(error)),
+            };
+            if let Some(other) = refused {
+                let origin = created.node().origin();
+                self.fail(id, Arc::new(Error::Cancelled { origin }));
+                return other;
             }
-            self.with(|state, _| state.actors.entry(id).or_default().name = Some(name));
         }
+        self.start_announced(id, order, &dependencies, options.max_restarts);
+        let actor =
+            RemoteActor { client: self.clone(), created, about: Arc::new(About { id, number, name, type_name }) };
         if detached {
             self.keep(Box::new(actor.clone()));
         }
@@ -216,7 +248,25 @@ impl Client {
     /// The actor with this name, wherever it is.
     pub(crate) fn named_actor(self: &Arc<Self>, name: &str, type_name: &'static str) -> Result<RemoteActor> {
         let answer = self.ask(Question::Named { name: name.to_owned() })?;
-        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        self.found(name, &serde_json::from_str(&answer).unwrap_or_default(), type_name)
+    }
+
+    /// Gives an actor a name, unless another has it: then what is known of that.
+    fn take_name(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        (actor, number): (ObjectId, u64),
+        type_name: &'static str,
+        detached: bool,
+    ) -> Result<Option<serde_json::Value>> {
+        self.with(|state, _| state.actors.entry(actor).or_default().name = Some(name.clone()));
+        let question = Question::Name { name: name.to_string(), actor, number, type_name: type_name.into(), detached };
+        let answer: serde_json::Value = serde_json::from_str(&self.ask(question)?).unwrap_or_default();
+        Ok((answer["free"] != true).then_some(answer))
+    }
+
+    /// The actor that the head has named.
+    fn found(self: &Arc<Self>, name: &str, answer: &serde_json::Value, type_name: &'static str) -> Result<RemoteActor> {
         let not_found = |detail: String| Error::ActorNotFound { name: name.to_owned(), detail };
         let (Some(owner), Some(number)) = (answer["owner"].as_u64(), answer["number"].as_u64()) else {
             let known: Vec<_> =
@@ -230,7 +280,8 @@ impl Client {
             )));
         }
         let actor = ObjectId { owner: ProcessId(owner), number };
-        let handle = Handle::Actor { actor, name: Some(name.into()) };
+        let number = answer["id"].as_u64().unwrap_or(number);
+        let handle = Handle::Actor { actor, name: Some(name.into()), number };
         let found = self.import_actor(&handle, type_name)?;
         self.claim_all(&[actor], None);
         Ok(found)
@@ -238,11 +289,11 @@ impl Client {
 
     /// The handle in this process to an actor that is known by its number.
     pub(crate) fn import_actor(self: &Arc<Self>, handle: &Handle, type_name: &'static str) -> Result<RemoteActor> {
-        let Handle::Actor { actor, name } = handle else {
+        let Handle::Actor { actor, name, number } = handle else {
             return Err(Error::Unsupported { reason: "an object's handle was sent as an actor's".into() });
         };
         let created = self.import::<()>(*actor, &serial::Given::Nothing)?;
-        let about = Arc::new(About { id: *actor, name: name.clone(), type_name });
+        let about = Arc::new(About { id: *actor, number: *number, name: name.clone(), type_name });
         Ok(RemoteActor { client: self.clone(), created, about })
     }
 
@@ -261,15 +312,59 @@ impl Client {
         self.look_after(state, actor, out);
     }
 
-    /// An own call is not wanted any more, if it is one: it is not sent, or its actor is told.
-    pub(super) fn stop_call(&self, state: &mut State, call: ObjectId, out: &mut Out) {
-        let Some(actor) = state.calls.get(&call.number) else { return };
-        let Some(view) = state.actors.get_mut(actor) else { return };
+    /// Ends an actor, wherever it is, or before it is anywhere.
+    pub(super) fn kill_actor(&self, state: &mut State, actor: ObjectId, error: &Arc<Error>, out: &mut Out) {
+        let view = state.actors.entry(actor).or_default();
+        view.killed.get_or_insert(error.clone());
+        match view.place {
+            Some(_) => self.to_actor(state, actor, Letter::Kill { actor }, out),
+            None if actor.owner == self.me => {
+                self.look_after(state, actor, out);
+                match state.actors.get(&actor).and_then(|view| view.place) {
+                    Some(_) => self.to_actor(state, actor, Letter::Kill { actor }, out),
+                    None => state.owner.fail(actor, error.clone(), &mut out.effects),
+                }
+            }
+            None => out.letters.push((actor.owner, Letter::Kill { actor }, Vec::new())),
+        }
+    }
+
+    /// An own actor has died where it was.
+    pub(super) fn actor_died(
+        &self,
+        state: &mut State,
+        actor: ObjectId,
+        from: ProcessId,
+        error: Arc<Error>,
+        out: &mut Out,
+    ) {
+        // One of an earlier attempt is not meant.
+        if state.owner.place(actor) == Some(from) {
+            state.owner.fail(actor, error, &mut out.effects);
+            self.look_after(state, actor, out);
+        }
+    }
+
+    /// An own call is not wanted any more, if it is one: it is not sent (`true`), or its actor is told.
+    pub(super) fn stop_call(&self, state: &mut State, call: ObjectId, out: &mut Out) -> bool {
+        let Some(actor) = state.calls.get(&call.number) else { return false };
+        let Some(view) = state.actors.get_mut(actor) else { return false };
         let before = view.waiting.len();
         view.waiting.retain(|letter| !matches!(letter, Letter::Call { call: other, .. } if *other == call));
-        if let (Some(place), true) = (view.place, view.waiting.len() == before) {
+        let was_sent = view.waiting.len() == before;
+        if let (Some(place), true) = (view.place, was_sent) {
             out.letters.push((place, Letter::Stop { task: call, attempt: 0 }, Vec::new()));
         }
+        !was_sent
+    }
+
+    /// The same, but the actor says how the call ends.
+    pub(super) fn withdraw(self: &Arc<Self>, call: ObjectId) {
+        self.with(|state, out| {
+            if self.stop_call(state, call, out) {
+                state.owner.cancel(call, &mut out.effects);
+            }
+        });
     }
 
     /// News of an own actor, or the first look at one.
@@ -331,10 +426,14 @@ impl Client {
 
     /// An own actor's process is gone: it starts again, if it may.
     pub(super) fn actor_ended(&self, state: &mut State, actor: ObjectId, out: &mut Out) {
-        state.actors.entry(actor).or_default().place = None;
-        if !state.owner.restart(actor, &mut out.effects) {
-            self.look_after(state, actor, out);
+        let view = state.actors.entry(actor).or_default();
+        view.place = None;
+        match view.killed.clone() {
+            Some(error) => state.owner.fail(actor, error, &mut out.effects),
+            None if state.owner.restart(actor, &mut out.effects) => return,
+            None => {}
         }
+        self.look_after(state, actor, out);
     }
 
     /// Nobody has a handle to an own actor any more.

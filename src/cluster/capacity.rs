@@ -1,6 +1,6 @@
 //! What nodes have and tasks ask for, counted in whole thousandths, so that shares add up exactly.
 
-use crate::local::resources::{Demand as Wish, WHOLE, place_gpus};
+use crate::local::resources::{Demand as Wish, WHOLE, place_gpus, wanted};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -20,6 +20,12 @@ pub(crate) struct Demand {
 impl Demand {
     pub(crate) fn cpus(thousandths: u32) -> Self {
         Demand { cpu: thousandths, gpu: 0, memory: 0, custom: BTreeMap::new() }
+    }
+}
+
+impl fmt::Display for Demand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&wanted(self.cpu, self.gpu, self.memory, &self.custom).join(", "))
     }
 }
 

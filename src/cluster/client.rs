@@ -19,7 +19,7 @@
 //! into [`Out`], and dropped after.
 
 use super::{
-    actors::View,
+    actors::{KILLED, View},
     capacity::Demand,
     function::{Descriptor, FunctionError, resolve_here},
     owner::{Owner, Value, Work, WorkArg},
@@ -29,7 +29,7 @@ use super::{
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
-    wire::{Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
+    wire::{self, Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
 };
 use crate::{
     actor::HostedActor,
@@ -42,10 +42,12 @@ use crate::{
         slot::Waiter,
         stream::Items,
         task::Travel,
-        timer,
+        thread, timer,
     },
     object::{Object, ObjectRef},
+    resources::LOCAL_NODE,
     serial::{self, Given, Imports, Packed},
+    task::Split,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -57,7 +59,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, LazyLock, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -87,6 +89,8 @@ pub(crate) struct Client {
     running: Mutex<Running>,
     /// What is under way, to say what it is called.
     under_way: Arc<Mutex<FxHashMap<ObjectId, Arc<dyn Remote>>>>,
+    /// How many tasks of the node's are here, that wait or run.
+    given: AtomicUsize,
     /// Actors that live here.
     hosted: Mutex<FxHashMap<ObjectId, Arc<dyn HostedActor>>>,
     /// Streams that are produced here, and those that are consumed here.
@@ -98,8 +102,6 @@ pub(crate) struct Client {
     neighbours: Mutex<FxHashSet<ProcessId>>,
     /// What those died of that lived here.
     dead: Mutex<FxHashMap<ObjectId, Arc<Error>>>,
-    /// How many calls of an actor are under way.
-    calls: Mutex<FxHashMap<ObjectId, usize>>,
     /// What is kept until the runtime ends.
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
@@ -251,6 +253,7 @@ impl Client {
                 actors: FxHashMap::default(),
             }),
             running: Mutex::default(),
+            given: AtomicUsize::new(0),
             under_way,
             hosted: Mutex::default(),
             feeders: Mutex::default(),
@@ -258,7 +261,6 @@ impl Client {
             drafts: Mutex::default(),
             neighbours: Mutex::default(),
             dead: Mutex::default(),
-            calls: Mutex::default(),
             kept: Mutex::default(),
             asked: Mutex::default(),
             named: Mutex::default(),
@@ -349,17 +351,10 @@ impl Client {
         if let Some(held) = state.held.remove(&object.number) {
             out.trash.push(Box::new(held));
         }
-        if let Some(actor) = state.calls.remove(&object.number) {
-            let calls = &mut *self.calls.lock();
-            if let Some(count) = calls.get_mut(&actor) {
-                *count -= 1;
-                if *count == 0 {
-                    calls.remove(&actor);
-                }
-            }
-        }
+        state.calls.remove(&object.number);
         let cell = self.under_way.lock().remove(&object);
-        if cell.as_ref().is_some_and(|cell| cell.kind() != "actor") {
+        // Actors are counted where they are; a part counts with the whole.
+        if cell.as_ref().is_some_and(|cell| !matches!(cell.kind(), "actor" | "object")) {
             self.core.count_ended(!matches!(state.owner.value(object), Some(Value::Failed(_))));
         }
         self.take_over(state, object, out);
@@ -510,7 +505,8 @@ impl Client {
             if object.owner != self.me {
                 return self.fetch(state, object, out);
             }
-            if state.owner.want(object, &mut out.effects) {
+            // What is made again is not told of: the node says when it is there.
+            if state.owner.want(object, &mut out.effects) || state.owner.is_told(object) {
                 self.fetch(state, object, out);
             }
         });
@@ -562,13 +558,31 @@ impl Client {
             Letter::Call { call, actor, caller, body } => self.call_arrived(call, actor, caller, &body.0),
             Letter::Kill { actor } => {
                 let hosted = self.hosted.lock().get(&actor).cloned();
-                if let Some(hosted) = hosted {
-                    hosted.kill();
+                match hosted {
+                    Some(hosted) => hosted.kill(),
+                    // A borrower does not know where it is.
+                    None if actor.owner == self.me => self.with(|state, out| {
+                        let mut error = super::node_process::died(actor, KILLED);
+                        if let Some(cell) = state.cells.get(&actor).and_then(Weak::upgrade) {
+                            let node: Arc<dyn Node> = cell.clone();
+                            error = Arc::new(Error::ActorDied { origin: node.origin(), cause: KILLED.into() });
+                            out.trash.push(Box::new(cell));
+                        }
+                        self.kill_actor(state, actor, &error, out);
+                    }),
+                    None => {}
                 }
             }
+            Letter::Pending { actor, number } => {
+                let hosted = self.hosted.lock().get(&actor).cloned();
+                let calls = hosted.map_or(0, |hosted| hosted.pending_calls());
+                let (answer, payload) = wire::answer(number, &calls.into());
+                self.post(from, answer, payload);
+            }
             Letter::WhereIsActor { actor } => self.with(|state, out| self.where_is(state, from, actor, out)),
-            Letter::ActorIs { actor, place, dead } => self.with(|state, out| {
-                self.actor_is(state, actor, place, dead, out);
+            Letter::ActorIs { actor, place, dead } => self.with(|state, out| match dead {
+                Some(error) if actor.owner == self.me => self.actor_died(state, actor, from, error, out),
+                dead => self.actor_is(state, actor, place, dead, out),
             }),
             Letter::Took { task, attempt } => self.with(|state, out| {
                 if let Some(handles) = state.offered.remove(&(task, attempt)) {
@@ -625,6 +639,11 @@ impl Client {
 
     /// Asks the head, and waits for the answer.
     pub(crate) fn ask(&self, question: Question) -> Result<String> {
+        self.ask_at(HEAD, |number| Letter::Ask { number, question })
+    }
+
+    /// Asks another process with a letter that has this number.
+    pub(super) fn ask_at(&self, process: ProcessId, letter: impl FnOnce(u64) -> Letter) -> Result<String> {
         let (answer, answered) = mpsc::channel();
         let number = {
             let asked = &mut *self.asked.lock();
@@ -632,9 +651,10 @@ impl Client {
             asked.1.insert(asked.0, answer);
             asked.0
         };
-        self.post(HEAD, Letter::Ask { number, question }, Vec::new());
+        self.post(process, letter(number), Vec::new());
+        let who = if process == HEAD { "the cluster's head".into() } else { format!("node {process}") };
         answered.recv_timeout(PATIENCE).map_err(|_| Error::Unsupported {
-            reason: format!("the cluster's head did not answer within {PATIENCE:?}; is it still running?"),
+            reason: format!("{who} did not answer within {PATIENCE:?}; is it still running?"),
         })
     }
 
@@ -688,7 +708,10 @@ impl Client {
                 && options.bundle.is_none()
                 && options.strategy == crate::resources::Strategy::Default
         });
-        !is_plain || self.core.queued() >= OVERLOADED * self.core.cpus().ceil() as usize
+        // What the node has given it ahead of its turn does not count: a task that holds a lock while it waits for its
+        // own would then wait for one that nobody runs, because others wait for the lock.
+        let queued = || self.core.queued().saturating_sub(self.given.load(Ordering::Relaxed));
+        !is_plain || queued() >= OVERLOADED * self.core.cpus().ceil() as usize
     }
 
     fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
@@ -743,8 +766,31 @@ impl Client {
                         .extend(state.offered.remove(&key).map(|handles| Box::new(handles) as Box<dyn Any + Send>));
                 }
             }
+            Message::Finished { task, attempt, outcome: Outcome::Failed(why) } => {
+                let outcome = Outcome::Failed(self.name_origin(state, why, out));
+                state.owner.handle(from, Message::Finished { task, attempt, outcome }, &mut out.effects);
+            }
             message => state.owner.handle(from, message, &mut out.effects),
         });
+    }
+
+    /// Another process knows an own object by its number only: says what it is called.
+    fn name_origin(&self, state: &State, why: Arc<Error>, out: &mut Out) -> Arc<Error> {
+        let mut error = (*why).clone();
+        let mut cause = &mut error;
+        while let Error::DependencyFailed { cause: inner, .. } = cause {
+            cause = inner;
+        }
+        let Error::DependencyReturnedErr { origin, .. } = cause else { return why };
+        if origin.kind == "object" && origin.node == self.me.to_string() {
+            let object = ObjectId { owner: self.me, number: origin.id };
+            if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
+                let node: Arc<dyn Node> = cell.clone();
+                *origin = node.origin();
+                out.trash.push(Box::new(cell));
+            }
+        }
+        Arc::new(error)
     }
 
     /// A claim is confirmed, or (`is_there` is false) will never be.
@@ -947,41 +993,27 @@ impl Client {
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         self.core.count(|c| &c.submitted);
         let kind = ("task", B::type_name());
-        self.send_out(location, kind, (function, packed, &dependencies), extras, options, None)
+        self.send_out(location, kind, (function, packed, &dependencies), extras, options)
     }
 
-    /// Sends a task, or with `restarts` an actor, to where it is to run.
-    pub(super) fn send_out<T: Object>(
+    /// Sends a task to where it is to run.
+    fn send_out<T: Object>(
         self: &Arc<Self>,
         location: &'static Location<'static>,
         kind: (&'static str, &'static str),
         (function, packed, dependencies): (Site, Packed, &[Arc<dyn Node>]),
         extras: Option<Box<Extras>>,
         options: Option<Box<Options>>,
-        restarts: Option<u32>,
     ) -> Result<ObjectRef<T>> {
         self.takes_orders(kind, options.as_deref())?;
+        self.fits_its_bundle(kind, location, options.as_deref())?;
         let (parcel, handles) = self.parcel(packed)?;
         let cell = self.with(|state, out| {
             let (id, dependencies) = (state.owner.next().0, self.dependencies(state, dependencies, &parcel));
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
-            let node: &dyn Node = &*cell;
-            let options = node.meta().options.as_deref();
-            let (demand, strategy) = demand(options);
-            let args = self.arguments(&dependencies, &parcel);
-            let order = Order {
-                function,
-                parcel,
-                dependencies,
-                name: options.and_then(|o| o.name.clone()),
-                location: place(location),
-                number: node.meta().id,
-                extras,
-            };
-            let body = order.encode(self.job.driver);
+            let order = order_of(&*cell, function, parcel, dependencies, extras);
+            let work = self.work(&*cell, &order, ATTEMPTS, false);
             self.enter(state, cell.clone(), handles);
-            let attempts = restarts.map_or(ATTEMPTS, |restarts| restarts.saturating_add(1));
-            let work = Work { demand, strategy, args, body, attempts, stays: restarts.is_some() };
             let submitted = state.owner.submit(work, &mut out.effects);
             debug_assert_eq!(submitted, id);
             cell
@@ -989,13 +1021,98 @@ impl Client {
         Ok(self.handle(cell))
     }
 
+    /// Submits a task whose result is taken apart where it is made.
+    pub(crate) fn submit_split<B: Travel<Out: Split>>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        function: Site,
+        body: B,
+        options: Option<Box<Options>>,
+    ) -> Result<<B::Out as Split>::Refs> {
+        let mut dependencies = Vec::new();
+        body.dependencies(&mut |node| dependencies.push(node.clone()));
+        let packed = body.pack()?;
+        contain(|| drop(body)); // what it holds may have destructors that panic
+        let extras = options.as_deref().map(extras).transpose()?.flatten();
+        let kind = ("task", B::type_name());
+        self.takes_orders(kind, options.as_deref())?;
+        self.fits_its_bundle(kind, location, options.as_deref())?;
+        let (parcel, handles) = self.parcel(packed)?;
+        self.core.count(|c| &c.submitted);
+        let (whole, refs) = self.with(|state, out| {
+            let (id, dependencies) = (state.owner.next().0, self.dependencies(state, &dependencies, &parcel));
+            let cell = RemoteCell::<()>::new(self, id, kind, location, options);
+            let order = order_of(&*cell, function, parcel, dependencies, extras);
+            let work = self.work(&*cell, &order, ATTEMPTS, false);
+            self.enter(state, cell.clone(), handles);
+            let refs = B::Out::expect(&mut Expect { client: self, state, location, whole: id, next: 1 });
+            let submitted = state.owner.submit_split(work, B::Out::PARTS, &mut out.effects);
+            debug_assert_eq!(submitted, id);
+            (cell, refs)
+        });
+        // Nobody holds the whole; its deadline ends the parts.
+        self.set_deadline(&(whole as Arc<dyn Node>));
+        Ok(refs)
+    }
+
+    /// Something that will run elsewhere (an actor) has its number from here on; it starts with
+    /// [`Client::start_announced`].
+    pub(super) fn announce<T: Object>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        kind: (&'static str, &'static str),
+        (function, packed): (Site, Packed),
+        extras: Option<Box<Extras>>,
+        options: Option<Box<Options>>,
+    ) -> Result<(ObjectRef<T>, (Arc<dyn Remote>, Order))> {
+        self.takes_orders(kind, options.as_deref())?;
+        self.fits_its_bundle(kind, location, options.as_deref())?;
+        let (parcel, handles) = self.parcel(packed)?;
+        let cell = self.with(|state, _| {
+            let id = state.owner.expect(None);
+            let cell = RemoteCell::<T>::new(self, id, kind, location, options);
+            self.enter(state, cell.clone(), handles);
+            cell
+        });
+        let order = order_of(&*cell, function, parcel, Vec::new(), extras);
+        Ok((self.handle(cell.clone()), (cell, order)))
+    }
+
+    /// `dependencies`: what it needs before it starts.
+    pub(super) fn start_announced(
+        self: &Arc<Self>,
+        id: ObjectId,
+        (cell, mut order): (Arc<dyn Remote>, Order),
+        dependencies: &[Arc<dyn Node>],
+        restarts: u32,
+    ) {
+        self.with(|state, out| {
+            order.dependencies = self.dependencies(state, dependencies, &order.parcel);
+            let work = self.work(&*cell, &order, restarts.saturating_add(1), true);
+            state.owner.submit_as(id, work, &mut out.effects);
+            out.trash.push(Box::new(cell));
+        });
+    }
+
+    /// What the owner has to know of an order.
+    fn work(&self, node: &dyn Node, order: &Order, attempts: u32, stays: bool) -> Work {
+        let (demand, strategy) = demand(node.meta().options.as_deref());
+        let args = self.arguments(&order.dependencies, &order.parcel);
+        let body = order.encode(self.job.driver);
+        Work { demand, strategy, args, body, attempts, stays }
+    }
+
     /// The first handle to what has been sent out; its deadline counts from here.
     fn handle<T: Object>(&self, cell: Arc<RemoteCell<T>>) -> ObjectRef<T> {
         let node: Arc<dyn Node> = cell.clone();
-        if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
-            timer::deadline(self.core, &node, after);
-        }
+        self.set_deadline(&node);
         ObjectRef::first(cell)
+    }
+
+    fn set_deadline(&self, node: &Arc<dyn Node>) {
+        if let Some(after) = node.meta().options.as_deref().and_then(|o| o.deadline) {
+            timer::deadline(self.core, node, after);
+        }
     }
 
     /// Nobody serves what is submitted after the end.
@@ -1007,6 +1124,26 @@ impl Client {
             }
             false => Ok(()),
         }
+    }
+
+    /// What asks for more than its bundle has is told at once.
+    fn fits_its_bundle(
+        &self,
+        (kind, type_name): (&str, &str),
+        location: &'static Location<'static>,
+        options: Option<&Options>,
+    ) -> Result<()> {
+        let Some((group, bundle)) = options.and_then(|options| options.bundle.as_ref()) else { return Ok(()) };
+        let Some(reason) = group.misfit(*bundle, &demand(options).0) else { return Ok(()) };
+        let origin = Origin {
+            kind: kind.into(),
+            name: options.and_then(|options| options.name.as_deref()).unwrap_or(type_name).into(),
+            id: thread::next_id(),
+            attempt: 1,
+            location: location.to_string(),
+            node: LOCAL_NODE.into(),
+        };
+        Err(Error::Infeasible { origin: Box::new(origin), reason })
     }
 
     /// Something is under way from here on.
@@ -1040,20 +1177,9 @@ impl Client {
         let cell = self.with(|state, out| {
             let id = state.owner.expect(None);
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
-            let node: &dyn Node = &*cell;
-            let options = node.meta().options.as_deref();
-            let order = Order {
-                function,
-                parcel,
-                dependencies: Vec::new(),
-                name: options.and_then(|o| o.name.clone()),
-                location: place(location),
-                number: node.meta().id,
-                extras,
-            };
+            let order = order_of(&*cell, function, parcel, Vec::new(), extras);
             let body = Blob(Bytes::from_owner(order.encode(self.job.driver)));
             self.enter(state, cell.clone(), handles);
-            *self.calls.lock().entry(actor).or_default() += 1;
             state.calls.insert(id.number, actor);
             // Callers of different processes are different.
             let caller = (self.me.0 as u32).wrapping_mul(0x9e37_79b9) ^ ((self.me.0 >> 32) as u32) ^ caller;
@@ -1236,11 +1362,6 @@ impl Client {
         self.post(self.me.station(), Letter::ActorEnded { actor, attempt, error }, Vec::new());
     }
 
-    /// Calls of this process's to an actor that have not ended.
-    pub(super) fn pending_calls(&self, actor: ObjectId) -> usize {
-        self.calls.lock().get(&actor).copied().unwrap_or_default()
-    }
-
     /// What an object of the cluster is called there.
     pub(super) fn id_of<T: Object>(&self, object: &ObjectRef<T>) -> ObjectId {
         match object.node().remote_id() {
@@ -1284,6 +1405,7 @@ impl Client {
         values: Vec<Option<Bytes>>,
     ) {
         let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, inside };
+        self.given.fetch_add(1, Ordering::Relaxed);
         let Some(order) = Order::decode(&body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
         };
@@ -1381,9 +1503,36 @@ impl Client {
         self.running.lock().start((id, attempt), Arc::downgrade(node), made);
     }
 
+    /// The parts of a result are there. Each is told of by itself, and the whole after them.
+    pub(crate) fn ended_in_parts(self: &Arc<Self>, reply: Reply, parts: Vec<Packed>) {
+        let (id, client) = (reply.id, self.clone());
+        let whole = Then::new(move || {
+            let nothing = serial::pack(&(), "the result").map_err(Arc::new);
+            client.ended(reply, nothing);
+        });
+        for (number, part) in (id.number + 1..).zip(parts) {
+            let (id, whole) = (ObjectId { number, ..id }, whole.clone());
+            let reply = Reply { client: self.clone(), id, attempt: 0, is_call: true, inside: Vec::new() };
+            self.ended_then(reply, Ok(part), move || drop(whole));
+        }
+    }
+
     /// What ran here on behalf of another process has ended.
     pub(crate) fn ended(self: &Arc<Self>, reply: Reply, result: Result<Packed, Arc<Error>>) {
+        self.ended_then(reply, result, || ());
+    }
+
+    /// `then` is done when that has been told.
+    fn ended_then(
+        self: &Arc<Self>,
+        reply: Reply,
+        result: Result<Packed, Arc<Error>>,
+        then: impl FnOnce() + Send + 'static,
+    ) {
         let Reply { id, attempt, is_call, inside, .. } = reply;
+        if !is_call {
+            self.given.fetch_sub(1, Ordering::Relaxed);
+        }
         let node = self.me.station();
         let what = (id, attempt, is_call);
         let outgoing = result.and_then(|packed| self.outgoing(packed).map_err(Arc::new));
@@ -1396,10 +1545,11 @@ impl Client {
         let old = self.running.lock().end((id, attempt), kept);
         contain(|| drop(old));
         match outgoing {
-            Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default()),
+            Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default(), then),
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
-                    return self.tell_ended(what, inside, End::Value, vec![value], (handles, outgoing.objects()));
+                    let objects = outgoing.objects();
+                    return self.tell_ended(what, inside, End::Value, vec![value], (handles, objects), then);
                 }
                 let (objects, client) = (outgoing.objects(), self.clone());
                 self.write_to_store(node, id, attempt, outgoing, move |written| {
@@ -1407,7 +1557,7 @@ impl Client {
                         Ok(_) => End::Written,
                         Err(error) => End::Failed(Arc::new(error)),
                     };
-                    client.tell_ended(what, inside, end, Vec::new(), (handles, objects));
+                    client.tell_ended(what, inside, end, Vec::new(), (handles, objects), then);
                 });
             }
         }
@@ -1421,6 +1571,7 @@ impl Client {
         end: End,
         payload: Vec<Bytes>,
         (handles, objects): (Guards, Vec<ObjectId>),
+        then: impl FnOnce() + Send + 'static,
     ) {
         let (node, client) = (self.me.station(), self.clone());
         let tell = move || {
@@ -1431,6 +1582,7 @@ impl Client {
                 }
                 out.letters.push((node, Letter::Ended { id, attempt, is_call, end }, payload));
             });
+            then();
         };
         if inside.is_empty() {
             return tell();
@@ -1453,7 +1605,8 @@ impl Client {
     }
 
     /// What is known elsewhere of an object that is not there yet: a sentence from each who knows something.
-    pub(crate) fn explain(&self, task: ObjectId) -> Vec<String> {
+    pub(crate) fn explain(&self, object: ObjectId) -> Vec<String> {
+        let task = self.state.lock().owner.maker(object);
         let answer = match self.ask(Question::Explain { task }) {
             Ok(answer) => answer,
             Err(error) => return vec![error.to_string()],
@@ -1494,6 +1647,47 @@ impl<T: Object> Waiter for Exported<T> {
             Err(error) => Err(error),
         };
         self.client.fulfil(self.id, result);
+    }
+}
+
+/// Makes the handles to the parts of a result.
+pub(crate) struct Expect<'a> {
+    client: &'a Arc<Client>,
+    state: &'a mut State,
+    location: &'static Location<'static>,
+    whole: ObjectId,
+    next: u64,
+}
+
+impl Expect<'_> {
+    /// To the next part.
+    pub(crate) fn part<T: Object>(&mut self) -> ObjectRef<T> {
+        let id = ObjectId { number: self.whole.number + self.next, ..self.whole };
+        self.next += 1;
+        let kind = ("object", std::any::type_name::<T>());
+        let cell = RemoteCell::<T>::new(self.client, id, kind, self.location, None);
+        self.client.enter(self.state, cell.clone(), Vec::new());
+        ObjectRef::first(cell)
+    }
+}
+
+/// What is sent of something that runs elsewhere.
+fn order_of(
+    node: &dyn Node,
+    function: Site,
+    parcel: Parcel,
+    dependencies: Vec<u32>,
+    extras: Option<Box<Extras>>,
+) -> Order {
+    let meta = node.meta();
+    Order {
+        function,
+        parcel,
+        dependencies,
+        name: meta.options.as_deref().and_then(|options| options.name.clone()),
+        location: place(meta.location),
+        number: meta.id,
+        extras,
     }
 }
 

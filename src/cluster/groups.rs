@@ -3,6 +3,7 @@
 use super::{
     capacity::Demand,
     client::{Client, State},
+    head::groups::misfit,
     owner::Group,
     protocol::{ObjectId, Policy, ms},
 };
@@ -23,7 +24,7 @@ pub(crate) type InBundle = (Arc<RemoteGroup>, u32);
 pub(crate) struct RemoteGroup {
     client: Arc<Client>,
     id: ObjectId,
-    bundles: usize,
+    bundles: Vec<Demand>,
 }
 
 impl RemoteGroup {
@@ -36,7 +37,12 @@ impl RemoteGroup {
     }
 
     pub(crate) fn bundles(&self) -> usize {
-        self.bundles
+        self.bundles.len()
+    }
+
+    /// Why a task can never run in this bundle, if so.
+    pub(crate) fn misfit(&self, bundle: u32, demand: &Demand) -> Option<String> {
+        misfit(&self.bundles, bundle as usize, demand)
     }
 }
 
@@ -48,7 +54,7 @@ impl PartialEq for RemoteGroup {
 
 impl fmt::Debug for RemoteGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteGroup").field("id", &self.id).field("bundles", &self.bundles).finish()
+        f.debug_struct("RemoteGroup").field("id", &self.id).field("bundles", &self.bundles()).finish()
     }
 }
 
@@ -65,7 +71,7 @@ impl Client {
         bundles: &[Wish],
         strategy: PlacementStrategy,
     ) -> Result<Arc<RemoteGroup>> {
-        let demands = bundles.iter().map(Demand::from).collect();
+        let demands: Vec<Demand> = bundles.iter().map(Demand::from).collect();
         let policy = match strategy {
             PlacementStrategy::Pack => Policy::Pack,
             PlacementStrategy::Spread => Policy::Spread,
@@ -74,12 +80,12 @@ impl Client {
         };
         let (sender, known) = mpsc::channel();
         let id = self.with(|state, out| {
-            let id = state.owner.create_group(demands, policy, Some(ms(PATIENCE)), &mut out.effects);
+            let id = state.owner.create_group(demands.clone(), policy, Some(ms(PATIENCE)), &mut out.effects);
             state.groups.insert(id, sender);
             id
         });
         // From here on it is given up if anything fails.
-        let group = Arc::new(RemoteGroup { client: self.clone(), id, bundles: bundles.len() });
+        let group = Arc::new(RemoteGroup { client: self.clone(), id, bundles: demands });
         let gone = || Error::Unsupported { reason: "the cluster is gone".into() };
         known.recv().map_err(|_| gone())??;
         Ok(group)

@@ -23,7 +23,7 @@
 //!   ever run fails at once.
 //! - Whoever is declared dead is told to all, is told so itself whenever it speaks, and is never heard.
 
-mod groups;
+pub(crate) mod groups;
 
 use self::groups::Group;
 use super::{
@@ -230,8 +230,7 @@ impl Head {
             }
             Message::CreateGroup { group, bundles, policy, patience } if group.owner == from => {
                 let until = patience.map(|patience| now.saturating_add(patience));
-                self.groups.insert(group, Group::new(bundles, policy, until));
-                self.place_group(now, group, out);
+                self.create_group(now, group, Group::new(bundles, policy, until), out);
             }
             Message::RemoveGroup { group } if group.owner == from => {
                 self.drop_group(group, out);

@@ -23,8 +23,16 @@ struct Known {
 
 struct Named {
     actor: ObjectId,
+    number: u64,
     type_name: String,
     detached: bool,
+}
+
+impl Named {
+    fn describe(&self) -> Value {
+        json!({ "owner": self.actor.owner.0, "number": self.actor.number, "id": self.number,
+                "type": self.type_name, "detached": self.detached })
+    }
 }
 
 pub(crate) struct HeadProcess {
@@ -204,20 +212,18 @@ impl HeadProcess {
     fn ask(&mut self, from: ProcessId, number: u64, question: Question) {
         let answer = match &question {
             Question::Named { name } => match self.names.get(name) {
-                Some(named) => json!({
-                    "owner": named.actor.owner.0, "number": named.actor.number,
-                    "type": named.type_name, "detached": named.detached,
-                }),
+                Some(named) => named.describe(),
                 None => json!({ "known": self.names.keys().collect::<Vec<_>>() }),
             },
-            Question::Name { name, actor, type_name, detached } => {
-                let free = !self.names.contains_key(name);
-                if free {
-                    let named = Named { actor: *actor, type_name: type_name.clone(), detached: *detached };
+            Question::Name { name, actor, number, type_name, detached } => match self.names.get(name) {
+                Some(named) => named.describe(),
+                None => {
+                    let (actor, number, detached) = (*actor, *number, *detached);
+                    let named = Named { actor, number, type_name: type_name.clone(), detached };
                     self.names.insert(name.clone(), named);
+                    json!({ "free": true })
                 }
-                json!({ "free": free })
-            }
+            },
             Question::Unname { name, actor } => {
                 if self.names.get(name).is_some_and(|named| named.actor == *actor) {
                     self.names.remove(name);

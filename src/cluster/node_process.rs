@@ -472,6 +472,16 @@ impl NodeProcess {
                 let letter = Letter::Call { call, actor, caller, body };
                 self.send(state, Envelope { from, to: worker, letter, payload });
             }
+            Letter::Pending { actor, number } => match state.actors.get(&actor).map(|place| place.worker) {
+                Some(worker) => {
+                    let letter = Letter::Pending { actor, number };
+                    self.send(state, Envelope { from, to: worker, letter, payload });
+                }
+                None => {
+                    let (answer, payload) = wire::answer(number, &0.into());
+                    self.send(state, self.envelope(from, answer, payload));
+                }
+            },
             // A call; its caller does not know the worker.
             Letter::Stop { task, attempt } => {
                 if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains_key(&task)).map(|(id, _)| *id)

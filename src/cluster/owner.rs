@@ -25,6 +25,10 @@
 //! A task that *stays* (an actor) is where its result is. It is told to stop when nobody needs the
 //! result any more; when it ends by itself it has *ended*, and is started again only if that is asked for.
 //!
+//! # Parts
+//! The result of a task may be taken apart where it is made. Each part is an object of its own, which ends before its task
+//! does, and with it if that fails. A part that was lost is made again with all others.
+//!
 //! # Invariants
 //! - A task ends once. Results of late attempts are dropped, and their copies freed.
 //! - A task whose node is dead, or its worker, is under way again, or has used up its attempts and failed.
@@ -154,6 +158,10 @@ struct Record {
     lineage: u32,
     /// How it is made; `None`: it was put, or somebody was asked for it.
     work: Option<Work>,
+    /// The task whose result it is a part of.
+    part_of: Option<u64>,
+    /// How many objects behind it are parts of its result.
+    parts: u64,
     /// Of the attempt that is under way or ended.
     attempt: u32,
     /// Where that attempt is, as far as is known, and where it comes from if it is on its way.
@@ -240,7 +248,7 @@ impl Owner {
         ObjectId { owner: self.id, number }
     }
 
-    fn enter(&mut self, state: State, work: Option<Work>) -> u64 {
+    fn enter(&mut self, state: State) -> u64 {
         let number = self.next;
         self.next += 1;
         self.records.insert(
@@ -251,7 +259,9 @@ impl Owner {
                 pins: 0,
                 claims: BTreeMap::new(),
                 lineage: 0,
-                work,
+                work: None,
+                part_of: None,
+                parts: 0,
                 attempt: 0,
                 at: None,
                 via: None,
@@ -267,7 +277,7 @@ impl Owner {
 
     /// A small value, with one handle.
     pub(crate) fn put(&mut self, value: Arc<[u8]>) -> ObjectId {
-        let number = self.enter(State::inline(value), None);
+        let number = self.enter(State::inline(value));
         self.name(number)
     }
 
@@ -277,7 +287,7 @@ impl Owner {
             Some(node) => State::Stored { size, holders: BTreeSet::from([node]) },
             None => State::Lost, // the node has died since
         };
-        let number = self.enter(state, None);
+        let number = self.enter(state);
         self.name(number)
     }
 
@@ -289,7 +299,7 @@ impl Owner {
     /// An object that somebody else makes, with one handle: the process `at`, as far as is known. It
     /// ends with [`Owner::fulfil`], with a [`Message::Finished`], or as lost when `at` dies.
     pub(crate) fn expect(&mut self, at: Option<ProcessId>) -> ObjectId {
-        let number = self.enter(State::Pending, None);
+        let number = self.enter(State::Pending);
         let object = self.name(number);
         if let Some(at) = at {
             self.moved(object, at);
@@ -322,15 +332,46 @@ impl Owner {
 
     /// Submits a task; its result has one handle. The arguments are objects to which there are handles.
     pub(crate) fn submit(&mut self, work: Work, out: &mut Effects) -> ObjectId {
+        let number = self.enter(State::Pending);
+        self.make(number, work, out);
+        self.name(number)
+    }
+
+    /// The same for a task whose result comes in so many parts, each with one handle: their numbers follow that of the
+    /// task.
+    pub(crate) fn submit_split(&mut self, work: Work, parts: u64, out: &mut Effects) -> ObjectId {
+        let number = self.enter(State::Pending);
+        for _ in 0..parts {
+            let part = self.enter(State::Pending);
+            if let Some(part) = self.records.get_mut(&part) {
+                part.part_of = Some(number);
+            }
+        }
+        if let Some(record) = self.records.get_mut(&number) {
+            (record.parts, record.lineage) = (parts, parts as u32);
+        }
+        self.make(number, work, out);
+        self.name(number)
+    }
+
+    /// What was expected is made by this task. If it has failed meanwhile it does not start.
+    pub(crate) fn submit_as(&mut self, object: ObjectId, work: Work, out: &mut Effects) {
+        if self.record(object).is_some_and(Record::is_under_way) {
+            self.make(object.number, work, out);
+        }
+    }
+
+    fn make(&mut self, number: u64, work: Work, out: &mut Effects) {
         for object in work.objects() {
             if let Some(record) = self.records.get_mut(&object.number) {
                 record.lineage += 1;
             }
         }
-        let number = self.enter(State::Pending, Some(work));
+        if let Some(record) = self.records.get_mut(&number) {
+            record.work = Some(work);
+        }
         self.steps.push(Step::Launch(number));
         self.run(out);
-        self.name(number)
     }
 
     /// Has the head set these aside, all or none; it gives up after so long.
@@ -447,9 +488,22 @@ impl Owner {
 
     /// The arguments of this owner that a task under way waits for, here or on a node.
     pub(crate) fn missing(&self, object: ObjectId) -> Vec<ObjectId> {
-        let work = self.record(object).filter(|record| record.is_under_way()).and_then(|record| record.work.as_ref());
+        let work = self
+            .record(self.maker(object))
+            .filter(|record| record.is_under_way())
+            .and_then(|record| record.work.as_ref());
         let is_missing = |arg: &ObjectId| self.record(*arg).is_some_and(Record::is_under_way);
         work.into_iter().flat_map(Work::objects).filter(is_missing).collect()
+    }
+
+    /// Whether its first end has been told.
+    pub(crate) fn is_told(&self, object: ObjectId) -> bool {
+        self.record(object).is_some_and(|record| record.told)
+    }
+
+    /// The task that makes it: itself, unless it is a part.
+    pub(crate) fn maker(&self, object: ObjectId) -> ObjectId {
+        self.record(object).and_then(|record| record.part_of).map_or(object, |whole| self.name(whole))
     }
 
     /// Whether it is there or may be; if not, nobody needs it any more.
@@ -505,8 +559,8 @@ impl Owner {
             }
             Message::GroupReady { group, places } => self.group_is(group, Group::Ready(places), out),
             Message::GroupFailed { group, why } => {
-                let reason = why.to_string();
-                let failure = Error::Infeasible { origin: self.origin(group.number), reason };
+                let origin = Box::new(Origin { kind: "placement group".into(), ..*self.origin(group.number) });
+                let failure = Error::Infeasible { origin, reason: why.to_string() };
                 self.group_is(group, Group::Failed(Arc::new(failure)), out);
             }
             Message::Home { node } => self.node = Some(node),
@@ -801,6 +855,11 @@ impl Owner {
     fn finished(&mut self, from: ProcessId, number: u64, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let object = self.name(number);
         let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
+        // A part that was lost has come again before anybody has asked for it.
+        let part = self.records.get_mut(&number).filter(|record| record.part_of.is_some());
+        if let Some(part) = part.filter(|part| matches!(part.state, State::Lost)) {
+            part.state = State::Pending;
+        }
         let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else {
             // Nobody wants it, or another attempt was first. It may be one that stays.
             if is_well {
@@ -856,6 +915,7 @@ impl Owner {
         }
         let well = !matches!(state, State::Failed(_));
         record.state = state;
+        let parts = number + 1..=number + record.parts;
         if !std::mem::replace(&mut record.told, true) {
             out.done.push((object, well));
         }
@@ -868,6 +928,10 @@ impl Owner {
         self.steps.push(Step::Settle(number));
         self.unpin(number);
         self.there(number, out);
+        // One was lost after it had come once more.
+        if well && parts.into_iter().any(|part| self.records.get(&part).is_some_and(Record::is_under_way)) {
+            self.make_again(number, out);
+        }
     }
 
     /// It is there, or has failed: tells those that wait for it.
@@ -879,6 +943,10 @@ impl Owner {
             State::Failed(why) => Some(why.clone()),
             _ => None,
         };
+        if let Some(why) = &failure {
+            let parts = number + 1..=number + record.parts;
+            self.steps.extend(parts.map(|part| Step::End(part, 0, State::Failed(why.clone()))));
+        }
         for asker in askers {
             self.locate(asker, number, &[], out);
         }
@@ -908,13 +976,27 @@ impl Owner {
             Some(work) => {
                 format!("the nodes that had it died, and its task has used its {} attempts", work.attempts)
             }
-            None => PUT_AND_LOST.to_owned(),
+            None => match record.part_of {
+                Some(whole) => {
+                    record.state = State::Pending;
+                    return self.make_again(whole, out);
+                }
+                None => PUT_AND_LOST.to_owned(),
+            },
         };
         let failure = self.lost(number, why);
         if let Some(record) = self.records.get_mut(&number) {
             record.state = State::Failed(failure);
         }
         self.there(number, out);
+    }
+
+    /// A part of its result is lost.
+    fn make_again(&mut self, whole: u64, out: &mut Effects) {
+        if self.records.get(&whole).is_some_and(|record| !record.is_under_way()) {
+            self.replace(whole, State::Freed, out);
+            self.steps.push(Step::Revive(whole));
+        }
     }
 
     /// A node asks who has an object; those in `not` have not.
@@ -992,7 +1074,14 @@ impl Owner {
             self.replace(number, State::Freed, out);
         }
         if lineage == 0 {
-            let work = self.records.remove(&number).and_then(|record| record.work);
+            let removed = self.records.remove(&number);
+            if let Some(whole) = removed.as_ref().and_then(|record| record.part_of) {
+                if let Some(whole) = self.records.get_mut(&whole) {
+                    whole.lineage -= 1;
+                }
+                self.steps.push(Step::Settle(whole));
+            }
+            let work = removed.and_then(|record| record.work);
             for arg in work.iter().flat_map(Work::objects) {
                 if let Some(arg) = self.records.get_mut(&arg.number) {
                     arg.lineage -= 1;
@@ -1247,6 +1336,141 @@ mod tests {
         assert!(matches!(&**why, Error::Infeasible { reason, .. } if reason == "no room"));
         owner.remove_group(group, &mut out);
         assert!(owner.group(group).is_none());
+    }
+
+    #[test]
+    fn what_is_expected_can_be_made_by_a_task_unless_it_has_failed() {
+        let mut owner = owner();
+        let work = |owner: &Owner| {
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+            let args = vec![WorkArg::Object(owner.name(1))];
+            Work { demand, strategy: Strategy::Default, args, body, attempts: 1, stays: false }
+        };
+        let argument = owner.put(Arc::from([1]));
+        let mut out = Effects::default();
+        let object = owner.expect(None);
+        owner.submit_as(object, work(&owner), &mut out);
+        assert!(matches!(&out.sends[..], [(NODE, Message::Submit(spec))] if spec.id == object));
+        assert_eq!(finish(&mut owner, object, 1).done, [(object, true)]);
+        let cancelled = owner.expect(None);
+        out = Effects::default();
+        owner.cancel(cancelled, &mut out);
+        owner.submit_as(cancelled, work(&owner), &mut out);
+        assert!(out.sends.is_empty() && out.done == [(cancelled, false)], "{out:?}");
+        for object in [object, cancelled, argument] {
+            release(&mut owner, object);
+        }
+        assert_eq!(owner.records(), 0);
+    }
+
+    fn split(owner: &mut Owner, attempts: u32) -> (ObjectId, [ObjectId; 2]) {
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let work = Work { demand, strategy: Strategy::Default, args: Vec::new(), body, attempts, stays: false };
+        let whole = owner.submit_split(work, 2, &mut Effects::default());
+        (whole, [1, 2].map(|part| ObjectId { number: whole.number + part, ..whole }))
+    }
+
+    fn part_is(owner: &mut Owner, part: ObjectId, from: ProcessId, size: Option<u64>) -> Effects {
+        let outcome = match size {
+            Some(size) => Outcome::Stored { size },
+            None => Outcome::Inline(Arc::from([1])),
+        };
+        say(owner, from, Message::Finished { task: part, attempt: 0, outcome })
+    }
+
+    #[test]
+    fn parts_are_objects_of_their_own_and_nothing_is_left_of_them() {
+        let mut owner = owner();
+        let (whole, [first, second]) = split(&mut owner, 2);
+        assert_eq!((owner.maker(first), owner.maker(whole)), (whole, whole));
+        assert_eq!(part_is(&mut owner, first, NODE, None).done, [(first, true)]);
+        assert_eq!(release(&mut owner, first).freed, [first]);
+        assert_eq!(part_is(&mut owner, second, NODE, Some(9)).done, [(second, true)]);
+        assert_eq!(finish(&mut owner, whole, 1).done, [(whole, true)]);
+        release(&mut owner, whole);
+        assert!(matches!(owner.value(second), Some(Value::Stored { .. })));
+        release(&mut owner, second);
+        assert_eq!(owner.records(), 0);
+    }
+
+    #[test]
+    fn a_part_that_is_lost_is_made_again() {
+        let mut owner = owner();
+        let (whole, [first, second]) = split(&mut owner, 2);
+        part_is(&mut owner, first, NODE, None);
+        part_is(&mut owner, second, OTHER, Some(9));
+        finish(&mut owner, whole, 1);
+        release(&mut owner, whole);
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        let mut out = Effects::default();
+        assert!(!owner.want(second, &mut out) && owner.is_told(second));
+        assert_eq!(attempt_of(&out), Some(2));
+        let out = part_is(&mut owner, first, NODE, Some(5)); // that one is there already
+        assert!(out.sends.iter().any(|(to, message)| *to == NODE && matches!(message, Message::Free { .. })));
+        part_is(&mut owner, second, NODE, Some(9));
+        finish(&mut owner, whole, 2);
+        assert!(matches!(owner.value(first), Some(Value::Inline(_))));
+        assert!(matches!(owner.value(second), Some(Value::Stored { holders, .. }) if holders == [NODE]));
+        // It has no attempt left.
+        say(&mut owner, HEAD, Message::Dead { process: NODE });
+        assert!(owner.want(second, &mut Effects::default()));
+        assert!(matches!(owner.failure(second).as_deref(), Some(Error::Lost { .. })));
+        release(&mut owner, first);
+        release(&mut owner, second);
+        assert_eq!(owner.records(), 0);
+    }
+
+    #[test]
+    fn a_part_that_is_lost_before_its_task_has_ended_is_made_again() {
+        let mut owner = owner();
+        let (whole, [first, second]) = split(&mut owner, 2);
+        part_is(&mut owner, first, OTHER, Some(9));
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        owner.want(first, &mut Effects::default());
+        part_is(&mut owner, second, NODE, None);
+        assert_eq!(attempt_of(&finish(&mut owner, whole, 1)), Some(2));
+        part_is(&mut owner, first, NODE, None);
+        assert_eq!(attempt_of(&finish(&mut owner, whole, 2)), None);
+        assert!(owner.value(first).is_some());
+        for object in [whole, first, second] {
+            release(&mut owner, object);
+        }
+        assert_eq!(owner.records(), 0);
+    }
+
+    #[test]
+    fn a_part_that_was_lost_and_comes_again_is_kept() {
+        let mut owner = owner();
+        let (whole, [first, second]) = split(&mut owner, 2);
+        part_is(&mut owner, first, OTHER, Some(9));
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        let out = part_is(&mut owner, first, NODE, Some(9));
+        assert!(out.sends.is_empty() && out.done.is_empty(), "{out:?}");
+        part_is(&mut owner, second, NODE, None);
+        assert_eq!(attempt_of(&finish(&mut owner, whole, 1)), None);
+        assert!(matches!(owner.value(first), Some(Value::Stored { holders, .. }) if holders == [NODE]));
+        for object in [whole, first, second] {
+            release(&mut owner, object);
+        }
+        assert_eq!(owner.records(), 0);
+    }
+
+    #[test]
+    fn parts_fail_with_their_task_and_a_part_is_cancelled_alone() {
+        let mut owner = owner();
+        let (whole, [first, second]) = split(&mut owner, 1);
+        let mut out = Effects::default();
+        owner.cancel(first, &mut out);
+        assert_eq!(out.done, [(first, false)]);
+        let why = lost(whole, "a reason");
+        let out = say(&mut owner, NODE, Message::Finished { task: whole, attempt: 1, outcome: Outcome::Failed(why) });
+        assert_eq!(out.done, [(whole, false), (second, false)]);
+        assert!(owner.failure(first).is_some_and(|why| why.is_cancelled()));
+        assert!(matches!(owner.failure(second).as_deref(), Some(Error::Lost { reason, .. }) if reason == "a reason"));
+        for object in [whole, first, second] {
+            release(&mut owner, object);
+        }
+        assert_eq!(owner.records(), 0);
     }
 
     #[test]

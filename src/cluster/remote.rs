@@ -206,6 +206,10 @@ impl<T: Object> Node for RemoteCell<T> {
         self.want();
     }
 
+    fn withdraw(&self) {
+        self.client.withdraw(self.id);
+    }
+
     fn help(self: Arc<Self>) -> Help {
         self.want();
         Help::Busy

@@ -24,7 +24,7 @@ use crate::{
     object::{Object, ObjectRef},
     parallel::MapBody,
     serial::{self, Imports},
-    task::{Fallible, FnBody},
+    task::{Fallible, FnBody, Split},
 };
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -169,8 +169,20 @@ pub(crate) struct Reply {
 impl Reply {
     /// When the object is there, it is the reply.
     pub(crate) fn with<T: Object>(self, object: ObjectRef<T>) {
+        self.when_done(object, |reply, result| {
+            let result = result.and_then(|value| {
+                let packed = guarded("the result", || serial::pack(&*value, "the result")).map_err(Arc::new);
+                contain(|| drop(value));
+                packed
+            });
+            reply.client.clone().ended(reply, result);
+        });
+    }
+
+    /// What to say when the object is there, or has failed.
+    fn when_done<T: Object>(self, object: ObjectRef<T>, say: fn(Reply, Result<Arc<T>, Arc<Error>>)) {
         let node = object.node();
-        let told = Arc::new(Told { waits: Mutex::new(Some((object, self))) });
+        let told = Arc::new(Told { waits: Mutex::new(Some((object, self))), say });
         let waiter: Arc<dyn Waiter> = told;
         if !node.add_waiter(&waiter) {
             waiter.notify();
@@ -184,17 +196,15 @@ impl Reply {
 
 struct Told<T: 'static> {
     waits: Mutex<Option<(ObjectRef<T>, Reply)>>,
+    say: fn(Reply, Result<Arc<T>, Arc<Error>>),
 }
 
 impl<T: Object> Waiter for Told<T> {
     fn notify(self: Arc<Self>) {
         let Some((object, reply)) = self.waits.lock().take() else { return };
-        let result = match object.source().share() {
-            Ok(value) => guarded("the result", || serial::pack(&*value, "the result")).map_err(Arc::new),
-            Err(error) => Err(error),
-        };
+        let result = object.source().share();
         contain(|| drop(object));
-        reply.client.clone().ended(reply, result);
+        (self.say)(reply, result);
     }
 }
 
@@ -237,6 +247,45 @@ where
             }
             _ => Err(wrong_kind(Self::name())),
         }
+    }
+}
+
+/// A task whose result is taken apart.
+pub(crate) struct SplitEntry<F, D, Args, M>(PhantomData<fn(F, D, Args) -> M>);
+
+impl<F, D, Args, M> Remote for SplitEntry<F, D, Args, M>
+where
+    F: RemoteFn<Args, M, Out: Split>,
+    D: Deferred<Args>,
+    Args: 'static,
+    M: 'static,
+{
+    type Function = F;
+
+    fn name() -> &'static str {
+        std::any::type_name::<F>()
+    }
+
+    fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
+        let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
+        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+        let options = incoming.options()?;
+        let Incoming { client, reply, .. } = incoming;
+        let cell = TaskCell::submit(client.core, Location::caller(), FnBody::new(function, args), Some(options))?;
+        let node: Arc<dyn Node> = cell.clone();
+        client.runs(reply.id, reply.attempt, &node, None);
+        reply.when_done(ObjectRef::first(cell), |reply, result: Result<Arc<F::Out>, _>| {
+            let packed = result.and_then(|whole| {
+                let packed = guarded("the result", || whole.pack_parts()).map_err(Arc::new);
+                contain(|| drop(whole));
+                packed
+            });
+            match packed {
+                Ok(parts) => reply.client.clone().ended_in_parts(reply, parts),
+                Err(error) => reply.client.clone().ended(reply, Err(error)),
+            }
+        });
+        Ok(())
     }
 }
 

@@ -108,8 +108,16 @@ impl<'de> Deserialize<'de> for Blob {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Handle {
     Object(ObjectId),
-    Actor { actor: ObjectId, name: Option<Arc<str>> },
-    Queue { actor: ObjectId, capacity: usize },
+    /// `number`: what it is called in the process that has started it.
+    Actor {
+        actor: ObjectId,
+        name: Option<Arc<str>>,
+        number: u64,
+    },
+    Queue {
+        actor: ObjectId,
+        capacity: usize,
+    },
 }
 
 impl Handle {
@@ -483,7 +491,7 @@ pub(crate) enum Letter {
         place: Option<ProcessId>,
         dead: Option<Arc<Error>>,
     },
-    /// To the node that an actor is on, which hands it to the worker.
+    /// To the node that an actor is on, which hands it to the worker; or to its owner, who knows where it is.
     Kill {
         actor: ObjectId,
     },
@@ -493,6 +501,13 @@ pub(crate) enum Letter {
         actor: ObjectId,
         caller: u32,
         body: Blob,
+    },
+
+    /// A caller to the node that an actor is on, which hands it to the worker: how many calls wait there? It is an
+    /// `Answer` to the question of this number.
+    Pending {
+        actor: ObjectId,
+        number: u64,
     },
 
     /// The producer of a stream to the consumer, with the next item.
@@ -568,10 +583,11 @@ pub(crate) enum Question {
     Named {
         name: String,
     },
-    /// Gives the asking driver's actor a name; the answer says whether it was free.
+    /// Gives the asking process's actor a name; the answer says whether it was free, and if not, whose it is.
     Name {
         name: String,
         actor: ObjectId,
+        number: u64,
         type_name: String,
         detached: bool,
     },

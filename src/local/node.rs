@@ -213,6 +213,9 @@ pub(crate) trait Node: Any + Send + Sync {
     fn phase(&self) -> Phase;
     /// Somebody asks whether the value is here: one that is elsewhere is fetched.
     fn wanted(&self) {}
+    /// Nobody here waits any more for what another process does. It ends as that process says: cancelled, or well
+    /// if it was done already.
+    fn withdraw(&self) {}
     /// Runs it on this thread if it is ready and not started.
     fn help(self: Arc<Self>) -> Help {
         Help::Busy

@@ -48,25 +48,31 @@ impl Demand {
 
 impl std::fmt::Display for Demand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut parts = Vec::new();
-        if self.cpu > 0 {
-            parts.push(format!("{} CPUs", f64::from(self.cpu) / 1e3));
-        }
-        if self.gpu > 0 {
-            parts.push(format!("{} GPUs", f64::from(self.gpu) / 1e3));
-        }
-        if self.memory > 0 {
-            parts.push(format!("{} bytes of memory", self.memory));
-        }
-        parts.extend(self.custom.iter().map(|(name, amount)| format!("{} of {name:?}", *amount as f64 / 1e3)));
-        if parts.is_empty() {
-            parts.push("nothing".into());
-        }
+        let mut parts = wanted(self.cpu, self.gpu, self.memory, &self.custom);
         if let Some((_, bundle)) = &self.bundle {
             parts.push(format!("in bundle {bundle} of its placement group"));
         }
         f.write_str(&parts.join(", "))
     }
+}
+
+/// What is asked for, in words.
+pub(crate) fn wanted(cpu: u32, gpu: u32, memory: u64, custom: &BTreeMap<Arc<str>, u64>) -> Vec<String> {
+    let mut parts = Vec::new();
+    if cpu > 0 {
+        parts.push(format!("{} CPUs", f64::from(cpu) / 1e3));
+    }
+    if gpu > 0 {
+        parts.push(format!("{} GPUs", f64::from(gpu) / 1e3));
+    }
+    if memory > 0 {
+        parts.push(format!("{memory} bytes of memory"));
+    }
+    parts.extend(custom.iter().map(|(name, amount)| format!("{} of {name:?}", *amount as f64 / 1e3)));
+    if parts.is_empty() {
+        parts.push("nothing".into());
+    }
+    parts
 }
 
 /// What there is, or what of it is free.

@@ -10,6 +10,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+/// Why a task can never run in this bundle of a group of these, if so.
+pub(crate) fn misfit(bundles: &[Demand], bundle: usize, demand: &Demand) -> Option<String> {
+    let Some(size) = bundles.get(bundle) else {
+        return Some(format!("its placement group has {} bundles, and no bundle {bundle}", bundles.len()));
+    };
+    let lack = Capacity::of(size).lack(demand)?;
+    Some(format!("bundle {bundle} of its placement group is too small: {lack}"))
+}
+
 /// A node that has not set aside a bundle after so long holds the others up: they are given back, and
 /// tried again.
 const RESERVATION: Nanos = ms(5_000);
@@ -91,6 +100,30 @@ impl Group {
                 })
             }
         }
+    }
+
+    /// Why it could not lie on these nodes even if they were empty.
+    fn never(&self, nodes: &[(ProcessId, Capacity)]) -> Option<String> {
+        let first = |count: usize| Group::new(self.bundles[..count].to_vec(), self.policy, None);
+        let all = first(self.bundles.len()).plan(nodes.to_vec()).err()?;
+        // What is said is about the first bundle that is too much.
+        let (count, why) = (1..self.bundles.len())
+            .find_map(|count| Some((count, first(count).plan(nodes.to_vec()).err()?)))
+            .unwrap_or((self.bundles.len(), all));
+        let (bundle, demand) = (count - 1, &self.bundles[count - 1]);
+        Some(match self.policy {
+            // One that fits nowhere: which node comes nearest is known.
+            _ if !nodes.iter().any(|(_, capacity)| capacity.fits(demand)) => why,
+            Policy::StrictSpread => {
+                format!("StrictSpread wants {count} nodes that are big enough for a bundle each, and there are fewer")
+            }
+            Policy::StrictPack => {
+                format!("no node is big enough for bundle {bundle} ({demand}) beside those before it")
+            }
+            Policy::Pack | Policy::Spread => {
+                format!("the nodes are not big enough for bundle {bundle} ({demand}) beside those before it")
+            }
+        })
     }
 
     fn no_room(&self, bundle: usize, nodes: &[(ProcessId, Capacity)]) -> String {
@@ -181,6 +214,19 @@ impl Group {
 const NOT_TOGETHER: &str = "there is room for each of its bundles, but not for all together";
 
 impl Head {
+    /// A new group. One that could not lie on the nodes of this cluster even if they were empty fails at once; those
+    /// that died lately may come again.
+    pub(super) fn create_group(&mut self, now: Nanos, id: ObjectId, group: Group, out: &mut Effects) {
+        let there = self.nodes.iter().map(|(id, view)| (*id, view.capacity.clone()));
+        let departed = self.dead.iter().filter_map(|(id, departed)| Some((*id, departed.node.as_ref()?.0.clone())));
+        let nodes: Vec<_> = there.chain(departed).collect();
+        if let Some(why) = group.never(&nodes).filter(|_| !nodes.is_empty()) {
+            return out.send(id.owner, Message::GroupFailed { group: id, why: why.into() });
+        }
+        self.groups.insert(id, group);
+        self.place_group(now, id, out);
+    }
+
     /// Finds places for the bundles of a group that have none, and asks for them.
     pub(super) fn place_group(&mut self, now: Nanos, id: ObjectId, out: &mut Effects) {
         let rooms = self.order.iter().filter_map(|(_, id)| Some((*id, self.nodes.get(id)?.room()))).collect();
@@ -242,11 +288,8 @@ impl Head {
         let Some(group) = self.groups.get(&group) else {
             return Err("its placement group was removed, or could not be set aside".into());
         };
-        let Some(size) = group.bundles.get(bundle as usize) else {
-            return Err(format!("its placement group has {} bundles, and no bundle {bundle}", group.bundles.len()));
-        };
-        if let Some(lack) = Capacity::of(size).lack(demand) {
-            return Err(format!("bundle {bundle} of its placement group is too small: {lack}"));
+        if let Some(why) = misfit(&group.bundles, bundle as usize, demand) {
+            return Err(why);
         }
         let place = group.places.get(bundle as usize).and_then(Option::as_ref);
         Ok(place.filter(|_| group.is_ready()).map(|place| place.node))
@@ -350,6 +393,11 @@ mod tests {
             self.say(node, Message::JoinNode { capacity, labels: Vec::new() });
         }
 
+        /// So much of a node is not taken for good.
+        fn has(&mut self, node: u64, room: Capacity) {
+            self.say(ProcessId(node), Message::Load(Load { room: Some(room), ..Load::default() }));
+        }
+
         fn create(&mut self, bundles: &[Demand], policy: Policy, patience: Option<Nanos>) {
             let bundles = bundles.to_vec();
             self.say(OWNER, Message::CreateGroup { group: GROUP, bundles, policy, patience });
@@ -407,14 +455,60 @@ mod tests {
     }
 
     #[test]
-    fn a_group_waits_for_nodes_and_says_for_what() {
-        let mut talk = Talk::new(&[(2, 0), (2, 0)]);
+    fn a_group_waits_for_room_and_says_for_what() {
+        let mut talk = Talk::new(&[(2, 0), (2, 0), (2, 0)]);
+        talk.has(3, Capacity::default());
         talk.create(&[cpus(1), cpus(1), cpus(1)], Policy::StrictSpread, None);
         assert!(talk.asked().is_empty());
         assert_eq!(talk.explain(), "it waits: its 3 bundles need as many nodes with room for one each");
         talk.join(1, 0);
-        assert_eq!(talk.agree().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 3]));
+        assert_eq!(talk.agree().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 4]));
         assert_eq!(talk.explain(), "it is ready");
+    }
+
+    #[test]
+    fn a_group_that_can_never_be_set_aside_fails_at_once_and_says_why() {
+        let why = |talk: &Talk| match &talk.1.sends[..] {
+            [(OWNER, Message::GroupFailed { why, .. })] => why.to_string(),
+            other => panic!("{other:?}"),
+        };
+        for (bundles, policy, expected) in [
+            (
+                vec![cpus(1), Demand { gpu: 4_000, ..cpus(1) }],
+                Policy::Pack,
+                "no node has room for bundle 1; the nearest is p1: 4 GPUs wanted, 2 there",
+            ),
+            (
+                vec![cpus(1), cpus(2), cpus(2)],
+                Policy::Spread,
+                "the nodes are not big enough for bundle 2 (2 CPUs) beside those before it",
+            ),
+            (
+                vec![cpus(2), cpus(1)],
+                Policy::StrictPack,
+                "no node is big enough for bundle 1 (1 CPUs) beside those before it",
+            ),
+            (
+                vec![cpus(1), cpus(1), cpus(1)],
+                Policy::StrictSpread,
+                "StrictSpread wants 3 nodes that are big enough for a bundle each, and there are fewer",
+            ),
+        ] {
+            let mut talk = Talk::new(&[(2, 2), (2, 0)]);
+            // What is taken makes no difference.
+            talk.has(2, Capacity::default());
+            talk.create(&bundles, policy, None);
+            assert_eq!(why(&talk), expected);
+            assert_eq!(talk.0.holds().2, 0);
+        }
+    }
+
+    #[test]
+    fn a_node_that_died_lately_may_come_again() {
+        let mut talk = Talk::new(&[(1, 0), (1, 0)]);
+        talk.0.bury(0, ProcessId(2), &mut Effects::default());
+        talk.create(&[cpus(1), cpus(1)], Policy::StrictSpread, None);
+        assert_eq!(talk.explain(), "it waits: its 2 bundles need as many nodes with room for one each");
     }
 
     #[test]
@@ -434,7 +528,9 @@ mod tests {
             assert_eq!(talk.nodes_asked().len(), 3, "{policy:?}");
         }
         let mut talk = Talk::new(&[(2, 0), (2, 0)]);
-        talk.create(&[cpus(2), cpus(1)], Policy::StrictPack, None);
+        talk.has(1, Capacity { cpu: 1_000, ..Capacity::default() });
+        talk.has(2, Capacity { cpu: 1_000, ..Capacity::default() });
+        talk.create(&[cpus(1), cpus(1)], Policy::StrictPack, None);
         assert_eq!(talk.explain(), "it waits: no node has room for all of its bundles");
     }
 
@@ -478,7 +574,8 @@ mod tests {
 
     #[test]
     fn it_fails_when_its_time_is_over_and_says_what_was_missing() {
-        let mut talk = Talk::new(&[(1, 2)]);
+        let mut talk = Talk::new(&[(1, 4)]);
+        talk.has(1, Capacity { cpu: 1_000, gpus: vec![1_000, 1_000, 0, 0], ..Capacity::default() });
         talk.create(&[Demand { gpu: 4_000, ..cpus(1) }], Policy::Pack, Some(ms(100)));
         talk.1 = Effects::default();
         talk.0.tick(ms(300), &mut talk.1);

@@ -97,6 +97,8 @@ pub(super) struct Shell {
     dead: BTreeSet<ProcessId>,
     /// Submitted and not ended.
     pub(super) pending: BTreeSet<ObjectId>,
+    /// Parts of results, of all that it has ever submitted.
+    pub(super) parts: BTreeSet<ObjectId>,
     /// These handles turned out to be to nothing.
     pub(super) suspects: Vec<(ObjectId, Guard)>,
     /// Attempts whose handles are claimed.
@@ -117,6 +119,7 @@ impl Shell {
             waits: Vec::new(),
             dead: BTreeSet::new(),
             pending: BTreeSet::new(),
+            parts: BTreeSet::new(),
             suspects: Vec::new(),
             ready: Vec::new(),
         }
@@ -184,14 +187,21 @@ impl Shell {
     }
 
     /// Submits a task. `inside` are the handles in the values among its arguments.
-    pub(super) fn submit(&mut self, work: Work, mut inside: Vec<ObjectId>, out: &mut Effects) -> ObjectId {
+    pub(super) fn submit(&mut self, work: Work, parts: u8, mut inside: Vec<ObjectId>, out: &mut Effects) -> ObjectId {
         inside.extend(work.args.iter().filter_map(|arg| match arg {
             WorkArg::Foreign(object) => Some(*object),
             _ => None,
         }));
         inside.retain(|object| self.hold(*object, Guard::Ours));
         let stays = work.stays;
-        let task = self.owner.submit(work, out);
+        let task = match parts {
+            0 => self.owner.submit(work, out),
+            parts => self.owner.submit_split(work, parts.into(), out),
+        };
+        let parts = (1..=u64::from(parts)).map(|part| ObjectId { number: task.number + part, ..task });
+        self.pending.extend(parts.clone());
+        self.parts.extend(parts.clone());
+        self.state.extend(parts);
         self.actors.extend(stays.then_some(task));
         self.args.insert(task, inside);
         self.pending.insert(task);

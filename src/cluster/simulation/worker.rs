@@ -162,7 +162,7 @@ impl World<'_> {
         }
         inside.extend(&made);
         inside.retain(|object| self.ranks.get(object) < self.ranks.get(&key.0));
-        let inside = if body.fails { Vec::new() } else { inside };
+        let inside = if body.fails || body.parts > 0 { Vec::new() } else { inside };
         let Some(job) = self.nodes.get_mut(&node).and_then(|sim| sim.running.get_mut(&key)) else { return };
         job.handles.extend(made);
         job.phase = Phase::Ends(inside.clone());
@@ -189,8 +189,8 @@ impl World<'_> {
     fn end(&mut self, node: ProcessId, key: Key, inside: &[ObjectId]) {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         let Some(job) = sim.running.get(&key) else { return };
-        let outcome = job.body.outcome(inside);
-        let stays = job.stays && !job.body.fails;
+        let (body, outcome) = (job.body, job.body.outcome(inside));
+        let stays = job.stays && !body.fails;
         let mut out = Effects::default();
         if stays {
             self.keep_lower(node, key);
@@ -199,6 +199,13 @@ impl World<'_> {
         }
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         let is_stored = matches!(outcome, Outcome::Stored { .. });
+        for part in (1..=body.parts).filter(|_| !body.fails) {
+            let (task, outcome) = (ObjectId { number: key.0.number + u64::from(part), ..key.0 }, body.part(part));
+            if let Outcome::Stored { size } = &outcome {
+                sim.node.put(task, *size);
+            }
+            out.send(task.owner, Message::Finished { task, attempt: 0, outcome });
+        }
         sim.node.finished(self.now, key.0, key.1, outcome, &mut out);
         if is_stored && sim.node.stores(key.0) {
             sim.values.insert(key.0, inside.into());

@@ -17,6 +17,8 @@ pub(super) struct Body {
     /// Of the result.
     pub(super) size: u64,
     pub(super) fails: bool,
+    /// Its result is taken apart into so many.
+    pub(super) parts: u8,
 }
 
 /// Results up to this size travel with the message.
@@ -24,23 +26,31 @@ const SMALL: u64 = 64 << 10;
 
 impl Body {
     pub(super) fn to_bytes(self) -> Arc<[u8]> {
-        let mut bytes = Vec::with_capacity(17);
+        let mut bytes = Vec::with_capacity(18);
         bytes.extend(self.time.to_le_bytes());
         bytes.extend(self.size.to_le_bytes());
-        bytes.push(self.fails.into());
+        bytes.extend([self.fails.into(), self.parts]);
         bytes.into()
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let word = |at: usize| bytes[at..].iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        Body { time: word(0), size: word(8), fails: bytes[16] != 0 }
+        Body { time: word(0), size: word(8), fails: bytes[16] != 0, parts: bytes[17] }
+    }
+
+    /// How each part ends: every second one is large.
+    pub(super) fn part(self, part: u8) -> Outcome {
+        match part.is_multiple_of(2) {
+            true => Outcome::Stored { size: SMALL + 1 + self.size },
+            false => Outcome::Inline(shell::to_bytes(&[])),
+        }
     }
 
     /// How it ends, with these handles in the result.
     pub(super) fn outcome(self, inside: &[ObjectId]) -> Outcome {
         match self {
             Body { fails: true, .. } => Outcome::Failed(Arc::new(made_to_fail())),
-            Body { size, .. } if size <= SMALL => Outcome::Inline(shell::to_bytes(inside)),
+            Body { size, parts, .. } if size <= SMALL || parts > 0 => Outcome::Inline(shell::to_bytes(inside)),
             Body { size, .. } => Outcome::Stored { size },
         }
     }
@@ -74,13 +84,16 @@ pub(super) fn work(
 ) -> (Work, Vec<ObjectId>) {
     let time = random.exponential(options.task_time.as_nanos() as u64);
     if !options.mixed {
-        let body = Body { time, size: 8, fails: false };
+        let body = Body { time, size: 8, fails: false, parts: 0 };
         let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
         let body = body.to_bytes();
         return (Work { demand, strategy, args: Vec::new(), body, attempts: 10, stays: false }, Vec::new());
     }
     let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
-    let mut body = Body { time, size, fails: random.one_in(60) };
+    let mut body = Body { time, size, fails: random.one_in(60), parts: 0 };
+    if random.one_in(12) {
+        body.parts = 2 + random.below(3) as u8;
+    }
     let mut demand = match random.below(5) {
         0 => Demand::cpus(1 + random.below(1_000) as u32),
         1 if options.cpus > 1 => Demand::cpus(2_000),
@@ -120,7 +133,8 @@ pub(super) fn work(
     if stays {
         // If it holds what others wait for, somebody must end it: drivers with groups do.
         let cpu = if groups.is_some() && options.groups { 250 * random.below(3) as u32 } else { 0 };
-        (demand, body.size) = (Demand { memory: random.below(1 << 20), ..Demand::cpus(cpu) }, 8);
+        demand = Demand { memory: random.below(1 << 20), ..Demand::cpus(cpu) };
+        (body.size, body.parts) = (8, 0);
     }
     let mut strategy = strategy;
     if random.one_in(2)

@@ -380,8 +380,10 @@ impl<'a> World<'a> {
         if self.with(process, |shell, out| shell.ended(object, out)) == Some(false) {
             self.broken = Some(format!("task {object:?} ended, but it was not pending"));
         }
-        self.report.ended += 1;
-        self.report.failed += usize::from(!well);
+        if self.shell(process).is_some_and(|shell| !shell.parts.contains(&object)) {
+            self.report.ended += 1;
+            self.report.failed += usize::from(!well);
+        }
         if let Some(driver) = self.drivers.get_mut(&process).filter(|_| well) {
             driver.succeeded.insert(object);
         }
@@ -728,11 +730,13 @@ impl<'a> World<'a> {
         }
         let groups = self.drivers.get(&id).map(|driver| &driver.groups);
         let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
-        let object = self.with(id, |shell, out| shell.submit(work, inside, out))?;
+        let parts = Body::from_bytes(&work.body).parts;
+        let object = self.with(id, |shell, out| shell.submit(work, parts, inside, out))?;
         self.submitted.insert(object, self.now);
         if self.options.borrowing {
             let rank = self.rank(within);
-            self.ranks.insert(object, rank);
+            let all = (0..=u64::from(parts)).map(|part| ObjectId { number: object.number + part, ..object });
+            self.ranks.extend(all.map(|object| (object, rank)));
         }
         Some(object)
     }
