@@ -4,8 +4,11 @@ use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    net::{TcpListener, TcpStream},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
 };
@@ -162,6 +165,16 @@ impl Counter {
 fn program() {
     let Ok(what) = std::env::var("PROGRAM") else { return };
     let tell = std::env::var("TELL").unwrap();
+    if what == "its own cluster" {
+        let cluster = outray::LocalCluster::start(2).unwrap();
+        let rt = cluster.connect().unwrap();
+        let big = [rt.submit(|n: usize| vec![7u8; n], 200_000)];
+        assert_eq!(rt.wait(&big, 1, None).0.len(), 1);
+        let pids: Vec<_> = cluster.pids().iter().map(u32::to_string).collect();
+        println!("\nprocesses: {}", pids.join(" "));
+        let held = rt.submit(hold, tell).get();
+        return println!("\nheld: {held:?}");
+    }
     match outray::Runtime::from_env() {
         Ok(rt) => {
             let counter = rt.actor(Counter, 1);
@@ -255,6 +268,96 @@ fn a_head_says_why_it_cannot_start() {
     assert!(code == 1 && errors.contains("in use") && errors.contains("--bind"), "{code} {errors}");
     let (code, _, errors) = home.run(&["head", "--bind", "0.0.0.0:0"]);
     assert!(code == 1 && errors.contains("outray key new") && errors.contains("127.0.0.1"), "{code} {errors}");
+}
+
+/// The command as it would be in another version, and that version.
+fn of_another_version(home: &Home) -> (PathBuf, String) {
+    let ours = env!("CARGO_PKG_VERSION");
+    let other: String = ours.chars().map(|c| c.to_digit(10).map_or(c, |digit| (b'9' - digit as u8).into())).collect();
+    let mut program = fs::read(env!("CARGO_BIN_EXE_outray")).unwrap();
+    let mut at = 0;
+    while let Some(found) = program[at..].windows(ours.len()).position(|part| part == ours.as_bytes()) {
+        at += found;
+        program[at..at + other.len()].copy_from_slice(other.as_bytes());
+    }
+    let path = home.0.join("outray-of-another-version");
+    fs::write(&path, program).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    (path, other)
+}
+
+#[test]
+fn a_node_of_another_version_is_refused_and_both_versions_are_named() {
+    let (home, ours) = (Home::new(), env!("CARGO_PKG_VERSION"));
+    let (program, other) = of_another_version(&home);
+    let run = |words: &[&str]| {
+        loop {
+            match home.process(&program).args(words).output() {
+                // Another test may be starting a process, which has the file open for a moment.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                output => return said(output.unwrap()),
+            }
+        }
+    };
+    assert_eq!(run(&["--version"]).1.trim(), format!("outray {other}"));
+    let (_head, address) = home.head();
+    let words: [&[&str]; 2] = [&["node", "--head", &address], &["status", "--address", &address]];
+    for words in words {
+        let (code, out, errors) = run(words);
+        assert!(code == 1 && out.is_empty(), "{words:?}: {code} {out}{errors}");
+        assert!(errors.contains(ours) && errors.contains(&other), "{words:?}: {errors}");
+    }
+    assert_eq!(home.json(&["list", "nodes", "--json", "--address", &address]).as_array().unwrap().len(), 0);
+    assert!(home.ok(&["status", "--address", &address]).contains("CPUs     0 of 0 in use"));
+}
+
+#[test]
+fn a_node_that_listens_everywhere_says_where_it_is_reached() {
+    let home = Home::new();
+    home.ok(&["key", "new"]);
+    let (_head, address) = home.head();
+    let _wide = home.node(&address, &["--bind", "0.0.0.0:0", "--name", "wide", "--cpus", "0"]);
+    let _named = home.node(&address, &["--bind", "0.0.0.0:0", "--name", "named", "--advertise", "localhost"]);
+    let nodes = home.json(&["list", "nodes", "--json", "--address", &address]);
+    let host = |name: &str| {
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap();
+        node["address"].as_str().unwrap().rsplit_once(':').unwrap().0.to_owned()
+    };
+    assert_eq!(host("named"), "localhost");
+    // Where this machine's way to others begins, if it has one.
+    let way = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9").map(|()| socket));
+    if let Ok(way) = way {
+        assert_eq!(host("wide"), way.local_addr().unwrap().ip().to_string());
+    }
+    let tell = listener();
+    let mut program = home.program("", &address, &tell);
+    drop(tell.accept().unwrap());
+    program.wait_for("held: Ok");
+}
+
+#[test]
+fn a_program_that_is_killed_leaves_nothing_of_its_own_cluster() {
+    for signal in ["-INT", "-KILL"] {
+        let (home, tell) = (Home::new(), listener());
+        let mut command = home.process(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "program"]).env("PROGRAM", "its own cluster");
+        command.env("TELL", tell.local_addr().unwrap().to_string()).env("TMPDIR", &home.0).process_group(0);
+        let mut program = Running::start(&mut command);
+        let processes = program.wait_for("processes: ");
+        let _held = tell.accept().unwrap();
+        // To its group, as a terminal and `timeout` do.
+        let group = format!("-{}", program.child.id());
+        assert!(Command::new("kill").args([signal, "--", &group]).status().unwrap().success());
+        // All that belong to it have its stderr, which ends with the last of them.
+        program.errors();
+        let left: Vec<_> = fs::read_dir(&home.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{signal}: {left:?}");
+        for pid in processes.trim_start_matches("processes: ").split(' ') {
+            let is_its = |name: &str| name.starts_with("outray-store-") && name.contains(&format!("-{pid}-"));
+            let mut shared = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+            assert!(!shared.any(|entry| is_its(&entry.file_name().to_string_lossy())), "{signal}: the store of {pid}");
+        }
+    }
 }
 
 #[test]

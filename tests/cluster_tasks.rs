@@ -1,7 +1,8 @@
 //! Tasks and objects on a cluster of real processes.
 
-use outray::{Error, LocalCluster, ObjectRef, Runtime, Strategy, task};
-use std::sync::Arc;
+use outray::{Array, Error, LocalCluster, ObjectRef, Runtime, Strategy, task};
+use serde_json::Value;
+use std::{process::Command, sync::Arc};
 
 fn add(a: f64, b: f64) -> f64 {
     a + b
@@ -205,7 +206,6 @@ fn options_and_contexts_are_those_of_the_task() {
 
 #[test]
 fn a_large_object_goes_from_node_to_node_and_arrays_are_read_where_they_lie() {
-    use outray::{Array, Strategy};
     let cluster = LocalCluster::start(2).unwrap();
     let rt = cluster.connect().unwrap();
     let on = |node: usize| Strategy::Node { name: cluster.nodes()[node].to_owned(), soft: false };
@@ -225,7 +225,6 @@ fn a_large_object_goes_from_node_to_node_and_arrays_are_read_where_they_lie() {
 
 #[test]
 fn objects_beyond_the_budget_go_to_disk_and_come_back() {
-    use outray::Array;
     const SIZE: usize = 4 << 20;
     let cluster = LocalCluster::builder().nodes(1).store(6 * SIZE as u64).start().unwrap();
     let rt = cluster.connect().unwrap();
@@ -237,6 +236,31 @@ fn objects_beyond_the_budget_go_to_disk_and_come_back() {
     assert_eq!(rt.get_all(&sums).unwrap(), expected);
     let error = rt.submit(|n: u8| Array::from(vec![n; 7 * SIZE]), 1).get().unwrap_err();
     assert!(error.to_string().contains("budget"), "{error}");
+}
+
+#[test]
+fn nodes_that_want_the_same_large_object_get_it_from_each_other() {
+    fn sent(cluster: &LocalCluster) -> Vec<u64> {
+        let mut list = Command::new(env!("CARGO_BIN_EXE_outray"));
+        list.args(["list", "nodes", "--json", "--address", cluster.address()]);
+        let answer = list.env("OUTRAY_KEY_FILE", cluster.key_file()).output().unwrap();
+        let nodes: Vec<Value> = serde_json::from_slice(&answer.stdout).unwrap();
+        nodes.iter().map(|node| node["sent_bytes"].as_u64().unwrap()).collect()
+    }
+    const SIZE: u64 = 32 << 20;
+    let cluster = LocalCluster::start(8).unwrap();
+    let rt = cluster.connect().unwrap();
+    let object = rt.put(Array::from(vec![7u8; SIZE as usize]));
+    // It goes to a node with the first task that wants it, which that node keeps.
+    let last = |array: Array<u8>| array.last().copied();
+    assert_eq!(rt.submit(last, &object).get(), Ok(Some(7)));
+    let on = |name: &&str| Strategy::Node { name: (*name).to_owned(), soft: false };
+    let all: Vec<_> = cluster.nodes().iter().map(|node| rt.task(last).strategy(on(node)).submit(&object)).collect();
+    assert!(rt.get_all(&all).unwrap().iter().all(|value| *value == Some(7)));
+    let sent = sent(&cluster);
+    let copies = |bytes: u64| bytes / SIZE; // what is serialized is a little longer
+    assert_eq!(copies(sent.iter().sum()), 7, "each node has got it once: {sent:?}");
+    assert!(sent.iter().all(|bytes| copies(*bytes) < 7), "the first has sent it to all others: {sent:?}");
 }
 
 #[test]

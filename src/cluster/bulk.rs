@@ -47,7 +47,11 @@ use bytes::{Buf, BufMut, Bytes};
 use client::Client;
 use std::{
     fmt, io,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -66,6 +70,8 @@ pub(crate) const RECORD: usize = 256 << 10;
 pub(crate) struct Config {
     /// `host:port`; loopback if there is no key.
     pub(crate) bind: String,
+    /// The host that others are told; the one where it listens by default.
+    pub(crate) host: Option<String>,
     pub(crate) key: Option<Key>,
     /// To connect, and to show the key.
     pub(crate) handshake: Duration,
@@ -87,6 +93,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             bind: "127.0.0.1:0".into(),
+            host: None,
             key: None,
             handshake: Duration::from_secs(5),
             stall: Duration::from_secs(10),
@@ -296,6 +303,8 @@ impl Answer {
 pub(crate) struct Bulk {
     address: String,
     client: Arc<Client>,
+    /// Bytes of objects that others have got from here.
+    sent: Arc<AtomicU64>,
     runtime: Handle,
     /// Dropped to close.
     close: Option<oneshot::Sender<()>>,
@@ -313,9 +322,12 @@ impl Bulk {
             return Err(StartError::NeedsKey(config.bind));
         }
         let client = Arc::new(Client::new(config.clone()));
+        let host = config.host.clone();
         let (close, closed) = oneshot::channel();
         let (started, start) = mpsc::channel();
         let idle = client.clone();
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = sent.clone();
         let body = move || {
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
@@ -336,7 +348,7 @@ impl Bulk {
                     }
                 };
                 tokio::select! {
-                    () = server::serve(config, listener, Arc::new(lookup)) => {}
+                    () = server::serve(config, listener, Arc::new(lookup), counter) => {}
                     () = idle.close_idle() => {}
                     _ = closed => {}
                 }
@@ -347,12 +359,21 @@ impl Bulk {
             Ok(started) => started?,
             Err(_) => return Err(StartError::Thread(io::Error::other("it panicked"))),
         };
-        Ok(Bulk { address, client, runtime, close: Some(close), thread: Some(thread) })
+        let address = match (host, address.rsplit_once(':')) {
+            (Some(host), Some((_, port))) => format!("{host}:{port}"),
+            _ => address,
+        };
+        Ok(Bulk { address, client, sent, runtime, close: Some(close), thread: Some(thread) })
     }
 
     /// Where it listens, with the port that was chosen.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// How many bytes of objects others have got from here.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
     }
 
     /// Fills `place` with the bytes of an object from `offset` on, out of the process whose `Bulk` listens

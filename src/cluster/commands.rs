@@ -9,6 +9,7 @@ mod show;
 mod table;
 
 use super::{
+    driver::own_host,
     node_process::NAME,
     roles::{self, HeadSetup, NodeSetup},
     runs,
@@ -136,8 +137,12 @@ fn head(mut arguments: Arguments) -> Result<(), Failed> {
         };
         let port = address.rsplit(':').next().unwrap_or_default();
         let is_wide = bind.starts_with("0.0.0.0:") || bind.starts_with("[::]:");
-        let shown = if is_wide { format!("HOST:{port}") } else { address.to_owned() };
-        let host = if is_wide { "\n(HOST: a name or an address of this machine.)" } else { "" };
+        let host = own_host(address).unwrap_or_else(|| "HOST".into());
+        let shown = if is_wide { format!("{host}:{port}") } else { address.to_owned() };
+        let host = match is_wide {
+            true => format!("\n(Instead of {host}: any name or address of this machine.)"),
+            false => String::new(),
+        };
         // Without a reader it serves all the same.
         let _ = say(&format!(
             "outray head at {address}\n{key}\n\nstart a node:       outray node --head {shown}\n\
@@ -159,6 +164,8 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
     let mut setup = NodeSetup {
         head: String::new(),
         bind: None,
+        advertise: None,
+        directory: None,
         key_file: None,
         spill: cache()?.join("spilled"),
         cache: cache()?,
@@ -169,11 +176,23 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
         resources: BTreeMap::new(),
         labels: BTreeMap::new(),
     };
-    let options = ["--head", "--bind", "--cpus", "--gpus", "--memory", "--store", "--resource", "--label", "--name"];
+    let options = [
+        "--head",
+        "--bind",
+        "--advertise",
+        "--cpus",
+        "--gpus",
+        "--memory",
+        "--store",
+        "--resource",
+        "--label",
+        "--name",
+    ];
     while let Some(option) = arguments.option("node", &options)? {
         match option.as_str() {
             "--head" => head = Some(arguments.address("--head")?),
             "--bind" => setup.bind = Some(arguments.address("--bind")?),
+            "--advertise" => setup.advertise = Some(arguments.host("--advertise")?),
             "--cpus" => setup.cpus = Some(arguments.amount("--cpus")?),
             "--gpus" => setup.gpus = arguments.count("--gpus")?,
             "--memory" => setup.memory = Some(arguments.bytes("--memory")?),
@@ -199,11 +218,12 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
     })?;
     catch_signals()?;
     let (head, label) = (setup.head.clone(), setup.labels.get(NAME).cloned());
-    roles::node(setup, |name, address, _| {
+    let ready = |name: &str, address: &str| {
         let called = label.map_or_else(|| name.to_owned(), |label| format!("{label} ({name})"));
         // As above.
         let _ = say(&format!("outray node {called} at {address}, of the head at {head}"));
-    })?;
+    };
+    roles::node(setup, |_| (), ready)?;
     say("the node has ended")
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     client::{Client, Post},
+    endpoint::StartError,
     image::Image,
     node_process::PART,
     protocol::{HEAD, ProcessId},
@@ -21,7 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use std::{
     cell::Cell,
     fs::File,
-    net::{ToSocketAddrs, UdpSocket},
+    net::{SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::{Arc, OnceLock},
@@ -56,6 +57,28 @@ pub(crate) fn bind_for(address: &str) -> Result<String> {
     let mut local = local.map_err(|error| unreachable(error.to_string()))?;
     local.set_port(0);
     Ok(local.to_string())
+}
+
+/// The host at which other machines reach this one: where it is seen from `head`, or where its way to others begins if
+/// that is on this machine.
+pub(crate) fn own_host(head: &str) -> Option<String> {
+    // The others are addresses for examples; nothing is sent to them.
+    let seen = |from: &str| bind_for(from).ok()?.parse::<SocketAddr>().ok();
+    let found = [head, "192.0.2.1:9", "[2001:db8::1]:9"].into_iter().filter_map(seen);
+    let found = found.map(|address| address.ip()).find(|ip| !ip.is_loopback())?;
+    Some(if found.is_ipv6() { format!("[{found}]") } else { found.to_string() })
+}
+
+/// Why this process, which wants to speak with the head at `address`, cannot listen.
+pub(crate) fn not_listening(error: &StartError, address: &str) -> Error {
+    let reason = match error {
+        StartError::NeedsKey(_) => format!(
+            "the head at {address} is not on this machine's loopback, so its cluster has a key, and this process has \
+             none: copy the file to ~/.outray/key, with mode 600, or name it in OUTRAY_KEY_FILE"
+        ),
+        error => error.to_string(),
+    };
+    Error::Unsupported { reason }
 }
 
 /// A number for a new station.
@@ -105,8 +128,8 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let image = Image::current()?.clone();
     let me = new_station()?;
     let has_key = key.is_some();
-    let (station, post) = Station::start(me, Role::Driver, &bind_for(address)?, key)
-        .map_err(|error| Error::Unsupported { reason: error.to_string() })?;
+    let (station, post) =
+        Station::start(me, Role::Driver, &bind_for(address)?, key).map_err(|error| not_listening(&error, address))?;
     station.dial(address);
     let meeting = Arc::new(Meeting::default());
     let client = Arc::new(OnceLock::<Arc<Client>>::new());

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder},
     io::{BufRead, BufReader, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::{fs::DirBuilderExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -24,7 +24,8 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A head and nodes as processes of their own on this machine, started from the running executable. They end
-/// when this is dropped, and also when this process ends in any other way.
+/// when this is dropped, and also when this process ends in any other way. Signals to this process's group, such as
+/// Ctrl-C at a terminal, do not reach them.
 ///
 /// They listen on the loopback interface only, and know each other by a key of their own.
 ///
@@ -195,6 +196,8 @@ impl LocalCluster {
         let setup = NodeSetup {
             head: self.head.address.clone(),
             bind: None,
+            advertise: None,
+            directory: Some(self.directory.0.clone()),
             key_file: Some(self.key_file()),
             cache: self.directory.0.join("executables"),
             cpus: Some(self.builder.cpus),
@@ -260,6 +263,8 @@ impl Role {
         let child = Command::new(program)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .env(entry::VARIABLE, entry::ROLE)
+            // Ctrl-C at the terminal, and `timeout`, end this process only; the others notice that, and tidy up.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

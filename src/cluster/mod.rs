@@ -48,6 +48,7 @@ mod head;
 mod node;
 mod owner;
 pub(crate) mod protocol;
+mod serving;
 pub mod simulation;
 
 mod bulk;

@@ -27,6 +27,7 @@ use super::{
         Arg, Effects, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec,
         lost, ms, transfer_time, waiting_time,
     },
+    serving::{LARGE, Serving},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -159,6 +160,7 @@ pub(crate) struct Node {
     staying: u32,
     store: BTreeMap<ObjectId, Stored>,
     fetches: BTreeMap<ObjectId, Fetch>,
+    serving: Serving,
     dead: BTreeSet<ProcessId>,
     mean: Nanos,
     assigned: u64,
@@ -193,6 +195,7 @@ impl Node {
             staying: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
+            serving: Serving::default(),
             dead: BTreeSet::new(),
             mean: 0,
             assigned: 0,
@@ -217,12 +220,13 @@ impl Node {
             Message::Cancel { task } => self.cancel(task, 0..=u32::MAX, out),
             Message::Retire { task, attempt } => self.cancel(task, attempt..=attempt, out),
             Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
-            Message::Pull { object } => match self.store.get(&object) {
-                Some((size, attempt)) => {
-                    out.send(from, Message::Pushed { object, size: *size, attempt: *attempt });
-                }
-                None => out.send(from, Message::Gone { object }),
-            },
+            Message::Pull { object } => self.asked(object, from, out),
+            Message::Pulled { object, is_well } => {
+                let next = self.serving.ends(object, from, is_well);
+                next.here.into_iter().for_each(|to| self.push(object, to, out));
+                next.there.into_iter().for_each(|to| out.send(to, Message::Elsewhere { object, at: from }));
+            }
+            Message::Elsewhere { object, at } => self.ask_elsewhere(object, from, at, out),
             Message::Pushed { object, size, attempt } => {
                 if let Some(fetch) = self.fetches.remove(&object)
                     && !self.dead.contains(&object.owner)
@@ -230,6 +234,9 @@ impl Node {
                     self.store.insert(object, (size, attempt));
                     out.send(object.owner, Message::Holds { object, attempt });
                     self.arrived(object, fetch, out);
+                }
+                if size >= LARGE {
+                    out.send(from, Message::Pulled { object, is_well: self.store.contains_key(&object) });
                 }
             }
             Message::Want { object, holders } => self.wanted(from, object, holders, out),
@@ -246,7 +253,7 @@ impl Node {
                 }
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
-            Message::Free { object, attempt } => self.free_object(object, attempt),
+            Message::Free { object, attempt } => self.free_object(object, attempt, out),
             Message::Pace { every } => self.pace = every,
             Message::Reserve { group, bundle, round, demand } => self.reserve((group, bundle), round, demand, out),
             Message::Unreserve { group, bundle } => self.unreserve((group, bundle), out),
@@ -539,6 +546,41 @@ impl Node {
         }
     }
 
+    /// `from` has sent the object to `at`, and would rather not send it once more.
+    fn ask_elsewhere(&mut self, object: ObjectId, from: ProcessId, at: ProcessId, out: &mut Effects) {
+        let Some(fetch) = self.fetches.get_mut(&object).filter(|fetch| fetch.from == from) else { return };
+        if self.dead.contains(&at) {
+            return out.send(from, Message::Pull { object });
+        }
+        fetch.from = at;
+        // If that one has let go of it.
+        if !fetch.others.contains(&from) {
+            fetch.others.push(from);
+        }
+        out.send(at, Message::Pull { object });
+    }
+
+    /// A node wants an object that is said to be here.
+    fn asked(&mut self, object: ObjectId, by: ProcessId, out: &mut Effects) {
+        if self.dead.contains(&by) {
+            return; // nobody would say when it has it
+        }
+        if self.store.get(&object).is_none_or(|(size, _)| self.serving.asks(object, *size, by)) {
+            self.push(object, by, out);
+        }
+    }
+
+    /// Sends an object to a node, if it is here.
+    fn push(&self, object: ObjectId, to: ProcessId, out: &mut Effects) {
+        out.send(
+            to,
+            match self.store.get(&object) {
+                Some((size, attempt)) => Message::Pushed { object, size: *size, attempt: *attempt },
+                None => Message::Gone { object },
+            },
+        );
+    }
+
     fn arrived(&mut self, object: ObjectId, fetch: Fetch, out: &mut Effects) {
         for asker in fetch.askers {
             out.send(asker, Message::Here { object });
@@ -715,9 +757,10 @@ impl Node {
     }
 
     /// Drops an object, unless it was made again since.
-    fn free_object(&mut self, object: ObjectId, attempt: u32) {
+    fn free_object(&mut self, object: ObjectId, attempt: u32, out: &mut Effects) {
         if self.store.get(&object).is_some_and(|stored| stored.1 <= attempt) {
             self.store.remove(&object);
+            self.serving.gone(object).for_each(|waiting| out.send(waiting, Message::Gone { object }));
         }
     }
 
@@ -902,6 +945,9 @@ impl Node {
             self.unreserve(bundle, out);
         }
         self.store.retain(|object, _| object.owner != process);
+        for (object, next) in self.serving.buried(process) {
+            self.push(object, next, out);
+        }
         // Or a node: what it was asked for is asked of another.
         let asked: Vec<_> = self
             .fetches
@@ -933,6 +979,11 @@ impl Node {
     /// What it holds: tasks, copies of objects, and objects on their way.
     pub(crate) fn holds(&self) -> (usize, usize, usize) {
         (self.tasks.len(), self.store.len(), self.fetches.len())
+    }
+
+    /// Whether it sends large objects to other nodes, as far as it knows.
+    pub(crate) fn is_serving(&self) -> bool {
+        !self.serving.is_empty()
     }
 
     pub(crate) fn capacity(&self) -> &Capacity {
@@ -989,6 +1040,11 @@ impl Node {
     /// What is not taken.
     pub(crate) fn free(&self) -> &Capacity {
         &self.free
+    }
+
+    /// Whether somebody here waits for it.
+    pub(crate) fn fetches(&self, object: ObjectId) -> bool {
+        self.fetches.contains_key(&object)
     }
 
     pub(crate) fn stores(&self, object: ObjectId) -> bool {
@@ -1172,6 +1228,52 @@ mod tests {
         );
         assert!(matches!(&say(&mut node, OTHER, want()).sends[..], [(OTHER, Message::Lost { .. })]));
         assert_eq!(node.holds(), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_large_object_goes_to_two_at_a_time_and_those_that_have_it_serve_others() {
+        let mut node = node();
+        let (asker, has) = (|number: u64| ProcessId(10 + number), Message::Pulled { object: OBJECT, is_well: true });
+        node.put(OBJECT, LARGE);
+        let pull = |node: &mut Node, number| say(node, asker(number), Message::Pull { object: OBJECT }).sends;
+        let pushed = |node: &mut Node, number| matches!(pull(node, number)[..], [(_, Message::Pushed { .. })]);
+        assert_eq!([0, 1, 2, 3].map(|number| pushed(&mut node, number)), [true, true, false, false]);
+        let out = say(&mut node, asker(0), has);
+        let [(first, Message::Pushed { .. }), (second, Message::Elsewhere { at, .. })] = &out.sends[..] else {
+            panic!("{:?}", out.sends)
+        };
+        assert_eq!([*first, *second, *at], [asker(3), asker(2), asker(0)]);
+        assert!(pull(&mut node, 4).is_empty() && node.is_serving());
+        let out = say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1 });
+        assert!(matches!(out.sends[..], [(to, Message::Gone { .. })] if to == asker(4)), "{:?}", out.sends);
+        assert!(!node.is_serving());
+        say(&mut node, HEAD, Message::Dead { process: asker(5) });
+        assert!(pull(&mut node, 5).is_empty() && !node.is_serving());
+    }
+
+    #[test]
+    fn who_is_told_another_place_asks_there_and_comes_back_if_it_is_not_there() {
+        const THIRD: ProcessId = ProcessId(3);
+        let mut node = node();
+        say(&mut node, ASKER, Message::Want { object: OBJECT, holders: vec![OTHER] });
+        let there = |at| Message::Elsewhere { object: OBJECT, at };
+        let asked = |out: Effects| match out.sends[..] {
+            [(asked, Message::Pull { .. })] => Some(asked),
+            _ => None,
+        };
+        assert_eq!(asked(say(&mut node, THIRD, there(THIRD))), None);
+        assert_eq!(asked(say(&mut node, OTHER, there(THIRD))), Some(THIRD));
+        assert_eq!(asked(say(&mut node, THIRD, Message::Gone { object: OBJECT })), Some(OTHER));
+        assert_eq!(asked(say(&mut node, OTHER, there(THIRD))), Some(THIRD));
+        assert_eq!(asked(say(&mut node, HEAD, Message::Dead { process: THIRD })), Some(OTHER));
+        assert_eq!(asked(say(&mut node, OTHER, there(THIRD))), Some(OTHER));
+        let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: LARGE, attempt: 1 });
+        let told = |message: &Message| matches!(message, Message::Pulled { is_well: true, .. });
+        assert!(out.sends.iter().any(|(to, message)| *to == OTHER && told(message)), "{:?}", out.sends);
+        // One that comes late and that nobody waits for.
+        say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1 });
+        let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: LARGE, attempt: 1 });
+        assert!(matches!(out.sends[..], [(OTHER, Message::Pulled { is_well: false, .. })]), "{:?}", out.sends);
     }
 
     #[test]

@@ -617,13 +617,15 @@ impl NodeProcess {
     /// Fetches a large object from another node, and takes it as pushed when it is here.
     fn pull(self: &Arc<Self>, state: &mut State, from: ProcessId, pushed: Message, address: String, out: &mut Effects) {
         let Message::Pushed { object, size, .. } = pushed else { return };
-        if state.node.stores(object) {
-            return;
+        let is_well = state.node.stores(object);
+        if is_well || !state.node.fetches(object) {
+            return out.send(from, Message::Pulled { object, is_well });
         }
         let room = match state.shelf.room(object, size) {
             Ok(room) => room,
             Err(error) => {
                 tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
+                out.send(from, Message::Pulled { object, is_well: false });
                 return state.node.handle(self.now(), from, Message::Gone { object }, out);
             }
         };
@@ -638,6 +640,7 @@ impl NodeProcess {
                     Ok(()) => pushed,
                     Err(error) => {
                         tracing::warn!(error, "node {} did not get object {object:?} from {from}", node.name);
+                        out.send(from, Message::Pulled { object, is_well: false });
                         Message::Gone { object }
                     }
                 };

@@ -269,6 +269,10 @@ pub(crate) enum Message {
     Pushed { object: ObjectId, size: u64, attempt: u32 },
     /// Node to node: I do not have it.
     Gone { object: ObjectId },
+    /// Node to node, after `Pushed` of a large object: I have it, or do not want it any more.
+    Pulled { object: ObjectId, is_well: bool },
+    /// Node to node: that one has it now, ask there.
+    Elsewhere { object: ObjectId, at: ProcessId },
     /// Node to the owner: who has it? Those in `not` have not, or are dead.
     Locate { object: ObjectId, not: Vec<ProcessId> },
     /// Owner to a node.

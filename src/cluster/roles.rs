@@ -4,7 +4,7 @@
 use super::{
     bulk,
     capacity::Capacity,
-    driver::{bind_for, new_station},
+    driver::{bind_for, new_station, not_listening, own_host},
     head_process::HeadProcess,
     node_process::{NodeProcess, PATIENCE, Setup},
     protocol::HEAD,
@@ -19,11 +19,11 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
-    net::{TcpStream, ToSocketAddrs},
-    path::PathBuf,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    path::{Path, PathBuf},
     process::exit,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What a process is to be.
@@ -46,6 +46,10 @@ pub(crate) struct NodeSetup {
     pub(crate) head: String,
     /// By default the address from which the head is reached.
     pub(crate) bind: Option<String>,
+    /// The host that others are told. By default the one of `bind`, or one of this machine if that is all of them.
+    pub(crate) advertise: Option<String>,
+    /// As that of the head.
+    pub(crate) directory: Option<PathBuf>,
     pub(crate) key_file: Option<PathBuf>,
     /// Where executables are kept.
     pub(crate) cache: PathBuf,
@@ -101,9 +105,23 @@ pub(crate) fn silence(address: &str, has_key: bool, patience: Duration) -> Strin
     }
 }
 
-/// Runs a node until its cluster ends; `ready` is told its name and address when the head has answered.
-pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodeProcess>)) -> Result<()> {
-    let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
+/// What a process that listens at `bound` tells others, who reach it through `host` if that is given.
+pub(crate) fn advertised(bound: &str, host: Option<&str>, head: &str) -> String {
+    let (is_wide, port) = match bound.parse::<SocketAddr>() {
+        Ok(address) => (address.ip().is_unspecified(), address.port()),
+        Err(_) => return bound.into(),
+    };
+    let host = host.map(str::to_owned).or_else(|| if is_wide { own_host(head) } else { None });
+    host.map_or_else(|| bound.into(), |host| format!("{host}:{port}"))
+}
+
+/// Runs a node until its cluster ends; `made` gets it before anything can end it, and `ready` is told its name and
+/// address when the head has answered.
+pub(crate) fn node(
+    setup: NodeSetup,
+    made: impl FnOnce(&Arc<NodeProcess>),
+    ready: impl FnOnce(&str, &str),
+) -> Result<()> {
     let available = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     let capacity = Capacity {
         cpu: thousandths(setup.cpus.unwrap_or_else(available)) as u32,
@@ -124,17 +142,36 @@ pub(crate) fn node(setup: NodeSetup, ready: impl FnOnce(&str, &str, &Arc<NodePro
     };
     let key = key(setup.key_file.as_ref())?;
     let has_key = key.is_some();
-    let (station, post) = Station::start(me, Role::Node, &bind, key.clone()).map_err(failed)?;
+    let at = |bound: &str| advertised(bound, setup.advertise.as_deref(), &setup.head);
+    let (station, post) =
+        Station::start_as(me, Role::Node, &bind, key.clone(), at).map_err(|error| match setup.bind {
+            Some(_) => Error::Unsupported { reason: error.to_string() },
+            None => not_listening(&error, &setup.head),
+        })?;
     // On the same interface, at another port.
-    let host = station.address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
-    let bulk = bulk::Config { bind: format!("{host}:0"), key, ..bulk::Config::default() };
+    let host_of = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
+    let bind = format!("{}:0", host_of(&bind).unwrap_or_else(|| "127.0.0.1".into()));
+    let bulk = bulk::Config { bind, host: host_of(&station.address), key, ..bulk::Config::default() };
     station.dial(&setup.head);
     let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store, bulk })?;
-    let joined = || ready(&me.to_string(), &station.address, &process);
+    made(&process);
+    let joined = || ready(&me.to_string(), &station.address);
     process
         .clone()
         .run(post, joined)
         .map_err(|why| Error::Unsupported { reason: why.unwrap_or_else(|| silence(&setup.head, has_key, PATIENCE)) })
+}
+
+/// Removes a directory in which others may still write, who end now, too, and do the same.
+fn remove(directory: &Path) {
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = std::fs::remove_dir_all(directory)
+        && directory.exists()
+        && Instant::now() < until
+    {
+        tracing::debug!(%error, "{} cannot be removed yet", directory.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Reads from a pipe what this process is to be, and is that until the pipe ends.
@@ -145,10 +182,11 @@ pub(crate) fn serve(mut input: File, mut output: File) -> io::Result<()> {
     input.read_exact(&mut setup)?;
     let setup: RoleSetup = wire::decode(&setup).ok_or_else(|| io::Error::other("a setup that cannot be read"))?;
     // Whoever started this process ends it by ending the pipe, or by its own end.
-    let end_with_pipe = move |end: Box<dyn FnOnce() + Send>| {
+    let end_with_pipe = move |directory: Option<PathBuf>, end: Box<dyn FnOnce() + Send>| {
         std::thread::spawn(move || {
             let _ = io::copy(&mut input, &mut io::sink()); // however it ends
             end();
+            directory.iter().for_each(|directory| remove(directory));
             exit(0);
         });
     };
@@ -157,19 +195,17 @@ pub(crate) fn serve(mut input: File, mut output: File) -> io::Result<()> {
     };
     let result = match setup {
         RoleSetup::Head(setup) => {
-            let directory = setup.directory.clone();
-            end_with_pipe(Box::new(move || {
-                if let Some(directory) = directory {
-                    let _ = std::fs::remove_dir_all(directory); // it may have gone
-                }
-            }));
+            end_with_pipe(setup.directory.clone(), Box::new(|| ()));
             head(&setup, |address| told(&format!("ok {address}")))
         }
-        RoleSetup::Node(setup) => node(setup, |name, address, process| {
-            let process = process.clone();
-            end_with_pipe(Box::new(move || process.end()));
-            told(&format!("ok {name} {address}"));
-        }),
+        RoleSetup::Node(setup) => {
+            let directory = setup.directory.clone();
+            let made = |process: &Arc<NodeProcess>| {
+                let process = process.clone();
+                end_with_pipe(directory, Box::new(move || process.end()));
+            };
+            node(setup, made, |name, address| told(&format!("ok {name} {address}")))
+        }
     };
     if let Err(error) = result {
         told(&format!("error {error}"));

@@ -96,9 +96,20 @@ impl Station {
         bind: &str,
         key: Option<Key>,
     ) -> Result<(Arc<Station>, Post), StartError> {
+        Station::start_as(me, role, bind, key, str::to_owned)
+    }
+
+    /// The same, and others are told that it is `at` this, instead of where it listens.
+    pub(crate) fn start_as(
+        me: ProcessId,
+        role: Role,
+        bind: &str,
+        key: Option<Key>,
+        at: impl FnOnce(&str) -> String,
+    ) -> Result<(Arc<Station>, Post), StartError> {
         let config = Config { bind: bind.into(), key, ..Config::default() };
         let (endpoint, post) = Endpoint::open(config, Omq::new)?;
-        let address = endpoint.address().to_owned();
+        let address = at(endpoint.address());
         let (endpoint, routes, runtime) = (Mutex::new(Some(endpoint)), Mutex::default(), post.handle().clone());
         let station = Station { me, role, endpoint, address, routes, runtime };
         Ok((Arc::new(station), post))
@@ -284,6 +295,9 @@ impl Station {
                     let letter = Letter::Refused { reason };
                     let refused = Envelope { from: self.me, to: station, letter, payload: Vec::new() };
                     return self.send(peer, &mut messages(&refused).into());
+                }
+                if station == HEAD && misfit(&self.role, &version, &platform).is_some() {
+                    return; // it refuses this process, and says why
                 }
                 {
                     let routes = &mut *self.routes.lock();

@@ -10,7 +10,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,6 +32,8 @@ struct Server {
     lookup: Arc<Lookup>,
     /// Connections that may still come to be served.
     room: Arc<Semaphore>,
+    /// Bytes of objects that have gone out.
+    sent: Arc<AtomicU64>,
     start: Instant,
     refusals: Mutex<Refusals>,
 }
@@ -43,9 +45,9 @@ struct Stranger {
 }
 
 /// Never ends by itself.
-pub(super) async fn serve(config: Config, listener: TcpListener, lookup: Arc<Lookup>) {
+pub(super) async fn serve(config: Config, listener: TcpListener, lookup: Arc<Lookup>, sent: Arc<AtomicU64>) {
     let room = Arc::new(Semaphore::new(config.served));
-    let server = Arc::new(Server { config, lookup, room, start: Instant::now(), refusals: Mutex::default() });
+    let server = Arc::new(Server { config, lookup, room, sent, start: Instant::now(), refusals: Mutex::default() });
     let mut connections = JoinSet::new();
     let mut strangers: VecDeque<Stranger> = VecDeque::new();
     loop {
@@ -101,7 +103,7 @@ impl Server {
             let (answer, bytes) = self.find(request);
             let head = write_record(&mut stream, sealing.as_deref_mut(), answer.encode());
             within(config.stall, "an answer", head).await?;
-            send(&mut stream, sealing, bytes, config.stall).await?;
+            send(&mut stream, sealing, bytes, config.stall, &self.sent).await?;
             let opening = directions.as_mut().map(|(_, opening)| opening);
             request = within(config.idle, "the next request", read_request(&mut stream, opening)).await?;
             sealing = directions.as_mut().map(|(sealing, _)| sealing);
@@ -131,9 +133,11 @@ async fn send(
     mut sealing: Option<&mut Direction>,
     bytes: Bytes,
     stall: Duration,
+    sent: &AtomicU64,
 ) -> Result<(), PullError> {
     let mut sealed = Vec::new();
     for record in bytes.chunks(RECORD) {
+        let length = record.len() as u64;
         let record = match &mut sealing {
             None => record,
             Some(sealing) => {
@@ -146,6 +150,7 @@ async fn send(
             }
         };
         within(stall, "a record", stream.write_all(record)).await?;
+        sent.fetch_add(length, Relaxed);
     }
     Ok(())
 }

@@ -137,6 +137,14 @@ impl Arguments {
         self.parsed(option, "an address is HOST:PORT, for example 10.0.0.1:6380 or [fd00::1]:6380", is_good)
     }
 
+    pub(super) fn host(&mut self, option: &str) -> Result<String, Wrong> {
+        let is_good = |text: &str| {
+            let is_ip6 = text.starts_with('[') && text.ends_with(']');
+            (is_ip6 || !text.contains(':')).then(|| text.into())
+        };
+        self.parsed(option, "a host is a name or an address without a port, for example 10.0.0.1 or [fd00::1]", is_good)
+    }
+
     pub(super) fn amount(&mut self, option: &str) -> Result<f64, Wrong> {
         let text = self.text(option)?;
         amount(option, &text).map_err(|wrong| self.wrong(wrong.what))
@@ -239,6 +247,9 @@ mod tests {
         for word in ["host", ":80", "host:", "host:99999", "::1:80", "http://host:80"] {
             assert!(read(word).unwrap_err().contains("HOST:PORT"), "{word}");
         }
+        let host = |word| value(word, |arguments| arguments.host("--advertise"));
+        assert!(["10.0.0.1", "host", "[::1]"].iter().all(|word| host(word).as_deref() == Ok(*word)));
+        assert!(host("10.0.0.1:80").unwrap_err().contains("without a port") && host("::1").is_err());
     }
 
     #[test]

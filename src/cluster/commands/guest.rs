@@ -2,7 +2,7 @@
 
 use super::Failed;
 use crate::cluster::{
-    driver::{bind_for, new_station},
+    driver::{bind_for, new_station, not_listening},
     key_from_env,
     protocol::{HEAD, ProcessId},
     roles::silence,
@@ -49,7 +49,8 @@ impl Guest {
             return Err(Failed::Error(silence(address, has_key, PATIENCE)));
         }
         let me = new_station()?;
-        let (station, incoming) = Station::start(me, Role::Guest, &bind_for(address)?, key).map_err(super::failed)?;
+        let (station, incoming) = Station::start(me, Role::Guest, &bind_for(address)?, key)
+            .map_err(|error| not_listening(&error, address))?;
         station.dial(address);
         let (tell, events) = mpsc::channel();
         let running = station.clone();

@@ -39,6 +39,8 @@ usage: outray node --head HOST:PORT [OPTIONS]
   --head HOST:PORT         where the head is; OUTRAY_ADDRESS if this is not given
   --bind HOST:PORT         where the node listens; any free port of the address from which it reaches the head
                            if this is not given
+  --advertise HOST         the host that others are told, if it is not the one of --bind. With 0.0.0.0 there, it is the
+                           address from which the head is reached if this is not given
   --cpus N                 CPUs for tasks; those of the machine if this is not given. 0.5 is possible
   --gpus N                 GPUs for tasks; none if this is not given
   --memory SIZE            memory for tasks that ask for some, for example 4GiB; that of the machine if this is

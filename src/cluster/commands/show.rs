@@ -114,6 +114,7 @@ pub(super) fn nodes(answer: &Value) -> String {
                 (number(&node["tasks"]).saturating_sub(number(&node["running"]))).to_string(),
                 text(&node["actors"]),
                 size(&node["stored_bytes"]),
+                size(&node["sent_bytes"]),
                 time(&node["since_seconds"]),
                 notes.join(", "),
             ]
@@ -131,6 +132,7 @@ pub(super) fn nodes(answer: &Value) -> String {
             "WAIT",
             "ACTORS",
             "STORE",
+            "SENT",
             "UP",
             "LABELS AND RESOURCES",
         ],

@@ -71,7 +71,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 
 /// At most three digits behind the point, and no zeros at the end.
 pub(super) fn amount(amount: f64) -> String {
-    let text = format!("{amount:.3}");
+    let text = format!("{:.3}", amount + 0.0); // a sum of nothing is -0
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 

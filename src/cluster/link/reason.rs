@@ -20,7 +20,7 @@ pub(crate) enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Silent(time) => write!(f, "nothing was heard from it for {time:?}"),
+            Reason::Silent(time) => write!(f, "nothing was heard from it for {time:.1?}"),
             Reason::Finished => write!(f, "it has ended"),
             Reason::Forgotten => write!(f, "it had given up this process"),
             Reason::Restarted => write!(f, "it was started again"),

@@ -155,7 +155,7 @@ impl NodeProcess {
             "capacity": json_of(state.node.capacity()), "free": json_of(state.node.free()), "labels": labels,
             "tasks": tasks.len(), "running": running, "actors": state.actors.len(),
             "objects": objects, "fetching": fetches, "stored_bytes": stored_bytes(state),
-            "workers": state.workers.len(), "pid": std::process::id(),
+            "sent_bytes": self.bulk.sent(), "workers": state.workers.len(), "pid": std::process::id(),
             "since_seconds": self.started.elapsed().as_secs_f64(),
             "version": env!("CARGO_PKG_VERSION"), "platform": platform(),
         })

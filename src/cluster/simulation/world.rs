@@ -864,6 +864,9 @@ impl<'a> World<'a> {
             if holds != (0, 0, 0) {
                 return Err(format!("node {id:?} keeps (tasks, objects, fetches) {holds:?}"));
             }
+            if sim.node.is_serving() {
+                return Err(format!("node {id:?} waits for nodes that it sends objects to"));
+            }
             if *sim.node.free() != sim.capacity {
                 return Err(format!("node {id:?} has {:?} free of {:?}", sim.node.free(), sim.capacity));
             }
