@@ -728,6 +728,8 @@ pub(crate) trait HostedActor: Send + Sync {
     fn kill(&self);
     /// Calls that wait for their turn.
     fn pending_calls(&self) -> usize;
+    /// What makes its state.
+    fn creation(&self) -> Option<Arc<dyn Node>>;
 }
 
 #[cfg(feature = "cluster")]
@@ -742,6 +744,13 @@ impl<S: Send + Sync + 'static> HostedActor for Actor<S> {
 
     fn pending_calls(&self) -> usize {
         Actor::pending_calls(self)
+    }
+
+    fn creation(&self) -> Option<Arc<dyn Node>> {
+        match &self.0 {
+            Place::Here(handle) => handle.0.creation(),
+            Place::There(_) => None,
+        }
     }
 }
 

@@ -281,7 +281,7 @@ pub struct ObjectFuture<T: 'static> {
 
 struct Waiting {
     waker: Arc<WakerSlot>,
-    _waits: Option<wait::Waits>,
+    waits: Option<wait::Waits>,
 }
 
 struct WakerSlot(Mutex<Option<Waker>>);
@@ -315,7 +315,12 @@ impl<T: Clone + Send + Sync + 'static> Future for ObjectFuture<T> {
             let node = this.handle.node();
             if node.add_waiter(&waiter) {
                 match wait::Waits::enter(&node) {
-                    Ok(waits) => this.waiting = Some(Waiting { waker, _waits: waits }),
+                    Ok(waits) => {
+                        if let Some(waits) = &waits {
+                            waits.listen(waiter);
+                        }
+                        this.waiting = Some(Waiting { waker, waits });
+                    }
                     Err(error) => {
                         node.remove_waiter(&waiter);
                         return Poll::Ready(Err(error));
@@ -324,19 +329,32 @@ impl<T: Clone + Send + Sync + 'static> Future for ObjectFuture<T> {
             }
         }
         if !this.handle.is_ready() {
-            return Poll::Pending;
+            let waits = this.waiting.as_ref().and_then(|waiting| waiting.waits.as_ref());
+            return match waits.and_then(wait::Waits::error) {
+                Some(error) => {
+                    this.stop_waiting();
+                    Poll::Ready(Err(error))
+                }
+                None => Poll::Pending,
+            };
         }
         this.waiting = None;
         Poll::Ready(owned(this.handle.0.copy()))
     }
 }
 
-impl<T: 'static> Drop for ObjectFuture<T> {
-    fn drop(&mut self) {
+impl<T: 'static> ObjectFuture<T> {
+    fn stop_waiting(&mut self) {
         if let Some(waiting) = self.waiting.take() {
             let waiter: Arc<dyn Waiter> = waiting.waker;
             self.handle.0.remove_waiter(&waiter);
         }
+    }
+}
+
+impl<T: 'static> Drop for ObjectFuture<T> {
+    fn drop(&mut self) {
+        self.stop_waiting();
     }
 }
 

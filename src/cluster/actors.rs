@@ -77,6 +77,12 @@ pub(super) struct View {
     name: Option<Arc<str>>,
 }
 
+impl View {
+    pub(super) fn place(&self) -> Option<ProcessId> {
+        self.place
+    }
+}
+
 /// What an actor is started with.
 pub(crate) struct Setup<S> {
     pub(crate) options: ActorOptions<S>,

@@ -21,6 +21,7 @@
 use super::{
     actors::{KILLED, View},
     capacity::Demand,
+    cycles::Looks,
     function::{Descriptor, FunctionError, resolve_here},
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
@@ -43,6 +44,7 @@ use crate::{
         stream::Items,
         task::Travel,
         thread, timer,
+        wait::elsewhere,
     },
     object::{Object, ObjectRef},
     resources::LOCAL_NODE,
@@ -108,6 +110,9 @@ pub(crate) struct Client {
     asked: Mutex<(u64, FxHashMap<u64, mpsc::Sender<String>>)>,
     /// Functions whose names the node has been told.
     named: Mutex<FxHashMap<Site, &'static Descriptor>>,
+    /// At waits that last, and when the next is due.
+    pub(super) looks: Mutex<Looks>,
+    pub(super) next_look: Mutex<Option<Instant>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -117,7 +122,7 @@ pub(super) struct State {
     /// Objects that this process has cells of.
     cells: FxHashMap<ObjectId, Weak<dyn Remote>>,
     /// Own objects that are local nodes, and the numbers that those have here.
-    locals: FxHashMap<u64, u64>,
+    locals: FxHashMap<u64, (u64, Weak<dyn Node>)>,
     /// The same by the local node's number.
     exported: FxHashMap<u64, ObjectId>,
     /// The handles among the arguments of what is under way.
@@ -203,6 +208,13 @@ pub(super) struct Out {
     pub(super) letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
 }
 
+impl State {
+    /// The local node that an own object is.
+    pub(super) fn exported_node(&self, object: ObjectId) -> Option<Arc<dyn Node>> {
+        self.locals.get(&object.number)?.1.upgrade()
+    }
+}
+
 impl Client {
     pub(crate) fn new(
         core: &'static Core,
@@ -264,6 +276,8 @@ impl Client {
             kept: Mutex::default(),
             asked: Mutex::default(),
             named: Mutex::default(),
+            looks: Mutex::default(),
+            next_look: Mutex::default(),
             leave: Mutex::new(None),
         });
         client.with(|_, out| out.effects = effects);
@@ -278,11 +292,11 @@ impl Client {
         *self.node.lock() = name.into();
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
     }
 
-    fn post(&self, to: ProcessId, letter: Letter, payload: Vec<Bytes>) {
+    pub(super) fn post(&self, to: ProcessId, letter: Letter, payload: Vec<Bytes>) {
         (self.post)(Envelope { from: self.me, to, letter, payload });
     }
 
@@ -339,7 +353,7 @@ impl Client {
                 for inner in state.inside.remove(&object.number).unwrap_or_default() {
                     self.let_go(state, inner, out);
                 }
-                if let Some(number) = state.locals.remove(&object.number) {
+                if let Some((number, _)) = state.locals.remove(&object.number) {
                     state.exported.remove(&number);
                 }
             }
@@ -614,6 +628,9 @@ impl Client {
                 let hosted = self.hosted.lock().remove(&task);
                 drop(hosted);
             }
+            Letter::WaitsOf { look, asked, objects } => self.waits_asked(from, look, asked, objects),
+            Letter::Waits { look, asked, objects, entries } => self.waits_told(look, asked, &objects, entries),
+            Letter::EndWait { number, path } => elsewhere::end(number, path),
             Letter::Answer { number } => {
                 let waiting = self.asked.lock().1.remove(&number);
                 if let (Some(waiting), Some(answer)) = (waiting, payload.first()) {
@@ -844,7 +861,7 @@ impl Client {
             }
             let id = state.owner.expect(None);
             state.exported.insert(number, id);
-            state.locals.insert(id.number, number);
+            state.locals.insert(id.number, (number, Arc::downgrade(&object.node())));
             (id, true)
         });
         if is_new {
@@ -1594,6 +1611,22 @@ impl Client {
             }
             out.trash.push(Box::new(then));
         });
+    }
+
+    /// The node of this process's own runtime that makes an object here.
+    pub(super) fn made_here(&self, object: ObjectId) -> Option<Arc<dyn Node>> {
+        let hosted = self.hosted.lock().get(&object).cloned();
+        if let Some(hosted) = hosted {
+            return hosted.creation();
+        }
+        let running = self.running.lock();
+        (0..=ATTEMPTS).rev().find_map(|attempt| running.get(&(object, attempt))?.upgrade())
+    }
+
+    /// What an own object that is under way is called.
+    pub(super) fn label(&self, object: ObjectId) -> Option<String> {
+        let cell: Arc<dyn Node> = self.under_way.lock().get(&object).cloned()?;
+        Some(cell.label())
     }
 
     /// What an object that is elsewhere is doing, as far as it is known here.

@@ -63,6 +63,7 @@ mod transport;
 
 pub(crate) mod actors;
 pub(crate) mod client;
+pub(crate) mod cycles;
 mod driver;
 pub(crate) mod groups;
 mod head_process;

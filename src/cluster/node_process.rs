@@ -489,6 +489,7 @@ impl NodeProcess {
                     self.send(state, Envelope { from, to: worker, letter: Letter::Stop { task, attempt }, payload });
                 }
             }
+            Letter::WaitsOf { look, asked, objects } => self.waits_asked(state, from, look, asked, objects),
             Letter::JobIs { driver, job } => self.job_is(state, driver, job, out),
             Letter::ImagePart { offset } => self.image_part(state, from, offset, payload, out),
             Letter::Ready { refused } => self.ready(state, from, refused, out),
@@ -946,6 +947,36 @@ impl NodeProcess {
             out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
         }
         self.station.post(&self.envelope(HEAD, Letter::Died { process: id }, Vec::new()));
+    }
+
+    /// Those who look for cycles ask what these wait for: their workers know.
+    fn waits_asked(
+        &self,
+        state: &mut State,
+        from: ProcessId,
+        look: u64,
+        asked: ProcessId,
+        objects: Vec<ObjectId>,
+    ) {
+        let mut of_workers: BTreeMap<Option<ProcessId>, Vec<ObjectId>> = BTreeMap::new();
+        for object in objects {
+            let mut runs = state.runs.range((object, 0)..=(object, u32::MAX)).map(|(_, run)| run.worker);
+            let calls = || state.workers.iter().find(|(_, worker)| worker.calls.contains_key(&object)).map(|(id, _)| *id);
+            of_workers.entry(runs.next_back().or_else(calls)).or_default().push(object);
+        }
+        for (worker, objects) in of_workers {
+            let envelope = match worker {
+                Some(to) => {
+                    Envelope { from, to, letter: Letter::WaitsOf { look, asked, objects }, payload: Vec::new() }
+                }
+                // They have not started, so nobody is in their way whom a look would find.
+                None => {
+                    let letter = Letter::Waits { look, asked, objects, entries: Vec::new() };
+                    self.envelope(from, letter, Vec::new())
+                }
+            };
+            self.send(state, envelope);
+        }
     }
 
     /// A station is gone: if it was the head, nothing can go on.

@@ -506,6 +506,16 @@ impl Owner {
         self.record(object).and_then(|record| record.part_of).map_or(object, |whole| self.name(whole))
     }
 
+    /// If it is still to be made: the arguments that its task takes, of whatever owner, and where it is.
+    pub(crate) fn under_way(&self, object: ObjectId) -> Option<(Vec<ObjectId>, Option<ProcessId>)> {
+        let record = self.record(object).filter(|record| record.is_under_way())?;
+        let arguments = record.work.iter().flat_map(|work| &work.args).filter_map(|arg| match arg {
+            WorkArg::Object(id) | WorkArg::Foreign(id) => Some(*id),
+            WorkArg::Value(_) => None,
+        });
+        Some((arguments.collect(), record.at))
+    }
+
     /// Whether it is there or may be; if not, nobody needs it any more.
     pub(crate) fn keeps(&self, object: ObjectId) -> bool {
         self.record(object).is_some_and(|record| !matches!(record.state, State::Freed))

@@ -6,6 +6,7 @@
 //! upper bits are the station, its lower [`WORKER_BITS`] the worker there, 0 for the station itself.
 
 use super::{
+    cycles::Entry,
     image::Image,
     protocol::{HEAD, Message, ObjectId, ProcessId},
 };
@@ -519,6 +520,25 @@ pub(crate) enum Letter {
     Credit {
         stream: ObjectId,
         items: u32,
+    },
+
+    /// To an object's owner, or the node where it is made, which hands it to the worker: what does it wait for? And
+    /// the answer (see `cycles`).
+    WaitsOf {
+        look: u64,
+        asked: ProcessId,
+        objects: Vec<ObjectId>,
+    },
+    Waits {
+        look: u64,
+        asked: ProcessId,
+        objects: Vec<ObjectId>,
+        entries: Vec<Entry>,
+    },
+    /// This wait would never end.
+    EndWait {
+        number: u64,
+        path: Vec<String>,
     },
 
     /// What a worker's code has printed, and who that was: to the driver.

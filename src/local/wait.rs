@@ -7,7 +7,11 @@
 //!
 //! A task that is blocked for a while looks for a cycle: the tasks that are blocked, what each waits
 //! for, and what those need in turn. Whoever closes a cycle finds it, because all others are entered in the
-//! table already; it gets [`Error::WaitCycle`] and the others wait for it in peace.
+//! table already; it gets [`Error::WaitCycle`] and the others wait for it in peace. In a process of a cluster's the table
+//! is part of a larger one (`elsewhere`).
+
+#[cfg(feature = "cluster")]
+pub(crate) mod elsewhere;
 
 use super::{
     Core, Job, flag,
@@ -157,7 +161,7 @@ pub(crate) fn timed_out(node: &Arc<dyn Node>, after: Duration) -> Error {
 /// lasts is entered in the table; an error from there ends it. One with a time limit is not: it
 /// ends by itself, so it closes no cycle.
 fn park(
-    parker: &Parker,
+    parker: &Arc<Parker>,
     timeout: Option<Duration>,
     done: impl Fn() -> bool,
     enter: impl FnOnce() -> Result<Option<Waits>>,
@@ -174,9 +178,11 @@ fn park(
     let mut result = Ok(());
     if timeout.is_none() && !done() {
         match enter() {
-            Ok(waits) => {
-                park_until(parker, None, &done);
-                drop(waits);
+            Ok(None) => park_until(parker, None, &done),
+            Ok(Some(waits)) => {
+                waits.listen(parker.clone());
+                park_until(parker, None, &|| done() || waits.error().is_some());
+                result = waits.error().map_or(Ok(()), Err);
             }
             Err(error) => result = Err(error),
         }
@@ -260,6 +266,19 @@ struct Waiting {
     waits: Vec<Wait>,
 }
 
+impl Waiting {
+    /// Whether it keeps a call of this actor's from its turn. `shared`: only calls that run alone do.
+    fn is_in_the_way(&self, of: u64, shared: bool) -> bool {
+        self.node.actor().is_some_and(|(actor, side_by_side)| actor == of && !(shared && side_by_side))
+    }
+
+    /// Whether it is one of the calls of this concurrency group.
+    fn takes_room(&self, of: u64, group: Option<&Arc<str>>) -> bool {
+        let options = self.node.meta().options.as_ref();
+        options.and_then(|o| o.group.as_ref()) == group && self.node.actor() == Some((of, true))
+    }
+}
+
 /// A wait for all of some nodes, or for all but a few of them.
 struct Wait {
     ticket: u64,
@@ -273,6 +292,8 @@ struct Table {
     /// By the identifier of what is blocked. Only blocked tasks are here, so that nobody else pays.
     waiting: HashMap<u64, Waiting>,
     next_ticket: u64,
+    #[cfg(feature = "cluster")]
+    listeners: HashMap<u64, elsewhere::Listener>,
 }
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
@@ -328,6 +349,16 @@ impl Waits {
     }
 }
 
+/// All of the table is here.
+#[cfg(not(feature = "cluster"))]
+impl Waits {
+    pub(crate) fn listen(&self, _: Arc<dyn Waiter>) {}
+
+    pub(crate) fn error(&self) -> Option<Error> {
+        None
+    }
+}
+
 impl Drop for Waits {
     fn drop(&mut self) {
         let mut gone = Vec::new();
@@ -340,7 +371,11 @@ impl Drop for Waits {
             let over = entry.waits.is_empty().then(|| table.waiting.remove(id));
             gone.push((wait, over));
         }
+        #[cfg(feature = "cluster")]
+        let listener = table.listeners.remove(&self.ticket);
         drop(guard);
+        #[cfg(feature = "cluster")]
+        drop(listener);
         drop(gone); // outside the lock: these may be the last of their kind
     }
 }
@@ -402,17 +437,11 @@ impl Search<'_> {
         node.blockers().into_iter().any(|blocker| match blocker {
             Blocker::Node(node) => self.leads_to_goal(&node),
             Blocker::Actor { id: actor, shared } => {
-                let in_the_way = |waiting: &&Waiting| {
-                    waiting.node.actor().is_some_and(|(at, side_by_side)| at == actor && !(shared && side_by_side))
-                };
+                let in_the_way = |waiting: &&Waiting| waiting.is_in_the_way(actor, shared);
                 table.values().filter(in_the_way).any(|waiting| self.leads_to_goal(&waiting.node))
             }
             Blocker::Room { actor, group, limit } => {
-                let runs = |waiting: &&Waiting| {
-                    let options = waiting.node.meta().options.as_ref();
-                    let of_group = options.and_then(|o| o.group.as_ref()) == group.as_ref();
-                    of_group && waiting.node.actor() == Some((actor, true))
-                };
+                let runs = |waiting: &&Waiting| waiting.takes_room(actor, group.as_ref());
                 let running: Vec<_> = table.values().filter(runs).map(|waiting| waiting.node.clone()).collect();
                 self.is_stuck(&running, limit - 1)
             }

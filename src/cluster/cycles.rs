@@ -1,0 +1,278 @@
+//! Cycles of waits over several processes.
+//!
+//! What a process knows of waits is in its own tables. So a process of which a task has waited for a while *looks*: it
+//! follows what the task waits for, from process to process. It asks an object's owner, which knows of its arguments,
+//! of the actor that it calls, and of its place; and the process at that place, which knows who is in the way there,
+//! and what those wait for in turn. From the answers it makes a [`Graph`].
+//!
+//! The answers are of different moments. So a cycle is believed only when a second look, begun after the first had
+//! ended, finds the same: every wait has a number, so what both have seen was there all the time in between, and all
+//! of it at the moment between the two. Such a cycle stays until one of its waits fails. All who look choose the same
+//! wait, and it can fail once; so it does not matter how many look.
+//!
+//! A wait is looked at after some milliseconds, and then at ever longer intervals, because a call that was on its way
+//! may have closed the cycle meanwhile. Who does not wait for long pays nothing.
+
+mod graph;
+#[cfg(test)]
+mod tests;
+
+use super::{
+    client::Client,
+    protocol::{Nanos, ObjectId, ProcessId, ms},
+    wire::Letter,
+};
+use crate::local::{
+    node::Node,
+    timer,
+    wait::elsewhere::{self, Picture},
+};
+pub(crate) use graph::{Entry, Need, Spot, Ticket};
+use graph::{Cycle, Graph};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+/// So often a look is repeated at once because what it has seen did not stay.
+const ROUNDS: u32 = 4;
+/// A look that has not got its answers by then is given up: somebody has died.
+const PATIENCE: Nanos = ms(5_000);
+
+/// The looks of one process, one at a time.
+#[derive(Default)]
+pub(crate) struct Looks {
+    number: u64,
+    current: Option<Look>,
+}
+
+struct Look {
+    since: Nanos,
+    /// The waits that it is about.
+    waits: Vec<u64>,
+    graph: Graph,
+    asked: BTreeSet<(ProcessId, ObjectId)>,
+    /// Those who have not answered.
+    open: BTreeSet<(ProcessId, ObjectId)>,
+    /// What was found the last time.
+    before: Vec<Cycle>,
+    round: u32,
+}
+
+/// What is to be done for a look.
+#[derive(Debug)]
+pub(crate) enum Act {
+    Ask {
+        to: ProcessId,
+        look: u64,
+        objects: Vec<ObjectId>,
+    },
+    /// Once more, from these waits.
+    Again(Vec<u64>),
+    /// This wait fails.
+    End(Ticket, Vec<String>),
+}
+
+impl Looks {
+    pub(crate) fn is_busy(&self, now: Nanos) -> bool {
+        self.current.as_ref().is_some_and(|look| now.saturating_sub(look.since) < PATIENCE)
+    }
+
+    /// Follows these waits, which are here, as `entries` say.
+    pub(crate) fn begin(&mut self, now: Nanos, waits: Vec<u64>, entries: Vec<Entry>) -> Vec<Act> {
+        self.begin_round(now, waits, Vec::new(), 1, entries)
+    }
+
+    /// The second look, or one of those that follow.
+    pub(crate) fn again(&mut self, now: Nanos, entries: Vec<Entry>) -> Vec<Act> {
+        let Some(look) = self.current.take() else { return Vec::new() };
+        self.begin_round(now, look.waits, look.before, look.round + 1, entries)
+    }
+
+    fn begin_round(
+        &mut self,
+        since: Nanos,
+        waits: Vec<u64>,
+        before: Vec<Cycle>,
+        round: u32,
+        entries: Vec<Entry>,
+    ) -> Vec<Act> {
+        self.number += 1;
+        let (graph, asked, open) = Default::default();
+        self.current = Some(Look { since, waits, graph, asked, open, before, round });
+        self.follow(entries)
+    }
+
+    /// An answer from `asked`, or on its behalf.
+    pub(crate) fn told(&mut self, look: u64, asked: ProcessId, objects: &[ObjectId], entries: Vec<Entry>) -> Vec<Act> {
+        match &mut self.current {
+            Some(current) if look == self.number => {
+                for object in objects {
+                    current.open.remove(&(asked, *object));
+                }
+                self.follow(entries)
+            }
+            _ => Vec::new(), // of an earlier one
+        }
+    }
+
+    /// Asks those whom the entries lead to, and comes to an end when nobody is left to be asked.
+    fn follow(&mut self, entries: Vec<Entry>) -> Vec<Act> {
+        let Some(look) = &mut self.current else { return Vec::new() };
+        let mut asks: BTreeMap<ProcessId, Vec<ObjectId>> = BTreeMap::new();
+        for entry in entries {
+            let targets = entry.needs.iter().flat_map(|need| &need.targets);
+            let owners = targets.filter_map(|target| match target {
+                Spot::Object(object) => Some((object.owner, *object)),
+                Spot::Local(..) => None,
+            });
+            let place = match entry.at {
+                Spot::Object(object) => entry.place.map(|place| (place, object)),
+                Spot::Local(..) => None,
+            };
+            for ask in owners.chain(place) {
+                if look.asked.insert(ask) {
+                    look.open.insert(ask);
+                    asks.entry(ask.0).or_default().push(ask.1);
+                }
+            }
+            look.graph.add(entry);
+        }
+        if look.graph.is_too_large() {
+            self.current = None;
+            return Vec::new();
+        }
+        if !look.open.is_empty() {
+            let number = self.number;
+            return asks.into_iter().map(|(to, objects)| Act::Ask { to, look: number, objects }).collect();
+        }
+        let found = look.graph.cycles();
+        let mut acts: Vec<_> = found
+            .iter()
+            .filter(|cycle| look.before.contains(cycle))
+            .map(|cycle| Act::End(cycle.ticket, cycle.path.clone()))
+            .collect();
+        if acts.is_empty() && !found.is_empty() && look.round < ROUNDS {
+            look.before = found;
+            acts.push(Act::Again(look.waits.clone()));
+        } else {
+            self.current = None;
+        }
+        acts
+    }
+}
+
+impl Client {
+    /// There is a wait to be looked at by then.
+    pub(crate) fn look_by(self: &Arc<Self>, due: Instant) {
+        {
+            let next = &mut *self.next_look.lock();
+            if next.is_some_and(|next| next <= due) {
+                return;
+            }
+            *next = Some(due);
+        }
+        let client = Arc::downgrade(self);
+        timer::after(self.core, due.saturating_duration_since(Instant::now()), move || {
+            if let Some(client) = client.upgrade() {
+                client.next_look.lock().take_if(|next| *next == due);
+                client.look();
+            }
+        });
+    }
+
+    /// Looks at the waits that have lasted for so long that it is time.
+    fn look(self: &Arc<Self>) {
+        if self.core.is_stopping() {
+            return;
+        }
+        let now = Instant::now();
+        if self.looks.lock().is_busy(self.now()) {
+            return self.look_by(now + elsewhere::FIRST_LOOK);
+        }
+        let (waits, next) = elsewhere::due(self.core, now);
+        if let Some(next) = next {
+            self.look_by(next);
+        }
+        if !waits.is_empty() {
+            let entries = elsewhere::picture(self.me, Picture::Waits(&waits));
+            let acts = self.looks.lock().begin(self.now(), waits, entries);
+            self.carry_on(acts);
+        }
+    }
+
+    fn carry_on(self: &Arc<Self>, acts: Vec<Act>) {
+        let mut acts = VecDeque::from(acts);
+        while let Some(act) = acts.pop_front() {
+            match act {
+                Act::Ask { to, look, objects } if to == self.me => {
+                    let entries = self.waits_of(&objects);
+                    acts.extend(self.looks.lock().told(look, to, &objects, entries));
+                }
+                Act::Ask { to, look, objects } => {
+                    self.post(to, Letter::WaitsOf { look, asked: to, objects }, Vec::new());
+                }
+                Act::Again(waits) => {
+                    let entries = elsewhere::picture(self.me, Picture::Waits(&waits));
+                    acts.extend(self.looks.lock().again(self.now(), entries));
+                }
+                Act::End(ticket, path) if ticket.process == self.me => elsewhere::end(ticket.number, path),
+                Act::End(ticket, path) => {
+                    self.post(ticket.process, Letter::EndWait { number: ticket.number, path }, Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Somebody who looks wants to know.
+    pub(super) fn waits_asked(self: &Arc<Self>, from: ProcessId, look: u64, asked: ProcessId, objects: Vec<ObjectId>) {
+        let entries = self.waits_of(&objects);
+        self.post(from, Letter::Waits { look, asked, objects, entries }, Vec::new());
+    }
+
+    /// An answer.
+    pub(super) fn waits_told(self: &Arc<Self>, look: u64, asked: ProcessId, objects: &[ObjectId], entries: Vec<Entry>) {
+        let acts = self.looks.lock().told(look, asked, objects, entries);
+        self.carry_on(acts);
+    }
+
+    /// What is known here of these objects, and of what they wait for here.
+    fn waits_of(self: &Arc<Self>, objects: &[ObjectId]) -> Vec<Entry> {
+        let mut entries: HashMap<ObjectId, Entry> = HashMap::new();
+        let mut nodes: Vec<Arc<dyn Node>> = Vec::new();
+        for object in objects {
+            let mut entry = Entry::free(Spot::Object(*object));
+            if let Some(node) = self.made_here(*object) {
+                entry.made_by = Some(Spot::Local(self.me, node.meta().id));
+                nodes.push(node);
+            }
+            entries.insert(*object, entry);
+        }
+        self.with(|state, _| {
+            for (object, entry) in entries.iter_mut().filter(|(object, _)| object.owner == self.me) {
+                let Some((arguments, place)) = state.owner.under_way(*object) else { continue };
+                entry.needs = arguments.into_iter().map(|argument| Need::of(Spot::Object(argument))).collect();
+                entry.place = place;
+                if let Some(node) = state.exported_node(*object) {
+                    entry.made_by = Some(Spot::Local(self.me, node.meta().id));
+                    nodes.push(node);
+                }
+                if let Some(actor) = state.calls.get(&object.number) {
+                    // Until there is one.
+                    entry.needs.push(Need::of(Spot::Object(*actor)));
+                    entry.place = state.actors.get(actor).and_then(super::actors::View::place);
+                }
+            }
+        });
+        for (object, entry) in &mut entries {
+            if entry.made_by.is_some() {
+                entry.place = None;
+            }
+            entry.label = self.label(*object);
+        }
+        let mut entries: Vec<_> = entries.into_values().collect();
+        entries.extend(elsewhere::picture(self.me, Picture::Nodes(nodes)));
+        entries
+    }
+}
