@@ -102,7 +102,8 @@ pub enum Error {
         /// The time limit.
         after: Duration,
     },
-    /// Waiting would never end: each in this list waits for the next, and the last for the first.
+    /// Waiting would never end: each in this list waits for the next, and the last for the first. One of the waits
+    /// fails so, and the others may go on.
     WaitCycle {
         /// The members of the cycle, in the order in which they wait.
         path: Vec<String>,

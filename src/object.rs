@@ -44,7 +44,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Object for T {}
 /// # Blocking
 /// `get` and its like block until the object is there. Inside a task they run what they wait for,
 /// if it has not started, or let another thread have their CPU, so they never waste a core; a
-/// circle of tasks that wait for each other gets [`Error::WaitCycle`](crate::Error::WaitCycle).
+/// circle of tasks that wait for each other gets [`Error::WaitCycle`](crate::Error::WaitCycle), also when
+/// they are in different processes of a cluster.
 pub struct ObjectRef<T: 'static>(Arc<dyn Source<T>>);
 
 impl<T: Send + Sync + 'static> ObjectRef<T> {

@@ -1619,8 +1619,7 @@ impl Client {
         if let Some(hosted) = hosted {
             return hosted.creation();
         }
-        let running = self.running.lock();
-        (0..=ATTEMPTS).rev().find_map(|attempt| running.get(&(object, attempt))?.upgrade())
+        self.running.lock().newest(object)
     }
 
     /// What an own object that is under way is called.

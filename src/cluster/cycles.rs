@@ -27,8 +27,8 @@ use crate::local::{
     timer,
     wait::elsewhere::{self, Picture},
 };
-pub(crate) use graph::{Entry, Need, Spot, Ticket};
 use graph::{Cycle, Graph};
+pub(crate) use graph::{Entry, Need, Spot, Ticket};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,

@@ -950,18 +950,12 @@ impl NodeProcess {
     }
 
     /// Those who look for cycles ask what these wait for: their workers know.
-    fn waits_asked(
-        &self,
-        state: &mut State,
-        from: ProcessId,
-        look: u64,
-        asked: ProcessId,
-        objects: Vec<ObjectId>,
-    ) {
+    fn waits_asked(&self, state: &mut State, from: ProcessId, look: u64, asked: ProcessId, objects: Vec<ObjectId>) {
         let mut of_workers: BTreeMap<Option<ProcessId>, Vec<ObjectId>> = BTreeMap::new();
         for object in objects {
             let mut runs = state.runs.range((object, 0)..=(object, u32::MAX)).map(|(_, run)| run.worker);
-            let calls = || state.workers.iter().find(|(_, worker)| worker.calls.contains_key(&object)).map(|(id, _)| *id);
+            let calls =
+                || state.workers.iter().find(|(_, worker)| worker.calls.contains_key(&object)).map(|(id, _)| *id);
             of_workers.entry(runs.next_back().or_else(calls)).or_default().push(object);
         }
         for (worker, objects) in of_workers {

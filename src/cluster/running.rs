@@ -47,6 +47,12 @@ impl Running {
         self.tasks.get(&task).and_then(|task| task.node.upgrade())
     }
 
+    /// Of what is made here, the newest attempt.
+    pub(super) fn newest(&self, object: ObjectId) -> Option<Arc<dyn Node>> {
+        let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
+        attempts.rev().find_map(|(_, task)| task.node.upgrade())
+    }
+
     /// What is known here of an object that is made here, or was.
     pub(super) fn result(&self, object: ObjectId) -> Given {
         let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));

@@ -127,7 +127,8 @@ impl Graph {
                 needed_by.entry(target).or_default().push(at);
             }
         }
-        let mut go_on: VecDeque<&Spot> = unmet.iter().filter(|(_, unmet)| **unmet == 0).map(|(spot, _)| *spot).collect();
+        let mut go_on: VecDeque<&Spot> =
+            unmet.iter().filter(|(_, unmet)| **unmet == 0).map(|(spot, _)| *spot).collect();
         while let Some(spot) = go_on.pop_front() {
             for at in needed_by.get(spot).into_iter().flatten() {
                 let (holder, need) = needs[*at];
@@ -156,8 +157,9 @@ impl Graph {
 
     fn cycle(&self, stuck: &BTreeMap<Spot, Vec<Need>>, group: &BTreeSet<Spot>) -> Option<Cycle> {
         let members: BTreeMap<Spot, Vec<Need>> = group.iter().map(|spot| (*spot, stuck[spot].clone())).collect();
-        let waits = members.iter().flat_map(|(spot, needs)| needs.iter().filter_map(|need| Some((need.ticket?, *spot))));
-        // Of all that run on the thread that waits, the one that the others wait for.
+        let waits =
+            members.iter().flat_map(|(spot, needs)| needs.iter().filter_map(|need| Some((need.ticket?, *spot))));
+        // A thread may run several, one inside the other, which all wait then; the path may start at any.
         let (ticket, start) = waits.max_by_key(|(ticket, spot)| (*ticket, std::cmp::Reverse(*spot)))?;
         let mut before: BTreeMap<Spot, Spot> = BTreeMap::new();
         let mut next = VecDeque::from([start]);
