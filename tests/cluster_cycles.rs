@@ -40,9 +40,9 @@ impl Node {
 
 /// A cluster of so many nodes, and a ring of actors with one on each.
 fn ring(nodes: usize) -> (LocalCluster, Runtime, Vec<Actor<Node>>) {
-    let cluster = LocalCluster::builder().nodes(nodes).cpus(2.0).start().unwrap();
+    let cluster = LocalCluster::builder().nodes(nodes).cpus(3.0).start().unwrap();
     let rt = cluster.connect().unwrap();
-    let start = |_| rt.actor_builder(Node::new).cpus(1.5).start(());
+    let start = |_| rt.actor_builder(Node::new).cpus(2.0).start(());
     let actors: Vec<_> = (0..nodes).map(start).collect();
     for (at, actor) in actors.iter().enumerate() {
         actor.call(Node::set, actors[(at + 1) % nodes].clone()).get().unwrap();
@@ -90,7 +90,7 @@ fn of_actors_in_several_processes_that_ask_each_other_at_the_same_time_at_most_o
     watch(|| {
         let (_cluster, _rt, actors) = ring(3);
         let mut cycles = 0;
-        for _ in 0..20 {
+        for _ in 0..10 {
             let calls: Vec<_> = actors.iter().map(|actor| actor.call(Node::hop, 1)).collect();
             let results: Vec<_> = calls.iter().map(|call| call.get().unwrap()).collect();
             let told: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
@@ -98,7 +98,7 @@ fn of_actors_in_several_processes_that_ask_each_other_at_the_same_time_at_most_o
             told.iter().for_each(|error| assert_eq!(members(error).len(), 6, "{error}"));
             cycles += told.len();
         }
-        println!("{cycles} cycles in 20 rounds");
+        println!("{cycles} cycles in 10 rounds");
         actors.iter().for_each(Actor::kill);
     });
 }

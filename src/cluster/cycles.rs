@@ -8,7 +8,8 @@
 //! The answers are of different moments. So a cycle is believed only when a second look, begun after the first had
 //! ended, finds the same: every wait has a number, so what both have seen was there all the time in between, and all
 //! of it at the moment between the two. Such a cycle stays until one of its waits fails. All who look choose the same
-//! wait, and it can fail once; so it does not matter how many look.
+//! wait; but a cycle may grow into a larger one while they look. So the head has the last word, which of two cycles
+//! that share a wait ends only one ([`Verdicts`]).
 //!
 //! A wait is looked at after some milliseconds, and then at ever longer intervals, because a call that was on its way
 //! may have closed the cycle meanwhile. Who does not wait for long pays nothing.
@@ -19,7 +20,7 @@ mod tests;
 
 use super::{
     client::Client,
-    protocol::{Nanos, ObjectId, ProcessId, ms},
+    protocol::{HEAD, Nanos, ObjectId, ProcessId, ms},
     wire::Letter,
 };
 use crate::local::{
@@ -32,7 +33,7 @@ pub(crate) use graph::{Entry, Need, Spot, Ticket};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// So often a look is repeated at once because what it has seen did not stay.
@@ -40,15 +41,22 @@ const ROUNDS: u32 = 4;
 /// A look that has not got its answers by then is given up: somebody has died.
 const PATIENCE: Nanos = ms(5_000);
 
+/// How many times as long as a look has taken a process waits for the next.
+const REST: Nanos = 2;
+/// So many waits that have failed are known.
+const KNOWN: usize = 100_000;
+
 /// The looks of one process, one at a time.
 #[derive(Default)]
 pub(crate) struct Looks {
     number: u64,
     current: Option<Look>,
+    /// Not before.
+    next: Nanos,
 }
 
 struct Look {
-    since: Nanos,
+    began: Nanos,
     /// The waits that it is about.
     waits: Vec<u64>,
     graph: Graph,
@@ -70,29 +78,31 @@ pub(crate) enum Act {
     },
     /// Once more, from these waits.
     Again(Vec<u64>),
-    /// This wait fails.
-    End(Ticket, Vec<String>),
+    /// The head is told.
+    Found(Cycle),
 }
 
 impl Looks {
-    pub(crate) fn is_busy(&self, now: Nanos) -> bool {
-        self.current.as_ref().is_some_and(|look| now.saturating_sub(look.since) < PATIENCE)
+    /// When the next may begin.
+    pub(crate) fn may_begin(&self) -> Nanos {
+        self.current.as_ref().map_or(self.next, |look| look.began + PATIENCE)
     }
 
     /// Follows these waits, which are here, as `entries` say.
     pub(crate) fn begin(&mut self, now: Nanos, waits: Vec<u64>, entries: Vec<Entry>) -> Vec<Act> {
-        self.begin_round(now, waits, Vec::new(), 1, entries)
+        self.begin_round(now, now, waits, Vec::new(), 1, entries)
     }
 
     /// The second look, or one of those that follow.
     pub(crate) fn again(&mut self, now: Nanos, entries: Vec<Entry>) -> Vec<Act> {
         let Some(look) = self.current.take() else { return Vec::new() };
-        self.begin_round(now, look.waits, look.before, look.round + 1, entries)
+        self.begin_round(now, look.began, look.waits, look.before, look.round + 1, entries)
     }
 
     fn begin_round(
         &mut self,
-        since: Nanos,
+        now: Nanos,
+        began: Nanos,
         waits: Vec<u64>,
         before: Vec<Cycle>,
         round: u32,
@@ -100,25 +110,32 @@ impl Looks {
     ) -> Vec<Act> {
         self.number += 1;
         let (graph, asked, open) = Default::default();
-        self.current = Some(Look { since, waits, graph, asked, open, before, round });
-        self.follow(entries)
+        self.current = Some(Look { began, waits, graph, asked, open, before, round });
+        self.follow(now, entries)
     }
 
     /// An answer from `asked`, or on its behalf.
-    pub(crate) fn told(&mut self, look: u64, asked: ProcessId, objects: &[ObjectId], entries: Vec<Entry>) -> Vec<Act> {
+    pub(crate) fn told(
+        &mut self,
+        now: Nanos,
+        look: u64,
+        asked: ProcessId,
+        objects: &[ObjectId],
+        entries: Vec<Entry>,
+    ) -> Vec<Act> {
         match &mut self.current {
             Some(current) if look == self.number => {
                 for object in objects {
                     current.open.remove(&(asked, *object));
                 }
-                self.follow(entries)
+                self.follow(now, entries)
             }
             _ => Vec::new(), // of an earlier one
         }
     }
 
     /// Asks those whom the entries lead to, and comes to an end when nobody is left to be asked.
-    fn follow(&mut self, entries: Vec<Entry>) -> Vec<Act> {
+    fn follow(&mut self, now: Nanos, entries: Vec<Entry>) -> Vec<Act> {
         let Some(look) = &mut self.current else { return Vec::new() };
         let mut asks: BTreeMap<ProcessId, Vec<ObjectId>> = BTreeMap::new();
         for entry in entries {
@@ -140,7 +157,7 @@ impl Looks {
             look.graph.add(entry);
         }
         if look.graph.is_too_large() {
-            self.current = None;
+            self.end(now);
             return Vec::new();
         }
         if !look.open.is_empty() {
@@ -148,18 +165,50 @@ impl Looks {
             return asks.into_iter().map(|(to, objects)| Act::Ask { to, look: number, objects }).collect();
         }
         let found = look.graph.cycles();
-        let mut acts: Vec<_> = found
-            .iter()
-            .filter(|cycle| look.before.contains(cycle))
-            .map(|cycle| Act::End(cycle.ticket, cycle.path.clone()))
-            .collect();
+        let mut acts: Vec<_> =
+            found.iter().filter(|cycle| look.before.contains(cycle)).map(|cycle| Act::Found(cycle.clone())).collect();
         if acts.is_empty() && !found.is_empty() && look.round < ROUNDS {
             look.before = found;
             acts.push(Act::Again(look.waits.clone()));
         } else {
-            self.current = None;
+            self.end(now);
         }
         acts
+    }
+
+    fn end(&mut self, now: Nanos) {
+        if let Some(look) = self.current.take() {
+            self.next = now + REST * now.saturating_sub(look.began);
+        }
+    }
+}
+
+/// The head's part.
+///
+/// A cycle that somebody has found is part of every later one that has a wait in common with it, as long as none of
+/// its waits has failed. So of all that are found and have one in common, one is ended at a time; the others were
+/// ended with it, or are found again.
+#[derive(Default)]
+pub(crate) struct Verdicts {
+    failed: BTreeSet<Ticket>,
+    /// The oldest first.
+    order: VecDeque<Ticket>,
+}
+
+impl Verdicts {
+    /// Whether this wait is to fail, for a cycle of these.
+    pub(crate) fn fails(&mut self, ticket: Ticket, waits: &[Ticket]) -> bool {
+        if self.failed.contains(&ticket) || waits.iter().any(|wait| self.failed.contains(wait)) {
+            return false;
+        }
+        self.failed.insert(ticket);
+        self.order.push_back(ticket);
+        if self.order.len() > KNOWN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.failed.remove(&oldest);
+        }
+        true
     }
 }
 
@@ -188,8 +237,9 @@ impl Client {
             return;
         }
         let now = Instant::now();
-        if self.looks.lock().is_busy(self.now()) {
-            return self.look_by(now + elsewhere::FIRST_LOOK);
+        let rest = Duration::from_nanos(self.looks.lock().may_begin().saturating_sub(self.now()));
+        if !rest.is_zero() {
+            return self.look_by(now + rest.min(elsewhere::FIRST_LOOK));
         }
         let (waits, next) = elsewhere::due(self.core, now);
         if let Some(next) = next {
@@ -208,7 +258,7 @@ impl Client {
             match act {
                 Act::Ask { to, look, objects } if to == self.me => {
                     let entries = self.waits_of(&objects);
-                    acts.extend(self.looks.lock().told(look, to, &objects, entries));
+                    acts.extend(self.looks.lock().told(self.now(), look, to, &objects, entries));
                 }
                 Act::Ask { to, look, objects } => {
                     self.post(to, Letter::WaitsOf { look, asked: to, objects }, Vec::new());
@@ -217,9 +267,9 @@ impl Client {
                     let entries = elsewhere::picture(self.me, Picture::Waits(&waits));
                     acts.extend(self.looks.lock().again(self.now(), entries));
                 }
-                Act::End(ticket, path) if ticket.process == self.me => elsewhere::end(ticket.number, path),
-                Act::End(ticket, path) => {
-                    self.post(ticket.process, Letter::EndWait { number: ticket.number, path }, Vec::new());
+                Act::Found(cycle) => {
+                    let waits = cycle.waits();
+                    self.post(HEAD, Letter::Cycle { ticket: cycle.ticket, waits, path: cycle.path }, Vec::new());
                 }
             }
         }
@@ -233,7 +283,7 @@ impl Client {
 
     /// An answer.
     pub(super) fn waits_told(self: &Arc<Self>, look: u64, asked: ProcessId, objects: &[ObjectId], entries: Vec<Entry>) {
-        let acts = self.looks.lock().told(look, asked, objects, entries);
+        let acts = self.looks.lock().told(self.now(), look, asked, objects, entries);
         self.carry_on(acts);
     }
 

@@ -2,6 +2,7 @@
 //! stations are, which jobs there are, and who has which name.
 
 use super::{
+    cycles::Verdicts,
     head::{BEAT, Head},
     image::platform,
     protocol::{Effects, HEAD, Message, ObjectId, ProcessId},
@@ -44,6 +45,8 @@ pub(crate) struct HeadProcess {
     owners: BTreeSet<ProcessId>,
     jobs: BTreeMap<ProcessId, (Job, Instant)>,
     names: BTreeMap<String, Named>,
+    /// Which waits have failed, because they would never end.
+    verdicts: Verdicts,
     /// Questions that nodes are still to answer.
     open: BTreeMap<u64, Open>,
     next_question: u64,
@@ -70,6 +73,7 @@ impl HeadProcess {
             owners: BTreeSet::new(),
             jobs: BTreeMap::new(),
             names: BTreeMap::new(),
+            verdicts: Verdicts::default(),
             open: BTreeMap::new(),
             next_question: 1,
             is_ending: false,
@@ -183,6 +187,11 @@ impl HeadProcess {
             Letter::WhichJob { driver } => {
                 let job = self.jobs.get(&driver).map(|(job, _)| job.clone());
                 self.post(from, Letter::JobIs { driver, job });
+            }
+            Letter::Cycle { ticket, waits, path } => {
+                if self.verdicts.fails(ticket, &waits) {
+                    self.post(ticket.process, Letter::EndWait { number: ticket.number, path });
+                }
             }
             Letter::Ask { number, question } => self.ask(from, number, question),
             Letter::Answer { number } => {

@@ -6,7 +6,7 @@
 //! upper bits are the station, its lower [`WORKER_BITS`] the worker there, 0 for the station itself.
 
 use super::{
-    cycles::Entry,
+    cycles::{Entry, Ticket},
     image::Image,
     protocol::{HEAD, Message, ObjectId, ProcessId},
 };
@@ -535,7 +535,12 @@ pub(crate) enum Letter {
         objects: Vec<ObjectId>,
         entries: Vec<Entry>,
     },
-    /// This wait would never end.
+    /// To the head: these waits would never end, unless this one of them fails. And from there, if it is to.
+    Cycle {
+        ticket: Ticket,
+        waits: Vec<Ticket>,
+        path: Vec<String>,
+    },
     EndWait {
         number: u64,
         path: Vec<String>,

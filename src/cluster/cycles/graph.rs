@@ -75,6 +75,13 @@ pub(crate) struct Cycle {
     members: BTreeMap<Spot, Vec<Need>>,
 }
 
+impl Cycle {
+    /// All of its waits.
+    pub(crate) fn waits(&self) -> Vec<Ticket> {
+        self.members.values().flatten().filter_map(|need| need.ticket).collect()
+    }
+}
+
 #[derive(Default)]
 struct Known {
     label: Option<String>,

@@ -123,22 +123,39 @@ fn a_look_is_repeated_and_believes_what_both_have_seen() {
     };
     let mut looks = Looks::default();
     let first = ask(&looks.begin(0, vec![4], here(4)));
-    assert!(looks.is_busy(PATIENCE - 1) && !looks.is_busy(PATIENCE));
-    let acts = looks.told(first, process(2), &[object], there());
+    assert_eq!(looks.may_begin(), PATIENCE);
+    let acts = looks.told(0, first, process(2), &[object], there());
     assert!(matches!(&acts[..], [Act::Again(waits)] if *waits == [4]), "{acts:?}");
     // Another wait than before.
     let second = ask(&looks.again(0, here(6)));
-    assert!(looks.told(first, process(2), &[object], there()).is_empty(), "an answer to an earlier question");
-    let acts = looks.told(second, process(2), &[object], there());
+    assert!(looks.told(0, first, process(2), &[object], there()).is_empty(), "an answer to an earlier question");
+    let acts = looks.told(0, second, process(2), &[object], there());
     assert!(matches!(&acts[..], [Act::Again(_)]), "{acts:?}");
     let third = ask(&looks.again(0, here(6)));
-    let acts = looks.told(third, process(2), &[object], there());
-    assert!(matches!(&acts[..], [Act::End(ticket, path)] if ticket.number == 6 && *path == ["task 1"]), "{acts:?}");
-    assert!(!looks.is_busy(0));
+    let acts = looks.told(5, third, process(2), &[object], there());
+    assert!(
+        matches!(&acts[..], [Act::Found(cycle)] if cycle.ticket.number == 6 && cycle.path == ["task 1"]),
+        "{acts:?}"
+    );
+    assert_eq!(looks.may_begin(), 5 + 5 * REST);
     // It was nothing, or it is over: the look ends by itself.
-    let fourth = ask(&looks.begin(0, vec![8], here(8)));
-    assert!(looks.told(fourth, process(2), &[object], Vec::new()).is_empty());
-    assert!(!looks.is_busy(0));
+    let fourth = ask(&looks.begin(8, vec![8], here(8)));
+    assert!(looks.told(8, fourth, process(2), &[object], Vec::new()).is_empty());
+    assert_eq!(looks.may_begin(), 8);
+}
+
+#[test]
+fn of_cycles_with_a_wait_in_common_one_is_ended() {
+    let ticket = |number| Ticket { process: process(1), number };
+    let mut verdicts = Verdicts::default();
+    assert!(verdicts.fails(ticket(2), &[ticket(1), ticket(2)]));
+    assert!(!verdicts.fails(ticket(2), &[ticket(1), ticket(2)]));
+    assert!(!verdicts.fails(ticket(3), &[ticket(1), ticket(2), ticket(3)]));
+    assert!(verdicts.fails(ticket(3), &[ticket(1), ticket(3)]));
+    for number in 10..10 + KNOWN as u64 {
+        assert!(verdicts.fails(ticket(number), &[]));
+    }
+    assert_eq!((verdicts.failed.len(), verdicts.order.len()), (KNOWN, KNOWN));
 }
 
 /// Tasks of several processes that wait for each other. An object's number is that of its task.
@@ -146,6 +163,7 @@ struct World {
     random: Rng,
     processes: Vec<Looks>,
     tasks: Vec<Task>,
+    head: Verdicts,
     mail: Vec<(ProcessId, ProcessId, Mail)>,
     next_ticket: u64,
     failed: usize,
@@ -170,6 +188,7 @@ enum Doing {
 enum Mail {
     Ask { look: u64, asked: ProcessId, objects: Vec<ObjectId> },
     Answer { look: u64, asked: ProcessId, objects: Vec<ObjectId>, entries: Vec<Entry> },
+    Found(Cycle),
     End(u64),
 }
 
@@ -181,7 +200,7 @@ impl World {
         let mut one = || process(random.u64(..processes));
         let tasks = (0..tasks).map(|_| Task { owner: one(), place: one(), doing: Doing::Runs, left: 3 }).collect();
         let processes = (0..processes).map(|_| Looks::default()).collect();
-        World { random, processes, tasks, mail: Vec::new(), next_ticket: 0, failed: 0 }
+        World { random, processes, tasks, head: Verdicts::default(), mail: Vec::new(), next_ticket: 0, failed: 0 }
     }
 
     fn object(&self, task: usize) -> ObjectId {
@@ -269,7 +288,7 @@ impl World {
                     let acts = self.processes[at.0 as usize].again(0, entries);
                     self.carry_on(at, acts);
                 }
-                Act::End(ticket, _) => self.mail.push((at, ticket.process, Mail::End(ticket.number))),
+                Act::Found(cycle) => self.mail.push((at, HEAD, Mail::Found(cycle))),
             }
         }
     }
@@ -284,8 +303,13 @@ impl World {
                 self.mail.push((to, from, Mail::Answer { look, asked, objects, entries }));
             }
             Mail::Answer { look, asked, objects, entries } => {
-                let acts = self.processes[to.0 as usize].told(look, asked, &objects, entries);
+                let acts = self.processes[to.0 as usize].told(0, look, asked, &objects, entries);
                 self.carry_on(to, acts);
+            }
+            Mail::Found(cycle) => {
+                if self.head.fails(cycle.ticket, &cycle.waits()) {
+                    self.mail.push((HEAD, cycle.ticket.process, Mail::End(cycle.ticket.number)));
+                }
             }
             Mail::End(number) => {
                 let is_it = |task: &Task| matches!(task.doing, Doing::Waits { ticket, .. } if ticket == number);
@@ -319,7 +343,7 @@ impl World {
 
     fn look(&mut self) {
         let at = process(self.random.u64(..self.processes.len() as u64));
-        if !self.processes[at.0 as usize].is_busy(0) {
+        if self.processes[at.0 as usize].may_begin() == 0 {
             let (tickets, entries) = self.waits_at(at);
             let acts = self.processes[at.0 as usize].begin(0, tickets, entries);
             self.carry_on(at, acts);
@@ -347,11 +371,11 @@ impl World {
 #[test]
 fn at_random_every_cycle_is_found_once_and_nobody_is_told_who_could_go_on() {
     let mut failed = 0;
-    for seed in 0..2_000 {
+    for seed in 0..500 {
         match std::panic::catch_unwind(|| World::new(seed).run()) {
             Ok(more) => failed += more,
             Err(_) => panic!("seed {seed}"),
         }
     }
-    assert!(failed > 1_000, "there were {failed} cycles only");
+    assert!(failed > 250, "there were {failed} cycles only");
 }

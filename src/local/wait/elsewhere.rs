@@ -15,6 +15,7 @@ use crate::{
     },
 };
 use std::{
+    cell::LazyCell,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
@@ -30,6 +31,8 @@ pub(super) struct Listener {
     core: &'static Core,
     /// Whom to wake.
     waiter: Arc<dyn Waiter>,
+    /// Of what waits, one inside the other.
+    nodes: Vec<u64>,
     /// Why it would never end.
     error: Option<Error>,
     due: Instant,
@@ -42,7 +45,8 @@ impl Waits {
         let Some(core) = thread::current_core() else { return };
         let Some(client) = core.client.get() else { return };
         let due = Instant::now() + FIRST_LOOK;
-        let listener = Listener { core, waiter, error: None, due, pause: FIRST_LOOK };
+        let nodes = self.entered.clone();
+        let listener = Listener { core, waiter, nodes, error: None, due, pause: FIRST_LOOK };
         TABLE.lock().get_or_insert_default().listeners.insert(self.ticket, listener);
         client.look_by(due);
     }
@@ -91,20 +95,25 @@ pub(crate) fn picture(me: ProcessId, from: Picture<'_>) -> Vec<Entry> {
     let (mut entries, mut seen) = (Vec::new(), HashSet::new());
     let mut dropped: Vec<Arc<dyn Node>> = Vec::new();
     let guard = TABLE.lock();
-    let nobody = HashMap::new();
+    let (nobody, no_listener) = (HashMap::new(), HashMap::new());
     let waiting = guard.as_ref().map_or(&nobody, |table| &table.waiting);
-    let mut of_actors: HashMap<u64, Vec<&Waiting>> = HashMap::new();
-    for waiting in waiting.values() {
-        if let Some((actor, _)) = waiting.node.actor() {
-            of_actors.entry(actor).or_default().push(waiting);
+    let listeners = guard.as_ref().map_or(&no_listener, |table| &table.listeners);
+    // Made when it is needed first: it costs as much as there are waits.
+    let of_actors = LazyCell::new(|| {
+        let mut of_actors: HashMap<u64, Vec<&Waiting>> = HashMap::new();
+        for waiting in waiting.values() {
+            if let Some((actor, _)) = waiting.node.actor() {
+                of_actors.entry(actor).or_default().push(waiting);
+            }
         }
-    }
+        of_actors
+    });
     let mut next = match from {
         Picture::Nodes(nodes) => nodes,
         Picture::Waits(tickets) => {
-            let tickets: HashSet<u64> = tickets.iter().copied().collect();
-            let is_one = |waiting: &&Waiting| waiting.waits.iter().any(|wait| tickets.contains(&wait.ticket));
-            waiting.values().filter(is_one).map(|waiting| waiting.node.clone()).collect()
+            let listeners = tickets.iter().filter_map(|ticket| listeners.get(ticket));
+            let nodes = listeners.flat_map(|listener| &listener.nodes);
+            nodes.filter_map(|node| Some(waiting.get(node)?.node.clone())).collect()
         }
     };
     while let Some(node) = next.pop() {
@@ -156,6 +165,7 @@ pub(crate) fn picture(me: ProcessId, from: Picture<'_>) -> Vec<Entry> {
         }
         dropped.push(node);
     }
+    drop(of_actors);
     drop(guard);
     contain(|| drop(dropped)); // outside the lock: these may be the last of their kind
     entries
