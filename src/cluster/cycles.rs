@@ -20,7 +20,7 @@ mod tests;
 
 use super::{
     client::Client,
-    protocol::{HEAD, Nanos, ObjectId, ProcessId, ms},
+    protocol::{HEAD, Nanos, ObjectId, ProcessId, ms, us},
     wire::Letter,
 };
 use crate::local::{
@@ -41,8 +41,8 @@ const ROUNDS: u32 = 4;
 /// A look that has not got its answers by then is given up: somebody has died.
 const PATIENCE: Nanos = ms(5_000);
 
-/// How many times as long as a look has taken a process waits for the next.
-const REST: Nanos = 2;
+/// How long a process waits with the next look for each entry that it has read: several times as long as that takes.
+const REST: Nanos = us(200);
 /// So many waits that have failed are known.
 const KNOWN: usize = 100_000;
 
@@ -66,6 +66,8 @@ struct Look {
     /// What was found the last time.
     before: Vec<Cycle>,
     round: u32,
+    /// Entries, of all rounds.
+    read: u64,
 }
 
 /// What is to be done for a look.
@@ -90,27 +92,18 @@ impl Looks {
 
     /// Follows these waits, which are here, as `entries` say.
     pub(crate) fn begin(&mut self, now: Nanos, waits: Vec<u64>, entries: Vec<Entry>) -> Vec<Act> {
-        self.begin_round(now, now, waits, Vec::new(), 1, entries)
+        self.number += 1;
+        let (graph, asked, open, before) = Default::default();
+        self.current = Some(Look { began: now, waits, graph, asked, open, before, round: 1, read: 0 });
+        self.follow(now, entries)
     }
 
     /// The second look, or one of those that follow.
     pub(crate) fn again(&mut self, now: Nanos, entries: Vec<Entry>) -> Vec<Act> {
-        let Some(look) = self.current.take() else { return Vec::new() };
-        self.begin_round(now, look.began, look.waits, look.before, look.round + 1, entries)
-    }
-
-    fn begin_round(
-        &mut self,
-        now: Nanos,
-        began: Nanos,
-        waits: Vec<u64>,
-        before: Vec<Cycle>,
-        round: u32,
-        entries: Vec<Entry>,
-    ) -> Vec<Act> {
+        let Some(look) = &mut self.current else { return Vec::new() };
         self.number += 1;
-        let (graph, asked, open) = Default::default();
-        self.current = Some(Look { began, waits, graph, asked, open, before, round });
+        (look.graph, look.asked, look.open) = Default::default();
+        look.round += 1;
         self.follow(now, entries)
     }
 
@@ -138,6 +131,7 @@ impl Looks {
     fn follow(&mut self, now: Nanos, entries: Vec<Entry>) -> Vec<Act> {
         let Some(look) = &mut self.current else { return Vec::new() };
         let mut asks: BTreeMap<ProcessId, Vec<ObjectId>> = BTreeMap::new();
+        look.read += entries.len() as u64;
         for entry in entries {
             let targets = entry.needs.iter().flat_map(|need| &need.targets);
             let owners = targets.filter_map(|target| match target {
@@ -178,7 +172,7 @@ impl Looks {
 
     fn end(&mut self, now: Nanos) {
         if let Some(look) = self.current.take() {
-            self.next = now + REST * now.saturating_sub(look.began);
+            self.next = now + REST * look.read;
         }
     }
 }
