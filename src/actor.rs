@@ -728,6 +728,7 @@ where
 pub(crate) trait HostedActor: Send + Sync {
     fn any(&self) -> &dyn Any;
     fn kill(&self);
+    fn info(&self) -> Option<crate::observe::ActorInfo>;
 }
 
 #[cfg(feature = "cluster")]
@@ -738,6 +739,14 @@ impl<S: Send + Sync + 'static> HostedActor for Actor<S> {
 
     fn kill(&self) {
         Actor::kill(self);
+    }
+
+    fn info(&self) -> Option<crate::observe::ActorInfo> {
+        use crate::local::actor::AnyActor;
+        match &self.0 {
+            Place::Here(handle) => Some(handle.0.info()),
+            Place::There(_) => None,
+        }
     }
 }
 

@@ -788,7 +788,6 @@ fn a_result_whose_destructor_panics_does_not_stop_the_actor() {
 
 #[test]
 fn an_actor_holds_its_resources_for_life() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = builder().cpus(2).resource("slot", 1.0).build().unwrap();
         let first = rt.actor_builder(Counter::new).name("first").resource("slot", 1.0).start(1);
@@ -824,7 +823,6 @@ fn actors_with_gpus_have_devices_of_their_own() {
 
 #[test]
 fn an_actor_with_cpus_leaves_the_rest_to_others_until_it_ends() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(2);
         let actor = rt.actor_builder(Counter::new).cpus(1.0).start(0);

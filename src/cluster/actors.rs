@@ -67,6 +67,12 @@ pub(super) struct View {
     name: Option<Arc<str>>,
 }
 
+impl View {
+    pub(super) fn place(&self) -> Option<ProcessId> {
+        self.place
+    }
+}
+
 /// What an actor is started with.
 pub(crate) struct Setup<S> {
     pub(crate) options: ActorOptions<S>,
@@ -131,7 +137,7 @@ impl RemoteActor {
             let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
             let keep = Box::new(self.clone());
-            self.client.call(self.about.id, location, kind, function, packed, options, keep, caller())
+            self.client.call((self.about.id, self.id()), location, kind, function, packed, options, keep, caller())
         };
         or_failed(self.client.core, location, call())
     }

@@ -28,6 +28,7 @@ use super::{
         lost, ms, transfer_time, waiting_time,
     },
 };
+use crate::{local::resources::WHOLE, observe::TaskState};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
@@ -78,6 +79,17 @@ pub(crate) struct Seen<'a> {
 impl Seen<'_> {
     pub(crate) fn runs(&self) -> bool {
         self.since.is_some() && !self.is_ahead
+    }
+
+    /// What it does, as far as the node knows.
+    pub(crate) fn state(&self) -> TaskState {
+        match (self.since, self.lacking) {
+            (Some(_), _) if self.is_ahead => TaskState::Queued,
+            (Some(_), _) => TaskState::Running,
+            (None, 0) if *self.spec.demand == Demand::cpus(WHOLE) => TaskState::Queued,
+            (None, 0) => TaskState::WaitingForResources,
+            (None, _) => TaskState::WaitingForArguments,
+        }
     }
 }
 
@@ -157,6 +169,8 @@ pub(crate) struct Node {
     running: u32,
     /// How many of these have finished, and stay.
     staying: u32,
+    /// How many of them are plain, and have a CPU taken.
+    plain: u32,
     store: BTreeMap<ObjectId, Stored>,
     fetches: BTreeMap<ObjectId, Fetch>,
     dead: BTreeSet<ProcessId>,
@@ -191,6 +205,7 @@ impl Node {
             cpuless: 0,
             running: 0,
             staying: 0,
+            plain: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -600,6 +615,8 @@ impl Node {
         self.free.cpu -= unused;
         self.overdraft += spare - unused;
         self.running += started.len() as u32;
+        let is_plain = |key: &&Key| self.tasks.get(key).is_some_and(|task| is_plain(&task.spec));
+        self.plain += started.iter().filter(is_plain).count() as u32;
         let before = self.stayers.len();
         let stays = |key: &Key| self.tasks.get(key).is_some_and(|task| task.spec.stays);
         self.stayers.extend(started.into_iter().filter(stays));
@@ -623,15 +640,17 @@ impl Node {
                 let Some(devices) = self.free.take(&task.spec.demand) else { return };
                 task.is_ahead = false;
                 task.running = Some((now, devices));
+                self.plain += 1;
             }
             self.ahead.pop_front();
         }
     }
 
-    /// As many as take about a millisecond.
+    /// As many as take about a millisecond; of those that could start by themselves none unless all CPUs are taken by
+    /// plain tasks: beside others, for which it takes no CPU itself, a worker would start them at once.
     fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
         let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
-        while self.ahead.len() < most {
+        while self.ahead.len() < most && self.plain >= self.capacity.cpu / WHOLE {
             let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { break };
             if !is_plain(&task.spec) {
                 break;
@@ -803,7 +822,10 @@ impl Node {
                 }
                 Some(_) => {} // a bundle is there while something runs in it
                 None if task.is_ahead => {}
-                None => self.give(&task.spec.demand, devices),
+                None => {
+                    self.plain -= u32::from(is_plain(&task.spec));
+                    self.give(&task.spec.demand, devices);
+                }
             }
             self.running -= 1;
             self.staying -= u32::from(task.stays);
@@ -949,9 +971,10 @@ impl Node {
     }
 
     /// What a task here waits for, in its attempts.
-    pub(crate) fn explain(&self, task: ObjectId) -> Vec<String> {
+    pub(crate) fn explain(&self, task: ObjectId) -> Vec<(Seen<'_>, Option<String>, String)> {
         let attempts = self.tasks.range((task, 0)..=(task, u32::MAX));
-        let line = |(key, task): (&Key, &Task)| {
+        let seen = attempts.map(|(key, task)| {
+            let mut lacking = None;
             let what = match (&task.running, task.fetching.is_empty()) {
                 (Some(_), _) if task.is_ahead => "is with its worker, which runs others before it".to_owned(),
                 (Some(_), _) => "runs".to_owned(),
@@ -960,13 +983,16 @@ impl Node {
                     format!("waits for objects that are not here: {}", missing.join(", "))
                 }
                 (None, true) => match self.free.lack(&task.spec.demand) {
-                    Some(lack) => format!("waits for resources: {lack} now"),
+                    Some(lack) => {
+                        lacking = Some(lack.to_string());
+                        format!("waits for resources: {lack} now")
+                    }
                     None => "is about to start".to_owned(),
                 },
             };
-            format!("attempt {} {what}", key.1)
-        };
-        attempts.map(line).collect()
+            (task.seen(), lacking, format!("attempt {} {what}", key.1))
+        });
+        seen.collect()
     }
 
     /// The devices that a running task has, and the share of each.
@@ -984,6 +1010,11 @@ impl Node {
     /// What is not taken.
     pub(crate) fn free(&self) -> &Capacity {
         &self.free
+    }
+
+    /// CPUs that nobody uses, in thousandths: those that are not taken, and those of tasks that wait for others.
+    pub(crate) fn unused_cpu(&self) -> u32 {
+        self.free.cpu + self.spare()
     }
 
     pub(crate) fn stores(&self, object: ObjectId) -> bool {
@@ -1030,7 +1061,7 @@ fn start_from(
 
 /// Whether it asks for nothing but a CPU, and ends.
 fn is_plain(spec: &TaskSpec) -> bool {
-    *spec.demand == Demand::cpus(1_000) && !spec.stays && bundle_of(spec).is_none()
+    *spec.demand == Demand::cpus(WHOLE) && !spec.stays && bundle_of(spec).is_none()
 }
 
 /// The bundle that a task runs in.
@@ -1156,6 +1187,35 @@ mod tests {
         );
         assert!(matches!(&say(&mut node, OTHER, want()).sends[..], [(OTHER, Message::Lost { .. })]));
         assert_eq!(node.holds(), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_plain_is_handed_out_ahead_only_beside_others_that_are() {
+        let mut node = node();
+        node.hand_out_ahead(8);
+        let plain = |number| TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
+        let wide = task(1, false);
+        assert_eq!(say(&mut node, OWNER, Message::Assign(wide.clone())).starts, [wide.clone()]);
+        // Its worker would start this one at once.
+        assert!(say(&mut node, OWNER, Message::Assign(plain(2))).starts.is_empty());
+        let state = |node: &Node, number| node.task(plain(number).id, 1).map(|task| task.state());
+        assert_eq!(state(&node, 1), Some(TaskState::Running));
+        assert_eq!(state(&node, 2), Some(TaskState::Queued));
+        assert_eq!(end(&mut node, wide.id).starts, [plain(2)]);
+        for number in [3, 4] {
+            assert_eq!(say(&mut node, OWNER, Message::Assign(plain(number))).starts, [plain(number)]);
+        }
+        assert_eq!([2, 3, 4].map(|number| node.task(plain(number).id, 1).unwrap().runs()), [true, true, false]);
+        assert_eq!(state(&node, 4), Some(TaskState::Queued));
+        assert_eq!(node.unused_cpu(), 0);
+        for number in [2, 3, 4] {
+            end(&mut node, plain(number).id);
+        }
+        assert_eq!((node.unused_cpu(), node.plain), (2_000, 0));
+        // A wide one waits for more than a CPU.
+        say(&mut node, OWNER, Message::Assign(plain(5)));
+        say(&mut node, OWNER, Message::Assign(task(6, false)));
+        assert_eq!(state(&node, 6), Some(TaskState::WaitingForResources));
     }
 
     #[test]
