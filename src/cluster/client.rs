@@ -641,7 +641,7 @@ impl Client {
         self.ask_by(HEAD, |number| Letter::Ask { number, question }, PATIENCE)
     }
 
-    /// The same by the way that tasks take: whoever answers has heard of what was submitted before.
+    /// Asks all by the way that tasks take, so that they have heard of those that were submitted before.
     pub(super) fn ask_all(&self, question: Question, patience: Duration) -> Result<String> {
         let home = self.state.lock().home;
         match home {

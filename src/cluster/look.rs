@@ -1,8 +1,8 @@
 //! What the processes of a program do, for the program itself and for people.
 //!
 //! Nobody tells of this unasked. A question takes the way of tasks: to the asking process's own node, on to the head,
-//! from there to all nodes, and from them to their workers; so what was submitted before it is known where it
-//! comes to. The asking process puts the answers together with what it knows itself: which of its tasks have
+//! from there to all nodes, and from them to their workers; so it overtakes little of what was submitted before. What
+//! nobody knows is on its way. The asking process puts the answers together with what it knows itself: which of its tasks have
 //! ended, and which wait for arguments that are not there.
 
 use super::{

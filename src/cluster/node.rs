@@ -615,11 +615,14 @@ impl Node {
         self.free.cpu -= unused;
         self.overdraft += spare - unused;
         self.running += started.len() as u32;
-        let is_plain = |key: &&Key| self.tasks.get(key).is_some_and(|task| is_plain(&task.spec));
-        self.plain += started.iter().filter(is_plain).count() as u32;
         let before = self.stayers.len();
-        let stays = |key: &Key| self.tasks.get(key).is_some_and(|task| task.spec.stays);
-        self.stayers.extend(started.into_iter().filter(stays));
+        for key in started {
+            let Some(task) = self.tasks.get(&key) else { continue };
+            self.plain += u32::from(is_plain(&task.spec));
+            if task.spec.stays {
+                self.stayers.insert(key);
+            }
+        }
         if self.stayers.len() > before {
             self.make_room(out);
         }
@@ -1193,17 +1196,25 @@ mod tests {
     fn what_is_plain_is_handed_out_ahead_only_beside_others_that_are() {
         let mut node = node();
         node.hand_out_ahead(8);
+        let ids = |out: &Effects| out.starts.iter().map(|spec| spec.id).collect::<Vec<_>>();
         let plain = |number| TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
         let wide = task(1, false);
-        assert_eq!(say(&mut node, OWNER, Message::Assign(wide.clone())).starts, [wide.clone()]);
+        let assign = |node: &mut Node, spec: &TaskSpec| ids(&say(node, OWNER, Message::Assign(spec.clone())));
+        assert_eq!(assign(&mut node, &wide), [wide.id]);
         // Its worker would start this one at once.
-        assert!(say(&mut node, OWNER, Message::Assign(plain(2))).starts.is_empty());
+        assert_eq!(assign(&mut node, &plain(2)), []);
         let state = |node: &Node, number| node.task(plain(number).id, 1).map(|task| task.state());
         assert_eq!(state(&node, 1), Some(TaskState::Running));
         assert_eq!(state(&node, 2), Some(TaskState::Queued));
-        assert_eq!(end(&mut node, wide.id).starts, [plain(2)]);
+        // In no time, so that many are handed out ahead.
+        let end = |node: &mut Node, task| {
+            let mut out = Effects::default();
+            node.finished(0, task, 1, Outcome::Inline(Arc::from([])), &mut out);
+            out
+        };
+        assert_eq!(ids(&end(&mut node, wide.id)), [plain(2).id]);
         for number in [3, 4] {
-            assert_eq!(say(&mut node, OWNER, Message::Assign(plain(number))).starts, [plain(number)]);
+            assert_eq!(assign(&mut node, &plain(number)), [plain(number).id]);
         }
         assert_eq!([2, 3, 4].map(|number| node.task(plain(number).id, 1).unwrap().runs()), [true, true, false]);
         assert_eq!(state(&node, 4), Some(TaskState::Queued));
@@ -1213,8 +1224,8 @@ mod tests {
         }
         assert_eq!((node.unused_cpu(), node.plain), (2_000, 0));
         // A wide one waits for more than a CPU.
-        say(&mut node, OWNER, Message::Assign(plain(5)));
-        say(&mut node, OWNER, Message::Assign(task(6, false)));
+        assert_eq!(assign(&mut node, &plain(5)), [plain(5).id]);
+        assert_eq!(assign(&mut node, &task(6, false)), []);
         assert_eq!(state(&node, 6), Some(TaskState::WaitingForResources));
     }
 

@@ -524,8 +524,8 @@ pub(crate) enum Letter {
         number: u64,
         question: Question,
     },
-    /// A question that takes the way of tasks, so that it comes after them: to the asking process's node, which
-    /// passes it on to the head.
+    /// A question that takes the way of tasks, to come after them: to the asking process's node, which passes it on to
+    /// the head.
     PassOn {
         number: u64,
         question: Question,
