@@ -521,7 +521,7 @@ impl Core {
         }
     }
 
-    /// What a worker with a seat runs next: its own work, and now and then the injector's first.
+    /// What a worker with a seat runs next: its own work, and now and then the injector's first, or its own oldest.
     fn own_or_injected(&'static self, since_injector: &mut u32) -> Option<Job> {
         thread::with_worker(self, |worker| {
             let worker = worker?;
@@ -529,6 +529,11 @@ impl Core {
             if *since_injector >= FAIRNESS {
                 *since_injector = 0;
                 if let Some(job) = self.take_injected(worker) {
+                    return Some(job);
+                }
+                // What came with others is at the bottom, where jobs that each submit the next would leave it.
+                let oldest = self.stealers(worker).get(worker.index).map(Stealer::steal);
+                if let Some(Steal::Success(job)) = oldest {
                     return Some(job);
                 }
             }
