@@ -730,6 +730,7 @@ pub(crate) trait HostedActor: Send + Sync {
     fn pending_calls(&self) -> usize;
     /// What makes its state.
     fn creation(&self) -> Option<Arc<dyn Node>>;
+    fn info(&self) -> Option<crate::observe::ActorInfo>;
 }
 
 #[cfg(feature = "cluster")]
@@ -749,6 +750,14 @@ impl<S: Send + Sync + 'static> HostedActor for Actor<S> {
     fn creation(&self) -> Option<Arc<dyn Node>> {
         match &self.0 {
             Place::Here(handle) => handle.0.creation(),
+            Place::There(_) => None,
+        }
+    }
+
+    fn info(&self) -> Option<crate::observe::ActorInfo> {
+        use crate::local::actor::AnyActor;
+        match &self.0 {
+            Place::Here(handle) => Some(handle.0.info()),
             Place::There(_) => None,
         }
     }

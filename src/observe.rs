@@ -8,9 +8,10 @@ use crate::{
         observe::describe,
     },
     object::ObjectRef,
+    resources::LOCAL_NODE,
     runtime::Runtime,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     fmt,
@@ -20,6 +21,10 @@ use std::{
 };
 
 /// What a runtime has done and holds: see [`Runtime::stats`].
+///
+/// On a cluster CPUs are those of all nodes, free are those that no task has been given; and the rest is what the
+/// program has there. Its processes are asked one after the other, and what one that has ended had counted
+/// is not in the sums any more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -57,7 +62,7 @@ impl fmt::Display for Stats {
 }
 
 /// What a task or call is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TaskState {
     /// Some of its arguments are not ready.
@@ -94,10 +99,13 @@ pub struct TaskInfo {
     pub actor: Option<u64>,
     /// Where it was submitted.
     pub location: String,
+    /// The node of a cluster that it is on, or "local". What was submitted by a task on a cluster has the number that the
+    /// process gave it which that task ran in; so two may have the same.
+    pub node: String,
 }
 
 /// What an actor is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ActorState {
     /// Its constructor has not finished.
@@ -128,6 +136,8 @@ pub struct ActorInfo {
     pub restarts: u32,
     /// Where it was started.
     pub location: String,
+    /// The node of a cluster that it is on, or "local".
+    pub node: String,
 }
 
 /// An object in a list.
@@ -144,6 +154,8 @@ pub struct ObjectInfo {
     pub handles: u32,
     /// Where it was put, or its task submitted.
     pub location: String,
+    /// The node of a cluster on which it was put, or its task submitted, or "local": this process.
+    pub node: String,
 }
 
 /// What a list should hold. The default is everything.
@@ -197,12 +209,16 @@ impl Filter {
 
     fn cut<T>(&self, mut list: Vec<T>, id: impl Fn(&T) -> u64) -> Vec<T> {
         list.sort_by_key(id);
+        self.first(list)
+    }
+
+    fn first<T>(&self, mut list: Vec<T>) -> Vec<T> {
         list.truncate(self.limit.unwrap_or(usize::MAX));
         list
     }
 }
 
-fn state(node: &dyn Node) -> TaskState {
+pub(crate) fn state(node: &dyn Node) -> TaskState {
     match node.phase() {
         Phase::WaitingForArguments => TaskState::WaitingForArguments,
         Phase::WaitingForResources => TaskState::WaitingForResources,
@@ -237,29 +253,32 @@ impl fmt::Display for Explanation {
 const EXPLAIN_DEPTH: usize = 8;
 const EXPLAIN_LINES: usize = 40;
 
-fn explain(core: &'static Core, node: &Arc<dyn Node>, depth: usize, lines: &mut Vec<String>) {
+pub(crate) fn explain(core: &'static Core, node: &Arc<dyn Node>, depth: usize, lines: &mut Vec<String>) {
     if lines.len() >= EXPLAIN_LINES {
         return;
     }
     let indent = "  ".repeat(depth);
+    let location = node.origin().location;
+    #[cfg(feature = "cluster")]
+    if let (Some(id), Some(client)) = (node.remote_id(), core.client.get())
+        && !matches!(node.phase(), Phase::Done | Phase::WaitingForArguments)
+    {
+        let (doing, others) = client.explain(&**node, id);
+        lines.push(format!("{indent}{}, which {doing}, submitted at {location}", node.label()));
+        lines.extend(others.into_iter().map(|line| format!("{indent}  {line}")));
+        for blocker in node.blockers() {
+            if let (Blocker::Node(next), true) = (blocker, depth < EXPLAIN_DEPTH) {
+                explain(core, &next, depth + 1, lines);
+            }
+        }
+        return;
+    }
     let line = match node.failure() {
         Some(error) => format!("{}, which failed: {error}", node.label()),
         None => describe(&**node),
     };
-    lines.push(format!("{indent}{line}, submitted at {}", node.meta().location));
+    lines.push(format!("{indent}{line}, submitted at {location}"));
     if depth >= EXPLAIN_DEPTH || node.is_done() {
-        return;
-    }
-    #[cfg(feature = "cluster")]
-    if let (Some(id), Some(client)) = (node.remote_id(), core.client.get()) {
-        if !matches!(node.phase(), Phase::WaitingForArguments) {
-            lines.extend(client.explain(id).into_iter().map(|line| format!("{indent}  {line}")));
-        }
-        for blocker in node.blockers() {
-            if let Blocker::Node(next) = blocker {
-                explain(core, &next, depth + 1, lines);
-            }
-        }
         return;
     }
     if let (Phase::Queued, None) = (node.phase(), node.actor()) {
@@ -294,6 +313,16 @@ impl Runtime {
     /// # Ok::<(), outray::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
+        let own = self.own_stats();
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            return client.stats(own);
+        }
+        own
+    }
+
+    /// Those of this process.
+    pub(crate) fn own_stats(&self) -> Stats {
         let core = self.core;
         let (cpus, waiting_for_resources) = (core.cpus(), core.applicants().len());
         Stats {
@@ -315,12 +344,19 @@ impl Runtime {
         recorder.filter(|_| self.core.has(flag::OBSERVE)).ok_or_else(|| Error::NotObserving { what: what.into() })
     }
 
-    /// Tasks, calls and streams that have not ended, or whose result somebody holds.
+    /// Tasks, calls and streams that have not ended, or whose result somebody holds. On a cluster also those that were
+    /// submitted by others: the program's own come first.
     ///
     /// # Errors
-    /// [`Error::NotObserving`].
+    /// [`Error::NotObserving`]; [`Error::Unsupported`] if a cluster does not answer.
     pub fn list_tasks(&self, filter: &Filter) -> Result<Vec<TaskInfo>> {
         let nodes = self.observed("the list of tasks")?.nodes();
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            let mut infos = client.list_tasks(&nodes)?;
+            infos.retain(|info| filter.names(&info.name) && filter.state.is_none_or(|state| info.state == state));
+            return Ok(filter.first(infos));
+        }
         let tasks = nodes.iter().filter(|node| node.kind() != "object" && filter.names(node.name()));
         let infos = tasks.map(|node| TaskInfo {
             id: node.meta().id,
@@ -328,35 +364,52 @@ impl Runtime {
             kind: node.kind().to_owned(),
             state: state(&**node),
             attempt: node.meta().attempt(),
-            actor: node.actor().map(|(id, _)| id),
+            actor: node.actor_number(),
             location: node.meta().location.to_string(),
+            node: LOCAL_NODE.into(),
         });
         let wanted = infos.filter(|info| filter.state.is_none_or(|state| info.state == state));
         Ok(filter.cut(wanted.collect(), |info| info.id))
     }
 
-    /// Objects that somebody holds, those to come included.
+    /// Objects that somebody holds, those to come included. On a cluster also those that were made and are held by others
+    /// who observe, that is by the program's tasks: its own come first.
     ///
     /// # Errors
-    /// [`Error::NotObserving`].
+    /// [`Error::NotObserving`]; [`Error::Unsupported`] if a cluster does not answer.
     pub fn list_objects(&self, filter: &Filter) -> Result<Vec<ObjectInfo>> {
         let nodes = self.observed("the list of objects")?.nodes();
-        let objects = nodes.iter().filter(|node| node.kind() != "stream" && filter.names(node.name()));
+        let own = |node: &&Arc<dyn Node>| node.kind() != "stream" && !node.meta().is_from_elsewhere();
+        let objects = nodes.iter().filter(own).filter(|node| filter.names(node.name()));
         let infos = objects.map(|node| ObjectInfo {
             id: node.meta().id,
             name: node.name().to_owned(),
             ready: node.is_done(),
             handles: node.meta().handles.load(Ordering::Relaxed),
             location: node.meta().location.to_string(),
+            node: LOCAL_NODE.into(),
         });
-        Ok(filter.cut(infos.filter(|info| info.handles > 0).collect(), |info| info.id))
+        let own = filter.cut(infos.filter(|info| info.handles > 0).collect(), |info| info.id);
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            let mut all = own;
+            all.extend(client.list_objects()?.into_iter().filter(|info| filter.names(&info.name)));
+            return Ok(filter.first(all));
+        }
+        Ok(own)
     }
 
     /// Actors that are alive. This works without observing.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Unsupported`] if a cluster does not answer.
     pub fn list_actors(&self, filter: &Filter) -> Result<Vec<ActorInfo>> {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.core.client.get() {
+            let mut infos = client.list_actors()?;
+            infos.retain(|info| filter.names(&info.name));
+            return Ok(filter.first(infos));
+        }
         let actors: Vec<_> = self.core.actors.lock().values().filter_map(std::sync::Weak::upgrade).collect();
         let infos = actors.iter().map(|actor| actor.info()).filter(|info| filter.names(&info.name));
         Ok(filter.cut(infos.collect(), |info| info.id))
@@ -380,10 +433,12 @@ impl Runtime {
     }
 
     /// Writes what ran when, on which thread, to a file that Perfetto (ui.perfetto.dev) and
-    /// `chrome://tracing` open. On a cluster: which task ran when, on which node.
+    /// `chrome://tracing` open. On a cluster: what the program's workers ran, each node by itself; of a worker
+    /// that has ended, only the tasks and calls that came to it from elsewhere.
     ///
     /// # Errors
-    /// [`Error::NotObserving`]; [`Error::Io`] if the file cannot be written.
+    /// [`Error::NotObserving`]; [`Error::Io`] if the file cannot be written; [`Error::Unsupported`] if a cluster does
+    /// not answer.
     pub fn timeline(&self, path: impl AsRef<Path>) -> Result<()> {
         let recorder = self.observed("the timeline")?;
         let path = path.as_ref();
@@ -391,7 +446,7 @@ impl Runtime {
         let mut file = BufWriter::new(std::fs::File::create(path).map_err(failed)?);
         #[cfg(feature = "cluster")]
         if let Some(client) = self.core.client.get() {
-            let nodes = crate::cluster::what_ran(client)?;
+            let nodes = client.what_ran()?;
             return crate::cluster::write_trace(&nodes, file).map(drop).map_err(failed);
         }
         let mut separator = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n";

@@ -65,7 +65,7 @@ impl Drop for Guard {
 
 impl fmt::Debug for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Runtime").field("stats", &self.stats()).finish()
+        f.debug_struct("Runtime").field("stats", &self.own_stats()).finish()
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     AtomicBool, AtomicU32, AtomicUsize, Counted, Gate, Notes, at_once, builder, give_others_a_chance, local,
-    local_only, not_yet, on_cluster, until, watch,
+    local_only, on_cluster, until, watch,
 };
 use outray::{Actor, Error, Filter, ObjectRef, Queue, Result, Runtime};
 use serde::{Deserialize, Serialize};
@@ -780,7 +780,6 @@ fn a_result_whose_destructor_panics_does_not_stop_the_actor() {
 
 #[test]
 fn an_actor_holds_its_resources_for_life() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = builder().cpus(2).resource("slot", 1.0).build().unwrap();
         let first = rt.actor_builder(Counter::new).name("first").resource("slot", 1.0).start(1);
@@ -816,7 +815,6 @@ fn actors_with_gpus_have_devices_of_their_own() {
 
 #[test]
 fn an_actor_with_cpus_leaves_the_rest_to_others_until_it_ends() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(2);
         let actor = rt.actor_builder(Counter::new).cpus(1.0).start(0);

@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    AtomicBool, AtomicUsize, Gate, alone, give_others_a_chance, local, local_only, meet, not_yet, until, watch,
-};
+use common::{AtomicBool, AtomicUsize, Gate, alone, give_others_a_chance, local, local_only, meet, until, watch};
 use outray::{Actor, ActorPool, Error, ObjectRef, Queue, Result, Runtime};
 use std::{
     future::Future,
@@ -876,7 +874,6 @@ fn many_paths_to_the_same_result_are_no_cycle() {
 
 #[test]
 fn a_wait_with_a_time_limit_in_a_cycle_ends_as_a_timeout_that_says_what_it_waited_for() {
-    not_yet!("`explain` does not know what the nodes do");
     fn ask_briefly(node: &mut Node) -> Result<u32> {
         let call = node.next().method(Node::hop).name("stuck").call(0);
         call.get_timeout(Duration::from_millis(2))?

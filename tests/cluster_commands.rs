@@ -157,6 +157,16 @@ impl Counter {
         self.0 += n;
         self.0
     }
+
+    fn hold(&mut self, address: String) -> usize {
+        hold(address)
+    }
+}
+
+/// Runs a task of its own, which stays in its worker.
+fn nest(address: String) -> usize {
+    let rt = outray::Runtime::current();
+    rt.task(hold).name("inside").submit(address).get().unwrap()
 }
 
 /// Not a test: the program that the tests run on their clusters.
@@ -179,6 +189,11 @@ fn program() {
         Ok(rt) => {
             let counter = rt.actor(Counter, 1);
             assert_eq!(counter.call(Counter::add, 1).get(), Ok(2));
+            if what == "inside" {
+                let (nest, call) = (rt.submit(nest, tell.clone()), counter.call(Counter::hold, tell));
+                println!("\nheld: {:?}", (nest.get(), call.get()));
+                return;
+            }
             let big = [rt.submit(|n: usize| vec![7u8; n], 200_000)];
             assert_eq!(rt.wait(&big, 1, None).0.len(), 1);
             let held = rt.task(hold).name("holder").submit(tell);
@@ -457,7 +472,9 @@ fn a_cluster_is_started_looked_at_and_stopped() {
     let said = ask(&["timeline", file.to_str().unwrap()]);
     let trace: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
-    assert!(events.iter().any(|event| event["name"] == "holder" && event["ph"] == "X"), "{said}: {trace}");
+    assert!(events.iter().any(|event| event["name"] == "holder" && event["cat"] == "task"), "{said}: {trace}");
+    let is_call = |event: &Value| event["cat"] == "call" && event["name"].as_str().unwrap().contains("add");
+    assert!(events.iter().any(is_call), "{said}: {trace}");
     assert!(events.iter().any(|event| event["args"]["name"] == "node alice"), "{trace}");
     let (code, errors) = program.end();
     assert_eq!(code, 0, "{errors}");
@@ -486,6 +503,43 @@ fn a_driver_that_observes_has_the_timeline_of_the_cluster() {
     let trace: Value = serde_json::from_slice(&fs::read(home.0.join("driver.json")).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     assert!(events.iter().any(|event| event["name"] == "holder" && event["ph"] == "X"), "{trace}");
+}
+
+#[test]
+fn calls_are_listed_and_what_stays_in_a_worker_is_if_the_program_observes() {
+    let home = Home::new();
+    let (_head, address) = home.head();
+    let _node = home.node(&address, &["--cpus", "2"]);
+    let at = ["--address", address.as_str()];
+    for observes in ["0", "1"] {
+        let test = listener();
+        let mut command = home.process(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "program"]).env("OUTRAY_OBSERVE", observes);
+        command.env("OUTRAY_ADDRESS", &address).env("PROGRAM", "inside");
+        let mut program = Running::start(command.env("TELL", test.local_addr().unwrap().to_string()));
+        let held = [test.accept().unwrap(), test.accept().unwrap()];
+        let tasks = home.json(&[&["list", "tasks", "--json"], &at[..]].concat());
+        let row =
+            |name: &str| tasks.as_array().unwrap().iter().find(|row| row["name"].as_str().unwrap().contains(name));
+        let call = row("Counter::hold").unwrap_or_else(|| panic!("{tasks}"));
+        assert_eq!((call["kind"].as_str(), call["state"].as_str()), (Some("call"), Some("running")), "{tasks}");
+        assert_eq!(row("nest").unwrap()["state"], "running", "{tasks}");
+        let inside = row("inside").map(|row| (row["kind"].clone(), row["state"].clone(), row["pid"].clone()));
+        let expected = ("task".into(), "running".into(), call["pid"].clone());
+        assert_eq!(inside, (observes == "1").then_some(expected), "{tasks}");
+        assert!(home.ok(&[&["list", "tasks"], &at[..]].concat()).contains("call"));
+        drop(held);
+        program.wait_for("held: (Ok(0), Ok(0))");
+        assert_eq!(program.end().0, 0);
+    }
+    let file = home.0.join("trace.json");
+    home.ok(&[&["timeline", file.to_str().unwrap()], &at[..]].concat());
+    let trace: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let of = |name: &str| {
+        let events = trace["traceEvents"].as_array().unwrap().iter();
+        events.filter(|event| event["ph"] == "X" && event["name"].as_str().unwrap().contains(name)).count()
+    };
+    assert_eq!((of("nest"), of("Counter::hold")), (2, 2), "{trace}");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    AtomicUsize, Counted, Gate, alone, at_once, block_on, builder, give_others_a_chance, local, local_only, not_yet,
-    resident, until, watch,
+    AtomicUsize, Counted, Gate, alone, at_once, block_on, builder, give_others_a_chance, local, local_only, resident,
+    until, watch,
 };
 use outray::{Error, ObjectRef, Runtime};
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,6 @@ fn wait_inside_a_task_lets_others_use_the_cpu() {
 
 #[test]
 fn a_get_with_a_time_limit_gives_up_says_what_the_task_does_and_leaves_it_alone() {
-    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);

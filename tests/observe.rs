@@ -3,8 +3,7 @@
 mod common;
 
 use common::{
-    AtomicBool, AtomicUsize, Gate, Scratch, alone, builder, give_others_a_chance, local, local_only, not_yet, until,
-    watch,
+    AtomicBool, AtomicUsize, Gate, Scratch, alone, builder, give_others_a_chance, local, local_only, until, watch,
 };
 use outray::{ActorState, Error, Filter, ObjectRef, Runtime, TaskInfo, TaskState};
 use serde_json::Value;
@@ -66,7 +65,6 @@ fn stats_count_what_was_submitted_and_how_it_ended() {
 
 #[test]
 fn everything_submitted_ends_once_in_the_stats() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -107,7 +105,6 @@ fn everything_submitted_ends_once_in_the_stats() {
 
 #[test]
 fn stats_tell_the_cpus_that_are_free() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(4);
@@ -122,7 +119,6 @@ fn stats_tell_the_cpus_that_are_free() {
 
 #[test]
 fn stats_tell_what_waits() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = builder().cpus(1).resource("licence", 1.0).build().unwrap();
@@ -142,7 +138,6 @@ fn stats_tell_what_waits() {
 
 #[test]
 fn stats_count_actors_and_show_themselves() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(3);
         let actor = rt.actor(Counter::new, ());
@@ -201,7 +196,6 @@ fn the_environment_turns_observing_on_in_a_child() {
 
 #[test]
 fn the_list_of_tasks_tells_the_state_of_each() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = builder().cpus(1).resource("licence", 1.0).observe(true).build().unwrap();
@@ -244,7 +238,6 @@ fn the_list_of_tasks_tells_the_state_of_each() {
 
 #[test]
 fn filters_choose_by_name_and_state_and_limit() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(2);
         let named = |name: &str| rt.task(|| 1).name(name).submit(());
@@ -263,7 +256,6 @@ fn filters_choose_by_name_and_state_and_limit() {
 
 #[test]
 fn a_task_is_listed_as_long_as_somebody_holds_its_result() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(1);
         let task = rt.submit(|| 1, ());
@@ -276,7 +268,6 @@ fn a_task_is_listed_as_long_as_somebody_holds_its_result() {
 
 #[test]
 fn calls_and_streams_are_in_the_list_of_tasks() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         let rt = observing(2);
         let actor = rt.actor(Counter::new, ());
@@ -292,8 +283,48 @@ fn calls_and_streams_are_in_the_list_of_tasks() {
 }
 
 #[test]
+fn what_tasks_submit_and_put_and_hold_is_in_the_lists_and_the_stats_too() {
+    watch(|| {
+        static GATE: Gate = Gate::new();
+        fn outer() -> u64 {
+            let rt = Runtime::current();
+            let text = rt.put("inner text".to_owned());
+            let failed = rt.task(|| -> u64 { panic!("no") }).name("inner failed").submit(());
+            assert!(failed.get().is_err());
+            let held = || {
+                GATE.pass();
+                7
+            };
+            let inner = rt.task(held).name("inner held").submit(());
+            let value = inner.get().unwrap();
+            drop(text);
+            value
+        }
+        let rt = observing(2);
+        let outer = rt.task(outer).name("outer").submit(());
+        GATE.wait_for(1);
+        let tasks = rt.list_tasks(&Filter::new()).unwrap();
+        assert_eq!((tasks[0].id, tasks[0].name.as_str()), (outer.id(), "outer"), "{tasks:?}");
+        let state = |name: &str| {
+            let found: Vec<_> = tasks.iter().filter(|task| task.name == name).collect();
+            assert!(found.len() == 1 && found[0].location.starts_with(file!()), "{name}: {tasks:?}");
+            found[0].state
+        };
+        assert_eq!(state("inner held"), TaskState::Running);
+        assert_eq!(state("inner failed"), TaskState::Failed);
+        let texts = rt.list_objects(&Filter::new().name("String")).unwrap();
+        assert_eq!((texts.len(), texts[0].handles, texts[0].ready), (1, 1, true));
+        let stats = rt.stats();
+        assert_eq!((stats.submitted, stats.succeeded, stats.failed), (3, 0, 1), "{stats}");
+        GATE.open();
+        assert_eq!(outer.get(), Ok(7));
+        until("all is counted", || rt.stats().succeeded == 2);
+        until("the text is gone", || rt.list_objects(&Filter::new().name("String")).unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_retried_task_shows_its_attempt() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = observing(1);
@@ -311,7 +342,6 @@ fn a_retried_task_shows_its_attempt() {
 
 #[test]
 fn the_list_of_objects_tells_what_is_there_and_who_holds_it() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = observing(1);
@@ -339,7 +369,6 @@ fn the_list_of_objects_tells_what_is_there_and_who_holds_it() {
 
 #[test]
 fn the_list_of_actors_tells_what_each_does() {
-    not_yet!("the lists do not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         struct Holder;
@@ -373,7 +402,6 @@ fn the_list_of_actors_tells_what_each_does() {
 
 #[test]
 fn explain_follows_the_arguments_down_to_what_runs() {
-    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);
@@ -399,7 +427,6 @@ fn explain_follows_the_arguments_down_to_what_runs() {
 
 #[test]
 fn explain_says_what_a_task_waits_for() {
-    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = builder().cpus(1).resource("licence", 1.0).build().unwrap();
@@ -424,7 +451,6 @@ fn explain_says_what_a_task_waits_for() {
 
 #[test]
 fn explain_names_the_actor_that_a_call_waits_for() {
-    not_yet!("`explain` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         struct Holder;
@@ -461,7 +487,6 @@ fn runs<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
 
 #[test]
 fn the_timeline_is_json_with_an_event_for_each_run() {
-    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         let rt = observing(2);
         let named: Vec<_> = (0..5).map(|i| rt.task(|i: i32| i).name("a \"quoted\" \\ näme\n").submit(i)).collect();
@@ -523,7 +548,6 @@ fn runs_on_one_thread_do_not_overlap_unless_one_is_inside_the_other() {
 
 #[test]
 fn an_async_task_is_in_the_timeline_for_each_time_it_ran() {
-    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         async fn naps() {
             for _ in 0..3 {
@@ -539,7 +563,6 @@ fn an_async_task_is_in_the_timeline_for_each_time_it_ran() {
 
 #[test]
 fn a_failed_task_is_in_the_timeline_too() {
-    not_yet!("the timeline has nothing of the nodes");
     watch(|| {
         let rt = observing(1);
         drop(rt.task(|| -> u8 { panic!("no") }).name("failed").submit(()).get());
@@ -549,7 +572,6 @@ fn a_failed_task_is_in_the_timeline_too() {
 
 #[test]
 fn the_timeline_of_a_runtime_holds_nothing_of_another() {
-    not_yet!("the timeline has nothing of the nodes");
     alone("the_timeline_of_a_runtime_holds_nothing_of_another", || {
         for round in 0..3 {
             let rt = observing(1);

@@ -96,7 +96,6 @@ fn a_task_without_cpus_always_starts() {
 
 #[test]
 fn the_cpus_of_a_task_are_free_again_when_it_ends_however_it_ends() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(2);
         for _ in 0..50 {
@@ -423,7 +422,6 @@ fn a_split_task_is_retried_too() {
 
 #[test]
 fn a_retried_task_takes_its_resources_for_each_attempt() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static METER: Meter = Meter::new();
         let rt = local(2);
@@ -479,7 +477,6 @@ fn the_pause_between_attempts_doubles() {
 
 #[test]
 fn no_cpu_is_held_in_the_pause_between_attempts() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(1);
         let never = || -> Result<(), String> { Err("again".into()) };

@@ -8,7 +8,7 @@
 //! one makes it, and the others find it.
 
 use super::{
-    client::{Client, Out, State},
+    client::{Client, Out, PATIENCE, State},
     function::Remote,
     groups::InBundle,
     owner::Value,
@@ -141,7 +141,7 @@ impl RemoteActor {
         match place {
             Err(waiting) => waiting,
             Ok(place) => {
-                let answer = self.client.ask_at(place, |number| Letter::Pending { actor, number });
+                let answer = self.client.ask_by(place, |number| Letter::Pending { actor, number }, PATIENCE);
                 answer.ok().and_then(|answer| answer.parse().ok()).unwrap_or(0)
             }
         }
@@ -174,7 +174,7 @@ impl RemoteActor {
             let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
             let keep = Box::new(self.clone());
-            self.client.call(self.about.id, location, kind, function, packed, options, keep, caller())
+            self.client.call((self.about.id, self.id()), location, kind, function, packed, options, keep, caller())
         };
         or_failed(self.client.core, location, call())
     }

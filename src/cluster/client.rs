@@ -23,6 +23,7 @@ use super::{
     capacity::Demand,
     cycles::Looks,
     function::{Descriptor, FunctionError, resolve_here},
+    look,
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
@@ -40,6 +41,7 @@ use crate::{
     local::{
         Core,
         node::{Blocker, Node, Options, Phase, contain},
+        observe,
         slot::Waiter,
         stream::Items,
         task::Travel,
@@ -61,7 +63,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, LazyLock, Weak,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -74,7 +76,7 @@ const ATTEMPTS: u32 = 4;
 /// A worker that has so many tasks waiting for each of its CPUs gives further ones to the cluster.
 const OVERLOADED: usize = 64;
 /// How long the head may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends a letter; never waits.
 pub(crate) type Post = Box<dyn Fn(Envelope) + Send + Sync>;
@@ -108,6 +110,8 @@ pub(crate) struct Client {
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
     asked: Mutex<(u64, FxHashMap<u64, mpsc::Sender<String>>)>,
+    /// Nobody will answer any more.
+    is_lost: AtomicBool,
     /// Functions whose names the node has been told.
     named: Mutex<FxHashMap<Site, &'static Descriptor>>,
     /// At waits that last, and when the next is due.
@@ -275,6 +279,7 @@ impl Client {
             dead: Mutex::default(),
             kept: Mutex::default(),
             asked: Mutex::default(),
+            is_lost: AtomicBool::new(false),
             named: Mutex::default(),
             looks: Mutex::default(),
             next_look: Mutex::default(),
@@ -631,6 +636,14 @@ impl Client {
             Letter::WaitsOf { look, asked, objects } => self.waits_asked(from, look, asked, objects),
             Letter::Waits { look, asked, objects, entries } => self.waits_told(look, asked, &objects, entries),
             Letter::EndWait { number, path } => elsewhere::end(number, path),
+            Letter::Ask { number, question } => {
+                // It may take a while; other letters do not wait for it.
+                let client = self.clone();
+                std::thread::spawn(move || {
+                    let (answer, payload) = wire::answer(number, &look::answer(&client, &question));
+                    client.post(from, answer, payload);
+                });
+            }
             Letter::Answer { number } => {
                 let waiting = self.asked.lock().1.remove(&number);
                 if let (Some(waiting), Some(answer)) = (waiting, payload.first()) {
@@ -656,11 +669,30 @@ impl Client {
 
     /// Asks the head, and waits for the answer.
     pub(crate) fn ask(&self, question: Question) -> Result<String> {
-        self.ask_at(HEAD, |number| Letter::Ask { number, question })
+        self.ask_by(HEAD, |number| Letter::Ask { number, question }, PATIENCE)
+    }
+
+    /// Asks all by the way that tasks take, so that they have heard of those that were submitted before.
+    pub(super) fn ask_all(&self, question: Question, patience: Duration) -> Result<String> {
+        let home = self.state.lock().home;
+        match home {
+            Some(home) => self.ask_by(home, |number| Letter::PassOn { number, question }, patience),
+            None => self.ask_by(HEAD, |number| Letter::Ask { number, question }, patience),
+        }
+    }
+
+    /// Asks one node.
+    pub(super) fn ask_at(&self, node: ProcessId, question: Question, patience: Duration) -> Result<String> {
+        self.ask_by(node, |number| Letter::Ask { number, question }, patience)
     }
 
     /// Asks another process with a letter that has this number.
-    pub(super) fn ask_at(&self, process: ProcessId, letter: impl FnOnce(u64) -> Letter) -> Result<String> {
+    pub(super) fn ask_by(
+        &self,
+        to: ProcessId,
+        letter: impl FnOnce(u64) -> Letter,
+        patience: Duration,
+    ) -> Result<String> {
         let (answer, answered) = mpsc::channel();
         let number = {
             let asked = &mut *self.asked.lock();
@@ -668,10 +700,15 @@ impl Client {
             asked.1.insert(asked.0, answer);
             asked.0
         };
-        self.post(process, letter(number), Vec::new());
-        let who = if process == HEAD { "the cluster's head".into() } else { format!("node {process}") };
-        answered.recv_timeout(PATIENCE).map_err(|_| Error::Unsupported {
-            reason: format!("{who} did not answer within {PATIENCE:?}; is it still running?"),
+        if !self.is_lost.load(Ordering::Acquire) {
+            self.post(to, letter(number), Vec::new());
+            if let Ok(answer) = answered.recv_timeout(patience) {
+                return Ok(answer);
+            }
+        }
+        self.asked.lock().1.remove(&number);
+        Err(Error::Unsupported {
+            reason: format!("the cluster did not answer within {patience:?}; is its head still running?"),
         })
     }
 
@@ -697,6 +734,9 @@ impl Client {
 
     /// Nothing will come any more: what is under way fails.
     pub(crate) fn lost(&self, why: &str) {
+        self.is_lost.store(true, Ordering::Release);
+        let asked = std::mem::take(&mut self.asked.lock().1);
+        drop(asked);
         let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
         for cell in cells {
             let node: Arc<dyn Node> = cell.clone();
@@ -1035,6 +1075,7 @@ impl Client {
             debug_assert_eq!(submitted, id);
             cell
         });
+        observe::submitted(self.core, || cell.clone());
         Ok(self.handle(cell))
     }
 
@@ -1177,7 +1218,7 @@ impl Client {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn call<T: Object>(
         self: &Arc<Self>,
-        actor: ObjectId,
+        (actor, actor_number): (ObjectId, u64),
         location: &'static Location<'static>,
         kind: (&'static str, &'static str),
         function: Site,
@@ -1203,6 +1244,8 @@ impl Client {
             self.to_actor(state, actor, Letter::Call { call: id, actor, caller, body }, out);
             cell
         });
+        cell.is_of_actor(actor_number);
+        observe::submitted(self.core, || cell.clone());
         Ok(self.handle(cell))
     }
 
@@ -1275,9 +1318,11 @@ impl Client {
         self.with(|state, out| {
             let id = state.owner.next().0;
             let stream = RemoteStream::<F::Item>::new(self, id, type_name, location, options);
+            observe::submitted(self.core, || stream.clone());
             let (function, parcel, handles) = match order {
                 Ok(order) => order,
                 Err(error) => {
+                    self.core.count_ended(false);
                     out.arrivals.push((stream.clone(), Err(Arc::new(error))));
                     return stream as Arc<dyn Items<F::Item>>;
                 }
@@ -1636,29 +1681,53 @@ impl Client {
         }
     }
 
-    /// What is known elsewhere of an object that is not there yet: a sentence from each who knows something.
-    pub(crate) fn explain(&self, object: ObjectId) -> Vec<String> {
-        let task = self.state.lock().owner.maker(object);
-        let answer = match self.ask(Question::Explain { task }) {
-            Ok(answer) => answer,
-            Err(error) => return vec![error.to_string()],
-        };
-        // A list from each node, and what the head says by itself.
-        let answers: Vec<serde_json::Value> = serde_json::from_str(&answer).unwrap_or_default();
-        let lines = answers.into_iter().flat_map(|answer| match answer {
-            serde_json::Value::Array(lines) => lines,
-            line => vec![line],
-        });
-        let lines: Vec<String> = lines.filter_map(|line| line.as_str().map(str::to_owned)).collect();
-        match lines.is_empty() {
-            true => vec!["it is on its way, or waits at the process that submitted it".into()],
-            false => lines,
+    /// The task that makes an object.
+    pub(super) fn maker(&self, object: ObjectId) -> ObjectId {
+        self.state.lock().owner.maker(object)
+    }
+
+    /// The node that an object of this process's is with, or is to go to, while it is under way.
+    pub(super) fn whereabouts(&self, object: ObjectId) -> Option<ProcessId> {
+        let state = self.state.lock();
+        match state.calls.get(&object.number).filter(|_| object.owner == self.me) {
+            Some(actor) => state.actors.get(actor).and_then(View::place),
+            None => state.owner.whereabouts(object),
         }
+    }
+
+    /// Whether a task of this process's waits here for arguments.
+    pub(super) fn waits_here(&self, object: ObjectId) -> bool {
+        !self.state.lock().owner.missing(object).is_empty()
+    }
+
+    /// What runs here on behalf of others.
+    pub(super) fn runs_here(&self) -> Vec<((ObjectId, u32), Arc<dyn Node>)> {
+        self.running.lock().nodes()
+    }
+
+    /// Actors that live here.
+    pub(super) fn hosted(&self) -> Vec<(ObjectId, Arc<dyn HostedActor>)> {
+        self.hosted.lock().iter().map(|(id, actor)| (*id, actor.clone())).collect()
+    }
+
+    /// What stands for the actors that this process has started.
+    pub(super) fn own_actors(&self) -> Vec<Arc<dyn Remote>> {
+        let mut cells: Vec<_> = self.state.lock().cells.values().filter_map(Weak::upgrade).collect();
+        cells.retain(|cell| cell.kind() == "actor");
+        cells
+    }
+
+    /// The number that an actor has in this process.
+    pub(super) fn number_of(&self, actor: ObjectId) -> Option<u64> {
+        let cell = self.state.lock().cells.get(&actor).and_then(Weak::upgrade);
+        cell.map(|cell| cell.meta().id)
     }
 
     pub(crate) fn blockers(&self, object: ObjectId) -> Vec<Blocker> {
         let Some(state) = self.state.try_lock() else { return Vec::new() };
-        let waits_for = state.owner.missing(object);
+        let mut waits_for = state.owner.missing(object);
+        // A call waits for its actor to be there.
+        waits_for.extend(state.calls.get(&object.number).filter(|_| object.owner == self.me));
         let under_way = self.under_way.lock();
         waits_for.iter().filter_map(|id| under_way.get(id)).map(|cell| Blocker::Node(cell.clone())).collect()
     }

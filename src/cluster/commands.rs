@@ -282,8 +282,8 @@ fn list(mut arguments: Arguments) -> Result<(), Failed> {
     let (question, text): (_, fn(&Value) -> String) = match kind.as_str() {
         "nodes" => (Question::Nodes, show::nodes),
         "jobs" => (Question::Jobs, show::jobs),
-        "tasks" => (Question::Tasks, show::tasks),
-        "actors" => (Question::Actors, show::actors),
+        "tasks" => (Question::Tasks { job: None }, show::tasks),
+        "actors" => (Question::Actors { job: None }, show::actors),
         "objects" => (Question::Objects, show::objects),
         "placement-groups" => (Question::PlacementGroups, show::placement_groups),
         _ => return say(help::LIST),
@@ -345,11 +345,11 @@ fn logs(mut arguments: Arguments) -> Result<(), Failed> {
 fn timeline(mut arguments: Arguments) -> Result<(), Failed> {
     let Some(path) = arguments.file("timeline", "FILE")? else { return say(help::TIMELINE) };
     let Some((address, _)) = asking(&mut arguments, "timeline", &[], no_others)? else { return say(help::TIMELINE) };
-    let answer = Guest::connect(&address)?.ask(Question::Runs)?;
+    let answer = Guest::connect(&address)?.ask(Question::Runs { job: None })?;
     let nodes = answer.as_array().map(Vec::as_slice).unwrap_or_default();
     let written = File::create(&path).and_then(|file| runs::write_trace(nodes, BufWriter::new(file)));
     let count = written.map_err(|error| failed(format!("{} cannot be written: {error}", path.display())))?;
-    say(&format!("{}: {count} tasks on {} nodes; open it at https://ui.perfetto.dev", path.display(), nodes.len()))
+    say(&format!("{}: {count} runs on {} nodes; open it at https://ui.perfetto.dev", path.display(), nodes.len()))
 }
 
 fn stop(mut arguments: Arguments) -> Result<(), Failed> {

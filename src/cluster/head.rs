@@ -514,12 +514,19 @@ impl Head {
     /// Why a task is with no node, if it is here.
     pub(crate) fn explain(&self, task: ObjectId) -> Option<String> {
         let spec = self.waiting.iter().find(|spec| spec.id == task)?;
-        let nodes = self.nodes.iter().map(|(id, view)| (id, &view.capacity, view.capacity.lack(&spec.demand)));
-        let lacks = nodes.map(|(id, _, lack)| match lack {
+        let lacks = self.nodes.iter().map(|(id, view)| match view.capacity.lack(&spec.demand) {
             Some(lack) => format!("{id}: {lack}"),
-            None => format!("{id}: what it has is set aside, or held by actors"),
+            None => match view.room().lack(&spec.demand) {
+                Some(lack) => format!("{id}: {lack} that is not set aside, or held by actors"),
+                None => format!("{id}: there is room, but it is not to be there"),
+            },
         });
         Some(format!("it waits at the head for a node with room: {}", lacks.collect::<Vec<_>>().join("; ")))
+    }
+
+    /// Tasks that no node has room for.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &TaskSpec> {
+        self.waiting.iter()
     }
 
     /// Whether it has declared it dead.

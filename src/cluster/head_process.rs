@@ -5,11 +5,12 @@ use super::{
     cycles::Verdicts,
     head::{BEAT, Head},
     image::platform,
-    protocol::{Effects, HEAD, Message, ObjectId, ProcessId},
+    protocol::{Effects, HEAD, Message, ObjectId, ProcessId, TaskSpec},
     signals,
     station::{Happening, Post, Station},
-    wire::{self, Envelope, Job, Letter, Question, Role},
+    wire::{self, Envelope, Job, Letter, Order, Question, Role, Title},
 };
+use crate::observe::TaskState;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -194,6 +195,7 @@ impl HeadProcess {
                 }
             }
             Letter::Ask { number, question } => self.ask(from, number, question),
+            Letter::AskFor { asker, number, question } => self.ask(asker, number, question),
             Letter::Answer { number } => {
                 let answer = envelope.payload.first().and_then(|answer| serde_json::from_slice(answer).ok());
                 self.answered(number, from, answer);
@@ -253,8 +255,19 @@ impl HeadProcess {
                 groups.collect()
             }
             Question::Explain { task } => {
-                let ours = self.head.explain(*task).map(Value::from).into_iter().collect();
-                return self.pass_on(from, number, question, ours);
+                let line = self.head.explain(*task);
+                let ours =
+                    line.map(|line| json!({ "phase": TaskState::WaitingForResources, "attempt": 1, "lines": [line] }));
+                return self.pass_on(from, number, question, ours.into_iter().collect());
+            }
+            Question::Tasks { job } => {
+                let rows = self.waiting(*job).map(|(driver, spec)| self.row(driver, spec)).collect();
+                return self.pass_on(from, number, question, vec![rows]);
+            }
+            Question::Stats { job } => {
+                let actors = self.waiting(Some(*job)).filter(|(_, spec)| spec.stays).count();
+                let ours = json!({ "waiting_for_resources": self.waiting(Some(*job)).count(), "actors": actors });
+                return self.pass_on(from, number, question, vec![ours]);
             }
             _ => return self.pass_on(from, number, question, Vec::new()),
         };
@@ -276,6 +289,26 @@ impl HeadProcess {
 
     fn nodes(&self) -> impl Iterator<Item = ProcessId> + '_ {
         self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id)
+    }
+
+    /// Tasks that no node has room for, and their jobs.
+    fn waiting(&self, job: Option<ProcessId>) -> impl Iterator<Item = (ProcessId, &TaskSpec)> {
+        let all = self.head.waiting().map(|spec| (Order::driver(&spec.body).unwrap_or(spec.id.owner), spec));
+        all.filter(move |(driver, _)| job.is_none_or(|job| job == *driver))
+    }
+
+    /// One of them, as in the nodes' lists.
+    fn row(&self, driver: ProcessId, spec: &TaskSpec) -> Value {
+        let title = Title::of(&spec.body);
+        let location = title.as_ref().map(|title| title.location);
+        let name = title.as_ref().and_then(|title| title.name);
+        let unnamed = || format!("a function of {}", location.unwrap_or("?"));
+        json!({ "of": spec.id, "process": spec.id.owner, "number": title.as_ref().map_or(0, |title| title.number),
+                "id": wire::shown(spec.id), "name": name.map_or_else(unnamed, str::to_owned),
+                "kind": if spec.stays { "actor" } else { "task" },
+                "job": self.jobs.get(&driver).map_or_else(|| driver.to_string(), |(job, _)| job.name.clone()),
+                "attempt": spec.attempt, "phase": TaskState::WaitingForResources, "state": "waiting for a node",
+                "submitted_at": location })
     }
 
     fn list_jobs(&self) -> Value {

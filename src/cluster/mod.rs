@@ -68,6 +68,7 @@ mod driver;
 pub(crate) mod groups;
 mod head_process;
 mod local_cluster;
+mod look;
 mod node_process;
 mod pipe;
 mod printed;
@@ -88,11 +89,4 @@ pub(crate) use runs::write_trace;
 /// The key that the environment names, if it names one.
 pub(crate) fn key_from_env() -> crate::Result<Option<secure::Key>> {
     driver::key()
-}
-
-/// What ran when, as each node answers it.
-pub(crate) fn what_ran(client: &client::Client) -> crate::Result<Vec<serde_json::Value>> {
-    let answer = client.ask(wire::Question::Runs)?;
-    serde_json::from_str(&answer)
-        .map_err(|error| crate::Error::Unsupported { reason: format!("the head's answer cannot be read: {error}") })
 }

@@ -29,6 +29,7 @@ use super::{
     },
     serving::{LARGE, Serving},
 };
+use crate::{local::resources::WHOLE, observe::TaskState};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
@@ -79,6 +80,17 @@ pub(crate) struct Seen<'a> {
 impl Seen<'_> {
     pub(crate) fn runs(&self) -> bool {
         self.since.is_some() && !self.is_ahead
+    }
+
+    /// What it does, as far as the node knows.
+    pub(crate) fn state(&self) -> TaskState {
+        match (self.since, self.lacking) {
+            (Some(_), _) if self.is_ahead => TaskState::Queued,
+            (Some(_), _) => TaskState::Running,
+            (None, 0) if *self.spec.demand == Demand::cpus(WHOLE) => TaskState::Queued,
+            (None, 0) => TaskState::WaitingForResources,
+            (None, _) => TaskState::WaitingForArguments,
+        }
     }
 }
 
@@ -158,6 +170,8 @@ pub(crate) struct Node {
     running: u32,
     /// How many of these have finished, and stay.
     staying: u32,
+    /// How many of them are plain, and have a CPU taken.
+    plain: u32,
     store: BTreeMap<ObjectId, Stored>,
     fetches: BTreeMap<ObjectId, Fetch>,
     serving: Serving,
@@ -193,6 +207,7 @@ impl Node {
             cpuless: 0,
             running: 0,
             staying: 0,
+            plain: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
             serving: Serving::default(),
@@ -648,8 +663,13 @@ impl Node {
         self.overdraft += spare - unused;
         self.running += started.len() as u32;
         let before = self.stayers.len();
-        let stays = |key: &Key| self.tasks.get(key).is_some_and(|task| task.spec.stays);
-        self.stayers.extend(started.into_iter().filter(stays));
+        for key in started {
+            let Some(task) = self.tasks.get(&key) else { continue };
+            self.plain += u32::from(is_plain(&task.spec));
+            if task.spec.stays {
+                self.stayers.insert(key);
+            }
+        }
         if self.stayers.len() > before {
             self.make_room(out);
         }
@@ -670,15 +690,17 @@ impl Node {
                 let Some(devices) = self.free.take(&task.spec.demand) else { return };
                 task.is_ahead = false;
                 task.running = Some((now, devices));
+                self.plain += 1;
             }
             self.ahead.pop_front();
         }
     }
 
-    /// As many as take about a millisecond.
+    /// As many as take about a millisecond; of those that could start by themselves none unless all CPUs are taken by
+    /// plain tasks: beside others, for which it takes no CPU itself, a worker would start them at once.
     fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
         let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
-        while self.ahead.len() < most {
+        while self.ahead.len() < most && self.plain >= self.capacity.cpu / WHOLE {
             let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { break };
             if !is_plain(&task.spec) {
                 break;
@@ -851,7 +873,10 @@ impl Node {
                 }
                 Some(_) => {} // a bundle is there while something runs in it
                 None if task.is_ahead => {}
-                None => self.give(&task.spec.demand, devices),
+                None => {
+                    self.plain -= u32::from(is_plain(&task.spec));
+                    self.give(&task.spec.demand, devices);
+                }
             }
             self.running -= 1;
             self.staying -= u32::from(task.stays);
@@ -1005,9 +1030,10 @@ impl Node {
     }
 
     /// What a task here waits for, in its attempts.
-    pub(crate) fn explain(&self, task: ObjectId) -> Vec<String> {
+    pub(crate) fn explain(&self, task: ObjectId) -> Vec<(Seen<'_>, Option<String>, String)> {
         let attempts = self.tasks.range((task, 0)..=(task, u32::MAX));
-        let line = |(key, task): (&Key, &Task)| {
+        let seen = attempts.map(|(key, task)| {
+            let mut lacking = None;
             let what = match (&task.running, task.fetching.is_empty()) {
                 (Some(_), _) if task.is_ahead => "is with its worker, which runs others before it".to_owned(),
                 (Some(_), _) => "runs".to_owned(),
@@ -1016,13 +1042,16 @@ impl Node {
                     format!("waits for objects that are not here: {}", missing.join(", "))
                 }
                 (None, true) => match self.free.lack(&task.spec.demand) {
-                    Some(lack) => format!("waits for resources: {lack} now"),
+                    Some(lack) => {
+                        lacking = Some(lack.to_string());
+                        format!("waits for resources: {lack} now")
+                    }
                     None => "is about to start".to_owned(),
                 },
             };
-            format!("attempt {} {what}", key.1)
-        };
-        attempts.map(line).collect()
+            (task.seen(), lacking, format!("attempt {} {what}", key.1))
+        });
+        seen.collect()
     }
 
     /// The devices that a running task has, and the share of each.
@@ -1045,6 +1074,11 @@ impl Node {
     /// Whether somebody here waits for it.
     pub(crate) fn fetches(&self, object: ObjectId) -> bool {
         self.fetches.contains_key(&object)
+    }
+
+    /// CPUs that nobody uses, in thousandths: those that are not taken, and those of tasks that wait for others.
+    pub(crate) fn unused_cpu(&self) -> u32 {
+        self.free.cpu + self.spare()
     }
 
     pub(crate) fn stores(&self, object: ObjectId) -> bool {
@@ -1091,7 +1125,7 @@ fn start_from(
 
 /// Whether it asks for nothing but a CPU, and ends.
 fn is_plain(spec: &TaskSpec) -> bool {
-    *spec.demand == Demand::cpus(1_000) && !spec.stays && bundle_of(spec).is_none()
+    *spec.demand == Demand::cpus(WHOLE) && !spec.stays && bundle_of(spec).is_none()
 }
 
 /// The bundle that a task runs in.
@@ -1274,6 +1308,43 @@ mod tests {
         say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1 });
         let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: LARGE, attempt: 1 });
         assert!(matches!(out.sends[..], [(OTHER, Message::Pulled { is_well: false, .. })]), "{:?}", out.sends);
+    }
+
+    #[test]
+    fn what_is_plain_is_handed_out_ahead_only_beside_others_that_are() {
+        let mut node = node();
+        node.hand_out_ahead(8);
+        let ids = |out: &Effects| out.starts.iter().map(|spec| spec.id).collect::<Vec<_>>();
+        let plain = |number| TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
+        let wide = task(1, false);
+        let assign = |node: &mut Node, spec: &TaskSpec| ids(&say(node, OWNER, Message::Assign(spec.clone())));
+        assert_eq!(assign(&mut node, &wide), [wide.id]);
+        // Its worker would start this one at once.
+        assert_eq!(assign(&mut node, &plain(2)), []);
+        let state = |node: &Node, number| node.task(plain(number).id, 1).map(|task| task.state());
+        assert_eq!(state(&node, 1), Some(TaskState::Running));
+        assert_eq!(state(&node, 2), Some(TaskState::Queued));
+        // In no time, so that many are handed out ahead.
+        let end = |node: &mut Node, task| {
+            let mut out = Effects::default();
+            node.finished(0, task, 1, Outcome::Inline(Arc::from([])), &mut out);
+            out
+        };
+        assert_eq!(ids(&end(&mut node, wide.id)), [plain(2).id]);
+        for number in [3, 4] {
+            assert_eq!(assign(&mut node, &plain(number)), [plain(number).id]);
+        }
+        assert_eq!([2, 3, 4].map(|number| node.task(plain(number).id, 1).unwrap().runs()), [true, true, false]);
+        assert_eq!(state(&node, 4), Some(TaskState::Queued));
+        assert_eq!(node.unused_cpu(), 0);
+        for number in [2, 3, 4] {
+            end(&mut node, plain(number).id);
+        }
+        assert_eq!((node.unused_cpu(), node.plain), (2_000, 0));
+        // A wide one waits for more than a CPU.
+        assert_eq!(assign(&mut node, &plain(5)), [plain(5).id]);
+        assert_eq!(assign(&mut node, &task(6, false)), []);
+        assert_eq!(state(&node, 6), Some(TaskState::WaitingForResources));
     }
 
     #[test]

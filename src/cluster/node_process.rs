@@ -7,9 +7,12 @@
 //! One for the station and for what workers say. All goes through one lock, under which nothing blocks but the disk.
 //! Whatever takes long (to read or write an executable, to start a process, to bury one) has a thread.
 
+mod questions;
 mod report;
 
+use questions::Questions;
 pub(crate) use report::NAME;
+use report::Titled;
 
 use super::{
     bulk::{self, Bulk},
@@ -26,7 +29,7 @@ use super::{
     signals,
     station::{Happening, Post, Station},
     store,
-    wire::{self, Blob, End, Envelope, Job, Letter, Order, Site, Title, host},
+    wire::{self, Blob, End, Envelope, Job, Letter, Order, Site, host},
 };
 use crate::error::{Error, Origin};
 use bytes::{Bytes, BytesMut};
@@ -93,6 +96,7 @@ struct State {
     next_worker: u16,
     printed: Printed,
     timeline: Runs,
+    questions: Questions,
     is_ending: bool,
     has_ended: bool,
     /// Why it ends, if nobody has asked for that.
@@ -113,6 +117,8 @@ impl State {
 #[derive(Default)]
 struct JobState {
     job: Option<Job>,
+    /// What it is called.
+    program: Option<Arc<str>>,
     /// The part of the executable that has arrived.
     image: BytesMut,
     worker: Option<ProcessId>,
@@ -138,6 +144,13 @@ struct ActorPlace {
     is_made: bool,
 }
 
+struct Call {
+    actor: ObjectId,
+    titled: Titled,
+    /// When its worker got it: nanoseconds since the node was started.
+    since: u64,
+}
+
 struct Worker {
     driver: ProcessId,
     letters: pipe::Sender,
@@ -146,8 +159,8 @@ struct Worker {
     is_ready: bool,
     /// CPUs of its tasks that wait, in thousandths.
     lent: u32,
-    /// Calls that have not ended, and of which actor.
-    calls: BTreeMap<ObjectId, (ObjectId, Option<Title>)>,
+    /// Calls that have not ended.
+    calls: BTreeMap<ObjectId, Call>,
     /// What ended last.
     last: Option<Arc<str>>,
     /// And when: nanoseconds since the node was started.
@@ -199,6 +212,7 @@ impl NodeProcess {
                 next_worker: 1,
                 printed: Printed::default(),
                 timeline: Runs::default(),
+                questions: Questions::default(),
                 is_ending: false,
                 has_ended: false,
                 failed: None,
@@ -243,6 +257,7 @@ impl NodeProcess {
                     self.state.lock().is_ending = true;
                 }
                 let (until, is_ending) = self.with(|state, out| {
+                    self.answer_late(state);
                     state.node.tick(self.now(), out);
                     (state.node.next_tick(), state.is_ending)
                 });
@@ -466,9 +481,7 @@ impl NodeProcess {
                         Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) },
                     );
                 };
-                if let Some(worker) = state.workers.get_mut(&worker) {
-                    worker.calls.insert(call, (actor, Title::of(&body.0)));
-                }
+                self.call_begins(state, worker, call, actor, &body.0);
                 let letter = Letter::Call { call, actor, caller, body };
                 self.send(state, Envelope { from, to: worker, letter, payload });
             }
@@ -496,9 +509,10 @@ impl NodeProcess {
             Letter::Pullable { object, size, attempt, address } => {
                 self.pull(state, from, Message::Pushed { object, size, attempt }, address, out);
             }
-            Letter::Ask { number, question } => {
-                let (answer, payload) = wire::answer(number, &self.answer(state, &question));
-                self.station.post(&self.envelope(from, answer, payload));
+            Letter::Ask { number, question } => self.asked(state, from, number, question),
+            Letter::Answer { number } => self.worker_answered(state, from, number, payload.into_iter().next()),
+            Letter::PassOn { number, question } => {
+                self.station.post(&self.envelope(HEAD, Letter::AskFor { asker: from, number, question }, Vec::new()));
             }
             Letter::Named { function, name } => {
                 let driver = state.workers.get(&from).map(|worker| worker.driver);
@@ -725,6 +739,7 @@ impl NodeProcess {
                 if let Err(error) = job.image.check_runs_here() {
                     return self.refuse(state, driver, error.into(), out);
                 }
+                entry.program = Some(job.name.as_str().into());
                 entry.job = Some(job.clone());
                 self.prepare(job);
             }
@@ -922,8 +937,9 @@ impl NodeProcess {
         }
     }
 
-    fn worker_ended(&self, state: &mut State, id: ProcessId, why: &str, out: &mut Effects) {
+    fn worker_ended(self: &Arc<Self>, state: &mut State, id: ProcessId, why: &str, out: &mut Effects) {
         let Some(worker) = state.workers.remove(&id) else { return };
+        self.leave_out(state, id);
         state.node.reclaim(worker.lent);
         if let Some(job) = state.jobs.get_mut(&worker.driver)
             && job.worker == Some(id)

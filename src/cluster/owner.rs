@@ -466,6 +466,11 @@ impl Owner {
         self.record(object).and_then(Record::stays_at)
     }
 
+    /// The process that a task under way is with, or on its way to, as far as is known.
+    pub(crate) fn whereabouts(&self, object: ObjectId) -> Option<ProcessId> {
+        self.record(object).filter(|record| record.is_under_way()).and_then(|record| record.at)
+    }
+
     /// What has become of it; `None`: nothing yet, or it is lost and may be made again, or gone.
     pub(crate) fn value(&self, object: ObjectId) -> Option<Value> {
         match &self.record(object)?.state {

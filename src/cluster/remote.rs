@@ -18,7 +18,7 @@ use std::{
     panic::Location,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -28,6 +28,8 @@ pub(crate) struct RemoteCell<T> {
     client: Arc<Client>,
     kind: &'static str,
     type_name: &'static str,
+    /// Of a call: the number of its actor here.
+    actor: AtomicU64,
     /// What has arrived.
     arrived: Slot<Bytes>,
     /// What it is, once somebody has looked.
@@ -59,11 +61,17 @@ impl<T: Object> RemoteCell<T> {
             client: client.clone(),
             kind,
             type_name,
+            actor: AtomicU64::new(0),
             arrived: Slot::new(),
             value: OnceLock::new(),
             is_wanted: AtomicBool::new(false),
             is_released: AtomicBool::new(false),
         })
+    }
+
+    /// It is a call of this actor's.
+    pub(super) fn is_of_actor(&self, number: u64) {
+        self.actor.store(number, Ordering::Relaxed);
     }
 
     /// The value, or why there is none; once it has arrived.
@@ -221,6 +229,10 @@ impl<T: Object> Node for RemoteCell<T> {
 
     fn blockers(&self) -> Vec<Blocker> {
         self.client.blockers(self.id)
+    }
+
+    fn actor_number(&self) -> Option<u64> {
+        Some(self.actor.load(Ordering::Relaxed)).filter(|number| *number > 0)
     }
 }
 

@@ -53,6 +53,12 @@ impl Running {
         attempts.rev().find_map(|(_, task)| task.node.upgrade())
     }
 
+    /// All that has not ended.
+    pub(super) fn nodes(&self) -> Vec<(Key, Arc<dyn Node>)> {
+        let nodes = self.tasks.iter().filter_map(|(key, task)| Some((*key, task.node.upgrade()?)));
+        nodes.filter(|(_, node)| !node.is_done()).collect()
+    }
+
     /// What is known here of an object that is made here, or was.
     pub(super) fn result(&self, object: ObjectId) -> Given {
         let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));

@@ -1,9 +1,7 @@
 //! What ran when on a node, and the timeline of a cluster that is made of it.
 
+use super::protocol::ProcessId;
 use serde_json::{Value, json};
-
-/// Rows that are free, and from when on.
-type Free = BinaryHeap<Reverse<(u64, u64)>>;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
@@ -11,13 +9,21 @@ use std::{
     sync::Arc,
 };
 
+/// Rows that are free, and from when on.
+type Free = BinaryHeap<Reverse<(u64, u64)>>;
+
 /// Runs that a node remembers; older ones make room.
 const MOST: usize = 100_000;
 
-/// One task, from when its worker got it until it had ended.
+/// One task or call, from when its worker got it until it had ended.
 pub(crate) struct Run {
     pub(crate) name: Arc<str>,
-    pub(crate) job: Arc<str>,
+    pub(crate) kind: &'static str,
+    /// In the process that submitted it.
+    pub(crate) number: u64,
+    /// The job, and what that is called.
+    pub(crate) driver: ProcessId,
+    pub(crate) program: Arc<str>,
     pub(crate) pid: u32,
     /// Nanoseconds since the node was started.
     pub(crate) start: u64,
@@ -35,8 +41,8 @@ impl Runs {
         self.0.push_back(run);
     }
 
-    /// Each text once, and rows of name, job, worker, start and length; times in nanoseconds.
-    pub(crate) fn to_json(&self) -> Value {
+    /// Each text once, and rows of name, job, worker, start, length, kind and number; times in nanoseconds.
+    pub(crate) fn to_json(&self, job: Option<ProcessId>) -> Value {
         let mut texts: Vec<&str> = Vec::new();
         let mut places = BTreeMap::new();
         let mut place = |text| {
@@ -48,14 +54,19 @@ impl Runs {
         let rows: Vec<_> = self
             .0
             .iter()
-            .map(|run| json!([place(&*run.name), place(&*run.job), run.pid, run.start, run.end - run.start]))
+            .filter(|run| job.is_none_or(|job| job == run.driver))
+            .map(|run| {
+                let (name, program, kind) = (place(&*run.name), place(&*run.program), place(run.kind));
+                json!([name, program, run.pid, run.start, run.end - run.start, kind, run.number])
+            })
             .collect();
         json!({ "texts": texts, "runs": rows })
     }
 }
 
 /// Writes what nodes have answered as a trace that Perfetto opens: a process for each node, and in it rows for
-/// each worker, as many as it has run tasks at once. Returns how many tasks are in it.
+/// each worker: one for each of its threads if it observes, and else as many as it has run tasks at once. Returns how
+/// many runs are in it.
 pub(crate) fn write_trace(nodes: &[Value], mut file: impl Write) -> io::Result<usize> {
     let mut separator = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
     let mut event = |event: Value| {
@@ -65,7 +76,7 @@ pub(crate) fn write_trace(nodes: &[Value], mut file: impl Write) -> io::Result<u
     };
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     let zero = nodes.iter().map(|node| number(&node["started_ns"])).min().unwrap_or_default();
-    let mut count = 0;
+    let (mut count, mut next_row) = (0, 0);
     for (at, node) in nodes.iter().enumerate() {
         let process = at + 1;
         let name = format!("node {}", node["name"].as_str().or(node["node"].as_str()).unwrap_or("?"));
@@ -77,9 +88,8 @@ pub(crate) fn write_trace(nodes: &[Value], mut file: impl Write) -> io::Result<u
         rows.sort_by_key(|row| row.get(3).map(number));
         // Of each worker: its rows that are free, from when on, and how many it has.
         let mut workers: BTreeMap<u64, (Free, u64)> = BTreeMap::new();
-        let mut next_row = 0;
         for row in rows {
-            let [name, job, pid, start, length] = row.as_slice() else { continue };
+            let [name, job, pid, start, length, kind, number_there] = row.as_slice() else { continue };
             let (pid, start, length) = (number(pid), number(start), number(length));
             let (free, lanes) = workers.entry(pid).or_default();
             let row = match free.peek() {
@@ -100,9 +110,29 @@ pub(crate) fn write_trace(nodes: &[Value], mut file: impl Write) -> io::Result<u
             };
             free.push(Reverse((start + length, row)));
             let (ts, dur) = ((offset + start) as f64 / 1e3, length as f64 / 1e3);
-            event(json!({"ph": "X", "name": text(name), "cat": "task", "pid": process, "tid": row,
-                         "ts": ts, "dur": dur, "args": {"job": text(job)}}))?;
+            event(json!({"ph": "X", "name": text(name), "cat": text(kind), "pid": process, "tid": row,
+                         "ts": ts, "dur": dur, "args": {"job": text(job), "id": number_there}}))?;
             count += 1;
+        }
+        for worker in node["details"].as_array().into_iter().flatten() {
+            let offset = number(&worker["started_ns"]).saturating_sub(zero);
+            let text = |place: &Value| worker["texts"][number(place) as usize].as_str().unwrap_or("?");
+            let first_row = next_row + 1;
+            for thread in worker["threads"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                next_row += 1;
+                let name = format!("worker {}, {thread}", worker["pid"]);
+                event(
+                    json!({"ph": "M", "name": "thread_name", "pid": process, "tid": next_row, "args": {"name": name}}),
+                )?;
+            }
+            for run in worker["runs"].as_array().into_iter().flatten().filter_map(Value::as_array) {
+                let [thread, name, kind, id, start, length, depth] = run.as_slice() else { continue };
+                let (ts, dur) = ((offset + number(start)) as f64 / 1e3, number(length) as f64 / 1e3);
+                event(json!({"ph": "X", "name": text(name), "cat": text(kind), "pid": process,
+                             "tid": first_row + number(thread), "ts": ts, "dur": dur,
+                             "args": {"job": worker["job"], "id": id, "inside": depth}}))?;
+                count += 1;
+            }
         }
     }
     if nodes.is_empty() {
@@ -118,13 +148,14 @@ mod tests {
     use super::*;
 
     fn run(pid: u32, start: u64, end: u64) -> Run {
-        Run { name: format!("from {start}").into(), job: "job".into(), pid, start, end }
+        let (name, program) = (format!("from {start}").into(), "job".into());
+        Run { name, kind: "task", number: 1, driver: ProcessId(9), program, pid, start, end }
     }
 
     fn node(name: &str, started: u64, all: Vec<Run>) -> Value {
         let mut runs = Runs::default();
         all.into_iter().for_each(|run| runs.push(run));
-        let mut answer = runs.to_json();
+        let mut answer = runs.to_json(None);
         answer["node"] = name.into();
         answer["started_ns"] = started.into();
         answer
@@ -150,6 +181,25 @@ mod tests {
         let names: Vec<_> = events.iter().filter(|event| event["name"] == "process_name").collect();
         assert_eq!(names.len(), 2);
         assert_eq!(names[0]["args"]["name"], "node a");
+    }
+
+    #[test]
+    fn a_worker_that_observes_has_a_row_for_each_of_its_threads() {
+        let mut answer = node("a", 5_000_000, vec![run(8, 0, 1_000)]);
+        answer["details"] = json!([{ "pid": 7, "job": "job", "started_ns": 6_000_000, "threads": ["t0", "t1"],
+            "texts": ["inside", "call"], "runs": [[1, 0, 1, 42, 500, 1_000, 2]] }]);
+        let mut file = Vec::new();
+        assert_eq!(write_trace(&[answer.clone(), answer], &mut file).unwrap(), 4);
+        let trace: Value = serde_json::from_slice(&file).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let run = events.iter().find(|event| event["ph"] == "X" && event["name"] == "inside").unwrap();
+        assert_eq!((run["cat"].as_str(), run["args"]["id"].as_u64()), (Some("call"), Some(42)));
+        assert_eq!((run["ts"].as_f64(), run["dur"].as_f64()), (Some(1_000.5), Some(1.0)));
+        let threads: Vec<_> = events.iter().filter(|event| event["name"] == "thread_name").collect();
+        let row = threads.iter().find(|event| event["tid"] == run["tid"]).unwrap();
+        assert_eq!(row["args"]["name"], "worker 7, t1");
+        let rows: std::collections::BTreeSet<_> = threads.iter().map(|event| event["tid"].as_u64()).collect();
+        assert_eq!(rows.len(), threads.len(), "each row has a number of its own");
     }
 
     #[test]

@@ -118,14 +118,13 @@ impl<T: Object> Remote for RemoteStream<T> {
     }
 
     fn arrive(&self, outcome: Outcome<Bytes>) {
-        let succeeded = outcome.is_ok();
         self.tell(|buffer| {
             buffer.over = true;
             if buffer.failure.is_none() {
                 buffer.failure = outcome.err().map(|error| (*error).clone());
             }
         });
-        self.slot.complete_with(Ok(()), || self.client.core.count_ended(succeeded));
+        self.slot.complete(Ok(()));
     }
 
     fn is_wanted(&self) -> bool {

@@ -232,7 +232,7 @@ impl Parcel {
 }
 
 /// A function of a job's executable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Site {
     pub(crate) offset: i64,
     pub(crate) name_hash: u64,
@@ -256,7 +256,7 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// In one piece, with the job's driver in front: nodes read no more than that.
+    /// In one piece, with the job's driver in front: nodes read no more than that, and the title.
     pub(crate) fn encode(&self, driver: ProcessId) -> Arc<[u8]> {
         let mut out = Vec::with_capacity(128 + self.parcel.bytes.0.len());
         out.extend(driver.0.to_le_bytes());
@@ -276,15 +276,17 @@ impl Order {
 
 /// What of an order is for people: its first fields.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Title {
+pub(crate) struct Title<'a> {
     pub(crate) function: Site,
-    pub(crate) name: Option<Arc<str>>,
-    pub(crate) location: Arc<str>,
+    #[serde(borrow)]
+    pub(crate) name: Option<&'a str>,
+    pub(crate) location: &'a str,
+    pub(crate) number: u64,
 }
 
-impl Title {
-    /// Of an encoded order.
-    pub(crate) fn of(order: &[u8]) -> Option<Title> {
+impl<'a> Title<'a> {
+    /// Of an encoded order, of which it is a part.
+    pub(crate) fn of(order: &'a [u8]) -> Option<Title<'a>> {
         postcard::take_from_bytes(order.get(8..)?).ok().map(|(title, _)| title)
     }
 }
@@ -562,6 +564,17 @@ pub(crate) enum Letter {
         number: u64,
         question: Question,
     },
+    /// A question that takes the way of tasks, to come after them: to the asking process's node, which passes it on to
+    /// the head.
+    PassOn {
+        number: u64,
+        question: Question,
+    },
+    AskFor {
+        asker: ProcessId,
+        number: u64,
+        question: Question,
+    },
     /// The payload is the answer, as JSON.
     Answer {
         number: u64,
@@ -586,9 +599,22 @@ pub(crate) enum Question {
     Status,
     Nodes,
     Jobs,
-    Tasks,
-    Actors,
+    /// Of one program, those included that have ended and whose result somebody holds, or what all are doing.
+    Tasks {
+        job: Option<ProcessId>,
+    },
+    Actors {
+        job: Option<ProcessId>,
+    },
     Objects,
+    /// What workers of a program hold of what was made there.
+    Held {
+        job: ProcessId,
+    },
+    /// Figures of a program.
+    Stats {
+        job: ProcessId,
+    },
     Memory,
     PlacementGroups,
     /// What workers have printed, on the node of this name or on all, after the line of this number on each.
@@ -596,8 +622,10 @@ pub(crate) enum Question {
         node: Option<String>,
         after: BTreeMap<String, u64>,
     },
-    /// What ran when.
-    Runs,
+    /// What ran when, of one program or of all.
+    Runs {
+        job: Option<ProcessId>,
+    },
     /// End the cluster.
     Stop,
     /// Why a task has not ended.
@@ -670,6 +698,11 @@ pub(crate) fn host() -> String {
     format!("{} {user} {}", boot.trim(), mounts.display())
 }
 
+/// A task, an actor or an object, in short: its owner and its number there.
+pub(crate) fn shown(id: ObjectId) -> String {
+    format!("{}/{}", id.owner, id.number)
+}
+
 /// An answer, which may be long, is sent in parts.
 pub(crate) fn answer(number: u64, answer: &serde_json::Value) -> (Letter, Vec<Bytes>) {
     (Letter::Answer { number }, vec![answer.to_string().into()])
@@ -695,9 +728,15 @@ mod tests {
                 number: 5,
                 extras: extras.clone(),
             };
-            let title = Title::of(&order.encode(ProcessId(9))).expect("a title");
-            assert_eq!((title.function, title.name), (function, name));
-            assert_eq!(&*title.location, "src/main.rs:1:2");
+            let encoded = order.encode(ProcessId(9));
+            let title = Title::of(&encoded).expect("a title");
+            assert_eq!((title.function, title.name, title.number), (function, name.as_deref(), 5));
+            assert_eq!(title.location, "src/main.rs:1:2");
+            let whole = Order::decode(&encoded).expect("an order");
+            assert_eq!((whole.function, whole.name, whole.number), (function, name, 5));
+            assert_eq!((&*whole.location, whole.dependencies), ("src/main.rs:1:2", vec![0]));
+            assert_eq!((whole.parcel.handles, whole.parcel.bytes), (handles.clone(), bytes.clone()));
+            assert_eq!(whole.extras, extras);
         }
         assert!(Title::of(&[1, 2, 3]).is_none());
     }

@@ -893,7 +893,8 @@ impl<S: Send + Sync + 'static> AnyActor for ActorCell<S> {
             _ if readers > 0 => crate::observe::ActorState::Busy,
             _ => crate::observe::ActorState::Idle,
         };
-        crate::observe::ActorInfo {
+        #[allow(unused_mut)] // on a cluster it is known otherwise
+        let mut info = crate::observe::ActorInfo {
             id: self.id,
             name: self.name().to_owned(),
             type_name: self.type_name.to_owned(),
@@ -901,7 +902,13 @@ impl<S: Send + Sync + 'static> AnyActor for ActorCell<S> {
             pending_calls: self.pending_calls(),
             restarts: self.restarts.load(Ordering::Relaxed),
             location: self.location.to_string(),
+            node: crate::resources::LOCAL_NODE.into(),
+        };
+        #[cfg(feature = "cluster")]
+        if let Some(submitted) = &*self.submitted.lock() {
+            (info.id, info.location) = (submitted.number, submitted.location.to_string());
         }
+        info
     }
 }
 
@@ -985,7 +992,9 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> CallCell<S, B> {
                 cell.slot.with_body(|body| body.dependencies(visit));
             });
         }
-        core.count(|c| &c.submitted);
+        if caller.is_none() {
+            core.count(|c| &c.submitted);
+        }
         match actor.mailbox.push(cell.clone()) {
             Pushed::Schedule => actor.schedule(),
             Pushed::Queued => {}

@@ -150,6 +150,20 @@ impl Meta {
         self.submitted().filter(is_task).map_or(0, |submitted| submitted.cpu.unwrap_or(super::resources::WHOLE))
     }
 
+    /// Whether it was submitted in another process, which counts and lists it.
+    #[inline]
+    pub(crate) fn is_from_elsewhere(&self) -> bool {
+        self.submitted().is_some()
+    }
+
+    /// Counts its end, where it was submitted.
+    #[inline]
+    pub(crate) fn count_ended(&self, succeeded: bool) {
+        if !self.is_from_elsewhere() {
+            self.core.count_ended(succeeded);
+        }
+    }
+
     /// Its number in the process that submitted it.
     pub(crate) fn number(&self) -> u64 {
         self.submitted().map_or(self.id, |submitted| submitted.number)
@@ -246,6 +260,10 @@ pub(crate) trait Node: Any + Send + Sync {
     /// The actor it runs in, and whether side by side with others.
     fn actor(&self) -> Option<(u64, bool)> {
         None
+    }
+    /// The actor that it is a call of, wherever that runs.
+    fn actor_number(&self) -> Option<u64> {
+        self.actor().map(|(id, _)| id)
     }
 }
 
@@ -373,7 +391,7 @@ pub(crate) fn complete<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Outcome<T>
 #[inline]
 pub(crate) fn complete_counted<T, B>(meta: &Meta, slot: &Slot<T, B>, outcome: Outcome<T>) -> Completed<B> {
     let succeeded = outcome.is_ok();
-    complete_with(meta, slot, outcome, || meta.core.count_ended(succeeded))
+    complete_with(meta, slot, outcome, || meta.count_ended(succeeded))
 }
 
 #[inline]

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::{
     cell::RefCell,
     sync::{Arc, Weak},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 /// Runs that a thread remembers; older ones make room.
@@ -43,6 +43,8 @@ pub(crate) struct ThreadLog {
 
 pub(crate) struct Recorder {
     started: Instant,
+    /// The same as a date.
+    pub(crate) started_on: SystemTime,
     logs: Mutex<Vec<Arc<ThreadLog>>>,
 }
 
@@ -53,7 +55,7 @@ thread_local! {
 
 impl Recorder {
     pub(crate) fn new() -> Self {
-        Recorder { started: Instant::now(), logs: Mutex::default() }
+        Recorder { started: Instant::now(), started_on: SystemTime::now(), logs: Mutex::default() }
     }
 
     pub(crate) fn logs(&self) -> Vec<Arc<ThreadLog>> {
@@ -118,7 +120,7 @@ fn record(core: &'static Core, start: Instant, node: &dyn Node) {
         if log.runs.len() >= RUNS {
             log.runs.pop_front();
         }
-        let (id, kind) = (node.meta().id, node.kind());
+        let (id, kind) = (node.meta().number(), node.kind());
         log.runs.push_back(Run { id, name, kind, start: since(start), end: since(end), depth });
     });
 }
@@ -140,7 +142,14 @@ pub(crate) fn submitted<N: Node>(core: &'static Core, node: impl FnOnce() -> Arc
 /// What a node is doing, in words.
 pub(crate) fn describe(node: &dyn Node) -> String {
     let label = node.label();
-    match node.phase() {
+    let phase = node.phase();
+    #[cfg(feature = "cluster")]
+    if let (Some(id), Some(client)) = (node.remote_id(), node.meta().core.client.get())
+        && !matches!(phase, Phase::Done | Phase::WaitingForArguments)
+    {
+        return format!("{label}, which {}", client.doing(node, id));
+    }
+    match phase {
         Phase::Done => format!("{label}, which is done"),
         Phase::Running => format!("{label}, which is running"),
         Phase::Pausing => format!("{label}, which pauses before attempt {}", node.meta().attempt()),

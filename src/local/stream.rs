@@ -98,7 +98,6 @@ impl<B: StreamBody> StreamCell<B> {
         options: Option<Box<Options>>,
         capacity: usize,
     ) -> Arc<Self> {
-        core.count(|c| &c.submitted);
         let body = match core.has(super::flag::CHECK_SERIALIZATION) {
             true => body.duplicate(),
             false => Ok(body),
@@ -123,11 +122,14 @@ impl<B: StreamBody> StreamCell<B> {
             capacity,
             slot: Slot::new(),
         });
+        if !cell.meta.is_from_elsewhere() {
+            core.count(|c| &c.submitted);
+        }
         observe::submitted(core, || cell.clone());
         // A shutdown must find it, also while its producer is stopped.
         core.suspend(&(cell.clone() as Arc<dyn Node>));
         if failed {
-            cell.slot.complete_with(Ok(()), || core.count_ended(false));
+            cell.slot.complete_with(Ok(()), || cell.meta.count_ended(false));
             return cell;
         }
         let missing = wait_for_arguments(&cell, |visit| {
@@ -265,7 +267,7 @@ impl<B: StreamBody> StreamCell<B> {
         };
         self.meta.core.resume(self.meta.id);
         let succeeded = self.buffer.lock().failure.is_none();
-        self.slot.complete_with(Ok(()), || self.meta.core.count_ended(succeeded));
+        self.slot.complete_with(Ok(()), || self.meta.count_ended(succeeded));
         tell(wanted, waker);
     }
 }

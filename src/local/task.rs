@@ -107,7 +107,9 @@ impl<B: Body> TaskCell<B> {
             let node: &dyn Node = &*cell;
             return Err(Error::Infeasible { origin: node.origin(), reason });
         }
-        core.count(|c| &c.submitted);
+        if !cell.meta.is_from_elsewhere() {
+            core.count(|c| &c.submitted);
+        }
         observe::submitted(core, || cell.clone());
         if let Some(after) = cell.meta.options.as_ref().and_then(|o| o.deadline) {
             let node: Arc<dyn Node> = cell.clone();
@@ -247,14 +249,36 @@ impl<B: Body> TaskCell<B> {
         // Until the pause is over nobody finds the body, so nobody starts it early; but a shutdown
         // finds the task.
         core.suspend(&(self.clone() as Arc<dyn Node>));
-        self.pausing.store(true, Ordering::Relaxed);
+        self.pause();
         timer::after(core, pause, move || {
             core.resume(self.meta.id);
-            self.pausing.store(false, Ordering::Relaxed);
+            self.end_pause();
             if !self.slot.is_done() {
                 again(self);
             }
         });
+    }
+
+    /// It waits for its next attempt; its node may use its CPUs meanwhile.
+    fn pause(&self) {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.meta.core.client.get() {
+            client.lend(self.meta.lent_cpu());
+        }
+        self.pausing.store(true, Ordering::Release);
+        if self.slot.is_done() {
+            self.end_pause(); // it was cancelled meanwhile
+        }
+    }
+
+    fn end_pause(&self) {
+        if !self.pausing.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.meta.core.client.get() {
+            client.reclaim(self.meta.lent_cpu());
+        }
     }
 
     fn finish(self: Arc<Self>, outcome: Result<B::Out, Arc<Error>>) {
@@ -362,6 +386,7 @@ impl<B: Body> Node for TaskCell<B> {
         let completed = complete_counted(&self.meta, &self.slot, Err(error));
         let failed = completed.is_first();
         contain(|| drop(completed)); // handles among the arguments may free other things
+        self.end_pause();
         if failed && self.grant().is_some() {
             self.forget_demand();
             self.meta.core.admit(); // others may have waited behind it

@@ -70,7 +70,7 @@ usage: outray list WHAT [--address HOST:PORT] [--json]
 
   nodes              machines that run tasks
   jobs               programs that are connected
-  tasks              tasks that nodes have, waiting or running; those that a worker keeps for itself are not seen
+  tasks              tasks and calls, waiting or running; those that stay in a worker only of programs that observe
   actors             actors, and their calls under way
   objects            large values in the nodes' stores, the largest first
   placement-groups   resources that are set aside together
@@ -97,7 +97,8 @@ usage: outray logs [--node NAME] [--follow] [--address HOST:PORT] [--json]
   --json                each line as JSON";
 
 pub(super) const TIMELINE: &str = "\
-Writes what ran when, on which worker of which node: the last 100000 tasks of each node. ui.perfetto.dev opens it.
+Writes what ran when, on which worker of which node: the last 100000 tasks and calls of each node, and of each worker
+of a program that observes. ui.perfetto.dev opens it.
 
 usage: outray timeline FILE [--address HOST:PORT]
 

@@ -166,6 +166,7 @@ pub(super) fn tasks(answer: &Value) -> String {
             [
                 text(&task["id"]),
                 name(&task["name"]),
+                text(&task["kind"]),
                 text(&task["job"]),
                 text(&task["node"]),
                 text(&task["state"]),
@@ -175,7 +176,7 @@ pub(super) fn tasks(answer: &Value) -> String {
             ]
         })
         .collect();
-    table(["TASK", "NAME", "JOB", "NODE", "STATE", "FOR", "PID", "ATTEMPT"], &rows)
+    table(["TASK", "NAME", "KIND", "JOB", "NODE", "STATE", "FOR", "PID", "ATTEMPT"], &rows)
 }
 
 pub(super) fn actors(answer: &Value) -> String {

@@ -1,12 +1,17 @@
 //! What a node tells people.
 
-use super::{NodeProcess, State};
-use crate::cluster::{
-    capacity::Capacity,
-    image::platform,
-    protocol::{ObjectId, ProcessId},
-    runs::Run,
-    wire::{Order, Question, Title},
+use super::{Call, NodeProcess, State};
+use crate::{
+    cluster::{
+        capacity::Capacity,
+        image::platform,
+        look,
+        node::Seen,
+        protocol::{ObjectId, ProcessId},
+        runs::Run,
+        wire::{Order, Question, Site, Title, shown},
+    },
+    observe::TaskState,
 };
 use serde_json::{Value, json};
 use std::{
@@ -19,21 +24,43 @@ use std::{
 /// The label that is a node's name for people.
 pub(crate) const NAME: &str = "node";
 
+/// What something is called, as far as that is known without a look at its function.
+pub(super) struct Titled {
+    function: Site,
+    number: u64,
+    name: Option<Arc<str>>,
+    /// As long as there is no name.
+    location: Option<Box<str>>,
+}
+
 impl State {
-    /// What is running is called, or where it comes from if that is not known yet.
-    fn name(&self, driver: ProcessId, title: &Title) -> Arc<str> {
+    fn titled(&self, driver: ProcessId, order: &[u8]) -> Titled {
+        let Some(title) = Title::of(order) else {
+            return Titled { function: Site::default(), number: 0, name: Some("?".into()), location: None };
+        };
         let known = || self.jobs.get(&driver)?.names.get(&title.function).cloned();
-        title.name.clone().or_else(known).unwrap_or_else(|| format!("a function of {}", title.location).into())
+        let name = title.name.map(Into::into).or_else(known);
+        let location = name.is_none().then(|| title.location.into());
+        Titled { function: title.function, number: title.number, name, location }
+    }
+
+    /// What it is called, or where it comes from if that is not known yet.
+    fn name(&self, driver: ProcessId, titled: &Titled) -> Arc<str> {
+        let known = || self.jobs.get(&driver)?.names.get(&titled.function).cloned();
+        let unnamed = || format!("a function of {}", titled.location.as_deref().unwrap_or("?")).into();
+        titled.name.clone().or_else(known).unwrap_or_else(unnamed)
     }
 
     fn name_of(&self, order: &[u8]) -> Arc<str> {
-        let named = Order::driver(order).zip(Title::of(order)).map(|(driver, title)| self.name(driver, &title));
-        named.unwrap_or_else(|| "?".into())
+        match Order::driver(order) {
+            Some(driver) => self.name(driver, &self.titled(driver, order)),
+            None => "?".into(),
+        }
     }
 
-    fn program(&self, driver: ProcessId) -> Arc<str> {
-        let job = self.jobs.get(&driver).and_then(|job| job.job.as_ref());
-        job.map_or_else(|| driver.to_string().into(), |job| job.name.as_str().into())
+    pub(super) fn program(&self, driver: ProcessId) -> Arc<str> {
+        let known = self.jobs.get(&driver).and_then(|job| job.program.clone());
+        known.unwrap_or_else(|| driver.to_string().into())
     }
 
     fn pid(&self, worker: ProcessId) -> Option<u32> {
@@ -51,7 +78,7 @@ impl State {
         let count = usize::from(first.is_some()) + tasks.count() + worker.calls.len();
         let only = match (first, worker.calls.values().next()) {
             (Some(task), _) => Some(self.name_of(&task.spec.body)),
-            (None, Some((_, title))) => title.as_ref().map(|title| self.name(worker.driver, title)),
+            (None, Some(call)) => Some(self.name(worker.driver, &call.titled)),
             (None, None) => worker.last.clone(),
         };
         match (count, only) {
@@ -68,23 +95,44 @@ impl NodeProcess {
         let Some(task) = state.node.task(id, attempt) else { return };
         let (Some(since), is_ahead) = (task.since, task.is_ahead) else { return };
         let driver = Order::driver(&task.spec.body).unwrap_or(id.owner);
-        let (name, job) = (state.name_of(&task.spec.body), state.program(driver));
+        let titled = state.titled(driver, &task.spec.body);
+        let (name, program) = (state.name(driver, &titled), state.program(driver));
         if let Some(worker) = state.runs.get(&(id, attempt)).and_then(|run| state.workers.get_mut(&run.worker)) {
             // One that was there ahead of its turn has waited for the one before.
             let start = if is_ahead { since.max(worker.ended) } else { since };
             let end = self.now().max(start);
             (worker.last, worker.ended) = (Some(name.clone()), end);
-            state.timeline.push(Run { name, job, pid: worker.pid, start, end });
+            let (number, pid) = (titled.number, worker.pid);
+            state.timeline.push(Run { name, kind: "task", number, driver, program, pid, start, end });
+        }
+    }
+
+    /// A call goes to a worker.
+    pub(super) fn call_begins(
+        &self,
+        state: &mut State,
+        worker: ProcessId,
+        call: ObjectId,
+        actor: ObjectId,
+        order: &[u8],
+    ) {
+        let Some(driver) = state.workers.get(&worker).map(|worker| worker.driver) else { return };
+        let call_of = Call { actor, titled: state.titled(driver, order), since: self.now() };
+        if let Some(worker) = state.workers.get_mut(&worker) {
+            worker.calls.insert(call, call_of);
         }
     }
 
     pub(super) fn call_ended(&self, state: &mut State, id: ProcessId, call: ObjectId) {
         let Some(worker) = state.workers.get_mut(&id) else { return };
-        let (driver, title) = (worker.driver, worker.calls.remove(&call).and_then(|(_, title)| title));
-        let name = title.map(|title| state.name(driver, &title));
-        if let (Some(name), Some(worker)) = (name, state.workers.get_mut(&id)) {
-            worker.last = Some(name);
+        let (driver, pid) = (worker.driver, worker.pid);
+        let Some(Call { titled, since: start, .. }) = worker.calls.remove(&call) else { return };
+        let (name, program) = (state.name(driver, &titled), state.program(driver));
+        if let Some(worker) = state.workers.get_mut(&id) {
+            worker.last = Some(name.clone());
         }
+        let (number, end) = (titled.number, self.now());
+        state.timeline.push(Run { name, kind: "call", number, driver, program, pid, start, end });
     }
 
     /// Keeps a line that a worker has printed; returns who it was.
@@ -98,15 +146,17 @@ impl NodeProcess {
     }
 
     /// What people have called this node, or its number.
-    fn called<'a>(&'a self, state: &'a State) -> &'a str {
+    pub(super) fn called<'a>(&'a self, state: &'a State) -> &'a str {
         let label = state.node.labels().iter().find(|(key, _)| &**key == NAME);
         label.map_or(&self.name, |(_, name)| name)
     }
 
     pub(super) fn answer(&self, state: &State, question: &Question) -> Value {
         match question {
-            Question::Tasks => self.tasks(state),
-            Question::Actors => self.actors(state),
+            Question::Tasks { job } => self.tasks(state, *job),
+            Question::Actors { job } => self.actors(state, *job),
+            Question::Stats { job } => self.sums(state, *job),
+            Question::Held { .. } => json!([]),
             Question::Objects => {
                 let objects = state.shelf.sizes().map(|(id, size)| {
                     let job = state.workers.get(&id.owner).map_or(id.owner, |worker| worker.driver);
@@ -117,8 +167,19 @@ impl NodeProcess {
             }
             Question::Memory => self.memory(state),
             Question::Explain { task } => {
-                let lines = state.node.explain(*task);
-                lines.iter().map(|line| format!("on node {} its {line}", self.name)).collect()
+                let newest = state.node.explain(*task).into_iter().next_back();
+                let called = state.workers.values().any(|worker| worker.calls.contains_key(task));
+                match newest {
+                    Some((seen, lacking, line)) => {
+                        let line = format!("on node {} its {line}", self.name);
+                        json!({ "phase": seen.state(), "attempt": seen.spec.attempt, "lacking": lacking, "lines": [line] })
+                    }
+                    None if called => {
+                        let line = format!("on node {} its actor has it", self.name);
+                        json!({ "phase": TaskState::Queued, "attempt": 1, "lines": [line] })
+                    }
+                    None => Value::Null,
+                }
             }
             Question::Lines { node, after } => {
                 let called = self.called(state);
@@ -132,8 +193,8 @@ impl NodeProcess {
                 answer["is_meant"] = json!(is_meant);
                 answer
             }
-            Question::Runs => {
-                let mut answer = state.timeline.to_json();
+            Question::Runs { job } => {
+                let mut answer = state.timeline.to_json(*job);
                 let started = self.started_on.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 answer["node"] = json!(self.name);
                 answer["name"] = json!(self.called(state));
@@ -161,48 +222,89 @@ impl NodeProcess {
         })
     }
 
+    /// A program's part of what is here; CPUs are those of all.
+    fn sums(&self, state: &State, job: ProcessId) -> Value {
+        let of_job = |task: &Seen<'_>| Order::driver(&task.spec.body).unwrap_or(task.spec.id.owner) == job;
+        let (mut queued, mut waiting, mut actors) = (0, 0, 0);
+        for task in state.node.tasks().filter(of_job) {
+            actors += usize::from(task.spec.stays);
+            // What is with a worker ahead of its turn is in its queue.
+            queued += usize::from(task.state() == TaskState::Queued && task.since.is_none());
+            waiting += usize::from(task.state() == TaskState::WaitingForResources);
+        }
+        json!({ "cpus": f64::from(state.node.capacity().cpu) / 1e3,
+                "cpus_free": f64::from(state.node.unused_cpu()) / 1e3,
+                "queued": queued, "waiting_for_resources": waiting, "actors": actors })
+    }
+
     /// Actors that live are listed as such.
-    fn tasks(&self, state: &State) -> Value {
+    fn tasks(&self, state: &State, job: Option<ProcessId>) -> Value {
         let is_made = |id: &ObjectId| state.actors.get(id).is_some_and(|place| place.is_made);
-        let tasks = state.node.tasks().filter(|task| !is_made(&task.spec.id));
-        let rows = tasks.map(|task| {
+        let tasks = state.node.tasks().filter(|task| !is_made(&task.spec.id)).filter_map(|task| {
             let spec = task.spec;
             let driver = Order::driver(&spec.body).unwrap_or(spec.id.owner);
+            if job.is_some_and(|job| job != driver) {
+                return None;
+            }
             let on = state.runs.get(&(spec.id, spec.attempt)).map(|run| run.worker);
             let since = task.since.filter(|_| task.runs());
-            let phase = match (task.since, task.lacking) {
-                (Some(_), _) if on.is_none() => "starting",
-                (Some(_), _) if task.is_ahead => "next",
-                (Some(_), _) => "running",
-                (None, 0) => "waiting for resources",
-                (None, _) => "waiting for arguments",
+            let (phase, words) = match task.state() {
+                TaskState::Running if on.is_none() => (TaskState::Queued, "starting"),
+                TaskState::Queued if task.is_ahead => (TaskState::Queued, "next"),
+                TaskState::Queued => (TaskState::Queued, "waiting for a CPU"),
+                phase => (phase, look::words(phase)),
             };
-            json!({ "node": self.called(state), "id": shown(spec.id), "name": &*state.name_of(&spec.body),
-                    "kind": if spec.stays { "actor" } else { "task" }, "job": &*state.program(driver),
-                    "attempt": spec.attempt, "state": phase, "lacking_arguments": task.lacking,
+            let titled = state.titled(driver, &spec.body);
+            Some(json!({ "of": spec.id, "process": spec.id.owner, "number": titled.number, "phase": phase,
+                    "node": self.called(state), "node_id": self.name, "id": shown(spec.id),
+                    "name": &*state.name(driver, &titled), "kind": if spec.stays { "actor" } else { "task" },
+                    "job": &*state.program(driver), "attempt": spec.attempt, "state": words,
+                    "lacking_arguments": task.lacking,
                     "running_seconds": since.map(|since| self.seconds_since(since)),
                     "pid": on.and_then(|on| state.pid(on)),
-                    "submitted_at": Title::of(&spec.body).map(|title| title.location.to_string()) })
+                    "submitted_at": Title::of(&spec.body).map(|title| title.location) }))
         });
-        rows.collect()
+        let calls = state.workers.values().filter(|worker| job.is_none_or(|job| job == worker.driver));
+        let calls = calls.flat_map(|worker| worker.calls.iter().map(move |(id, call)| (worker, id, call)));
+        let calls = calls.map(|(worker, id, call)| {
+            json!({ "of": id, "process": id.owner, "number": call.titled.number, "phase": TaskState::Queued,
+                    "node": self.called(state), "node_id": self.name, "id": shown(*id),
+                    "name": &*state.name(worker.driver, &call.titled), "kind": "call",
+                    "actor": call.actor, "actor_number": self.number_of(state, call.actor),
+                    "job": &*state.program(worker.driver), "attempt": 1, "state": look::words(TaskState::Queued),
+                    "running_seconds": self.seconds_since(call.since), "pid": worker.pid })
+        });
+        tasks.chain(calls).collect()
+    }
+
+    /// The number that an actor here has in the process that started it.
+    fn number_of(&self, state: &State, actor: ObjectId) -> Option<u64> {
+        let task = state.node.task(actor, state.actors.get(&actor)?.attempt)?;
+        Title::of(&task.spec.body).map(|title| title.number)
     }
 
     fn seconds_since(&self, since: u64) -> f64 {
         Duration::from_nanos(self.now().saturating_sub(since)).as_secs_f64()
     }
 
-    fn actors(&self, state: &State) -> Value {
-        let rows = state.actors.iter().map(|(id, place)| {
+    fn actors(&self, state: &State, job: Option<ProcessId>) -> Value {
+        let rows = state.actors.iter().filter_map(|(id, place)| {
             let task = state.node.task(*id, place.attempt);
             let worker = state.workers.get(&place.worker);
-            let calls = worker.map_or(0, |worker| worker.calls.values().filter(|(actor, _)| actor == id).count());
+            if job.is_some() && job != worker.map(|worker| worker.driver) {
+                return None;
+            }
+            let calls = worker.map_or(0, |worker| worker.calls.values().filter(|call| call.actor == *id).count());
             let since = task.as_ref().and_then(|task| task.since);
-            json!({ "node": self.called(state), "id": shown(*id),
-                    "name": task.map(|task| state.name_of(&task.spec.body).to_string()),
-                    "job": worker.map(|worker| state.program(worker.driver).to_string()),
+            let title = task.as_ref().and_then(|task| Title::of(&task.spec.body));
+            Some(json!({ "of": id, "number": title.as_ref().map_or(0, |title| title.number),
+                    "node": self.called(state), "node_id": self.name, "id": shown(*id),
+                    "name": task.as_ref().map(|task| state.name_of(&task.spec.body)),
+                    "job": worker.map(|worker| state.program(worker.driver)),
                     "pid": worker.map(|worker| worker.pid), "starts": place.attempt, "calls": calls,
                     "state": if place.is_made { "alive" } else { "starting" },
-                    "since_seconds": since.map(|since| self.seconds_since(since)) })
+                    "submitted_at": title.map(|title| title.location),
+                    "since_seconds": since.map(|since| self.seconds_since(since)) }))
         });
         rows.collect()
     }
@@ -222,11 +324,6 @@ impl NodeProcess {
             "machine_bytes": machine("MemTotal:"), "machine_available_bytes": machine("MemAvailable:"),
         })
     }
-}
-
-/// A task, an actor or an object, in short: its owner and its number there.
-fn shown(id: ObjectId) -> String {
-    format!("{}/{}", id.owner, id.number)
 }
 
 fn stored_bytes(state: &State) -> u64 {
