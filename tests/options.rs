@@ -4,7 +4,7 @@ mod common;
 
 use common::{
     AtomicBool, AtomicU32, AtomicUsize, Gate, Meter, Notes, alone, at_once, builder, give_others_a_chance, local,
-    local_only, meet, not_yet, on_cluster, until, watch,
+    local_only, meet, on_cluster, until, watch,
 };
 use outray::{Bundle, Error, PlacementStrategy, Runtime, Strategy};
 use std::{
@@ -771,7 +771,6 @@ fn cancelling_races_with_running_and_either_wins() {
 
 #[test]
 fn a_placement_group_sets_resources_aside_and_gives_them_back() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = builder().cpus(4).gpus(1).resource("licence", 2.0).build().unwrap();
         let bundles = [Bundle::new().cpus(2.0), Bundle::new().cpus(1.0).gpus(1.0).resource("licence", 2.0)];
@@ -810,7 +809,6 @@ fn tasks_in_a_bundle_run_on_what_it_set_aside_and_on_no_more() {
 
 #[test]
 fn a_bundle_is_held_until_the_last_task_in_it_ends() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(2);
@@ -843,7 +841,6 @@ fn a_bundle_that_is_not_there_or_too_small_is_infeasible() {
 
 #[test]
 fn a_group_is_all_or_nothing_and_says_what_it_lacks() {
-    not_yet!("`stats` does not know what the nodes do");
     watch(|| {
         let rt = local(2);
         let bundles = [Bundle::new().cpus(1.0), Bundle::new().cpus(2.0)];
@@ -891,7 +888,6 @@ fn a_group_on_gpus_gives_its_tasks_its_devices() {
 
 #[test]
 fn a_placement_group_that_outlives_its_runtime_does_no_harm_to_the_next() {
-    not_yet!("`stats` does not know what the nodes do");
     alone("a_placement_group_that_outlives_its_runtime_does_no_harm_to_the_next", || {
         let old = local(2);
         let group = old.placement_group(&[Bundle::new().cpus(1.0)], PlacementStrategy::Pack).unwrap();
