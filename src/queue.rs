@@ -270,7 +270,10 @@ impl<T: Object> Drop for Withdrawn<'_, T> {
 
 /// Puts an item that nobody wants any more back.
 #[cfg(feature = "cluster")]
-struct GiveBack<T: Object>(Mutex<Option<(ObjectRef<Item<T>>, Actor<Hosted<T>>)>>);
+struct GiveBack<T: Object>(Mutex<Option<Unwanted<T>>>);
+
+#[cfg(feature = "cluster")]
+type Unwanted<T> = (ObjectRef<Item<T>>, Actor<Hosted<T>>);
 
 #[cfg(feature = "cluster")]
 impl<T: Object> Waiter for GiveBack<T> {

@@ -151,6 +151,9 @@ pub(super) struct State {
 /// Writes to the file of this path, or is told why there is none.
 type WriteTo = Box<dyn FnOnce(std::result::Result<PathBuf, String>) + Send>;
 
+/// Something that has its number, and how it is to be started.
+pub(super) type Announced = (Arc<dyn Remote>, Order);
+
 /// What keeps objects that are known by their numbers.
 type Guards = Vec<Box<dyn Any + Send + Sync>>;
 
@@ -1122,7 +1125,7 @@ impl Client {
         (function, packed): (Site, Packed),
         extras: Option<Box<Extras>>,
         options: Option<Box<Options>>,
-    ) -> Result<(ObjectRef<T>, (Arc<dyn Remote>, Order))> {
+    ) -> Result<(ObjectRef<T>, Announced)> {
         self.takes_orders(kind, options.as_deref())?;
         self.fits_its_bundle(kind, location, options.as_deref())?;
         let (parcel, handles) = self.parcel(packed)?;
@@ -1140,7 +1143,7 @@ impl Client {
     pub(super) fn start_announced(
         self: &Arc<Self>,
         id: ObjectId,
-        (cell, mut order): (Arc<dyn Remote>, Order),
+        (cell, mut order): Announced,
         dependencies: &[Arc<dyn Node>],
         restarts: u32,
     ) {
