@@ -298,6 +298,11 @@ impl Client {
                 let Some((arguments, place)) = state.owner.under_way(*object) else { continue };
                 entry.needs = arguments.into_iter().map(|argument| Need::of(Spot::Object(argument))).collect();
                 entry.place = place;
+                let maker = state.owner.maker(*object);
+                if maker != *object {
+                    // A part of what that makes.
+                    entry.needs.push(Need::of(Spot::Object(maker)));
+                }
                 if let Some(node) = state.exported_node(*object) {
                     entry.made_by = Some(Spot::Local(self.me, node.meta().id));
                     nodes.push(node);

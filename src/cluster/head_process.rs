@@ -189,10 +189,8 @@ impl HeadProcess {
                 let job = self.jobs.get(&driver).map(|(job, _)| job.clone());
                 self.post(from, Letter::JobIs { driver, job });
             }
-            Letter::Cycle { ticket, waits, path } => {
-                if self.verdicts.fails(ticket, &waits) {
-                    self.post(ticket.process, Letter::EndWait { number: ticket.number, path });
-                }
+            Letter::Cycle { ticket, waits, path } if self.verdicts.fails(ticket, &waits) => {
+                self.post(ticket.process, Letter::EndWait { number: ticket.number, path });
             }
             Letter::Ask { number, question } => self.ask(from, number, question),
             Letter::AskFor { asker, number, question } => self.ask(asker, number, question),

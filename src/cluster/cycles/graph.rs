@@ -6,7 +6,7 @@
 
 use super::super::protocol::{ObjectId, ProcessId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 
 /// More are not looked at: so many waits are seldom a cycle, and never a short one.
 const MOST: usize = 200_000;
@@ -172,8 +172,8 @@ impl Graph {
         let mut next = VecDeque::from([start]);
         'search: while let Some(spot) = next.pop_front() {
             for target in targets(&members[&spot]) {
-                if !before.contains_key(&target) {
-                    before.insert(target, spot);
+                if let btree_map::Entry::Vacant(place) = before.entry(target) {
+                    place.insert(spot);
                     if target == start {
                         break 'search;
                     }
