@@ -1088,7 +1088,7 @@ impl Client {
         self: &Arc<Self>,
         location: &'static Location<'static>,
         function: Site,
-        body: B,
+        mut body: B,
         options: Option<Box<Options>>,
     ) -> Result<<B::Out as Split>::Refs> {
         let mut dependencies = Vec::new();
