@@ -120,7 +120,7 @@ fn chain(rt: &Runtime) {
     say("chain", run().as_secs_f64() * 1e3, "ms", &format!("{LINKS} dependent tasks"));
 }
 
-/// A `Vec` is written number by number; an `Array` is not.
+/// A task that takes a `Vec` copies it out of the store; an `Array` is read there.
 fn vectors(rt: &Runtime) {
     let length = |v: Arc<Vec<u8>>| v.len();
     for row in ["vec_put_cold", "vec_put"] {

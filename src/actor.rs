@@ -251,8 +251,8 @@ impl<F, D, Args, M> MethodBody<F, D, Args, M> {
     }
 
     #[cfg(feature = "cluster")]
-    pub(crate) fn args(&self) -> &D {
-        &self.args
+    pub(crate) fn args(&mut self) -> &mut D {
+        &mut self.args
     }
 }
 

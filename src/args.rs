@@ -1,12 +1,14 @@
 //! Arguments: values, or handles whose values the task waits for.
 
+#[cfg(feature = "cluster")]
+use crate::serial::plain::Aside;
 use crate::{
     error::{Error, Result},
     local::node::Node,
     object::{Object, ObjectRef},
-    serial,
+    serial::{self, plain::Part},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use std::{fmt::Display, sync::Arc};
 
 /// An argument that may still be a handle.
@@ -15,6 +17,9 @@ pub trait Deferred<A>: Serialize + DeserializeOwned + Send + Sync + Sized + 'sta
     /// Whether it may be a handle.
     const DEPENDENT: bool;
     fn dependencies(&self, visitor: &mut Visitor<'_>);
+    /// Takes the numbers of values that are made of them, just before they are packed.
+    #[cfg(feature = "cluster")]
+    fn put_aside(&mut self, _: &mut Taker<'_>) {}
     /// The argument again; a value is copied through serialization.
     fn duplicate(&self) -> Result<Self>;
     /// The value, when everything that it depends on is done.
@@ -25,6 +30,20 @@ pub trait Deferred<A>: Serialize + DeserializeOwned + Send + Sync + Sized + 'sta
 #[doc(hidden)]
 #[allow(missing_debug_implementations)]
 pub struct Visitor<'a>(pub(crate) &'a mut dyn FnMut(&Arc<dyn Node>));
+
+/// Is shown the values that an argument is or has.
+#[cfg(feature = "cluster")]
+#[doc(hidden)]
+#[allow(missing_debug_implementations)]
+pub struct Taker<'a>(&'a mut Aside);
+
+/// Arguments of a function that takes `Args`, for another process. They can only be dropped afterwards.
+#[cfg(feature = "cluster")]
+pub(crate) fn pack<Args, D: Deferred<Args>>(args: &mut D) -> Result<serial::Packed> {
+    let mut aside = Aside::default();
+    args.put_aside(&mut Taker(&mut aside));
+    serial::of_arguments::<Args, _>(serial::pack_aside(args, aside, "the arguments"))
+}
 
 /// Something that can be passed where a function takes an `A`: the value itself, or a handle to
 /// it, which makes the task wait for it.
@@ -66,12 +85,28 @@ pub trait IntoArgs<Args> {
 
 /// A value.
 #[doc(hidden)]
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Value<A>(A);
+#[derive(Debug)]
+pub struct Value<A>(pub(crate) A);
+
+impl<A: Object> Serialize for Value<A> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Part(&self.0).serialize(serializer)
+    }
+}
+
+impl<'de, A: Object> Deserialize<'de> for Value<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Part::deserialize(deserializer).map(|Part(value)| Value(value))
+    }
+}
 
 impl<A: Object> Deferred<A> for Value<A> {
     const DEPENDENT: bool = false;
     fn dependencies(&self, _: &mut Visitor<'_>) {}
+    #[cfg(feature = "cluster")]
+    fn put_aside(&mut self, taker: &mut Taker<'_>) {
+        taker.0.take(&mut self.0);
+    }
     fn duplicate(&self) -> Result<Self> {
         serial::round_trip(&self.0, "an argument").map(Value)
     }
@@ -196,6 +231,10 @@ impl<A, D: Deferred<A>> Deferred<(A,)> for Tuple<(D,)> {
     fn dependencies(&self, visitor: &mut Visitor<'_>) {
         self.0.0.dependencies(visitor);
     }
+    #[cfg(feature = "cluster")]
+    fn put_aside(&mut self, taker: &mut Taker<'_>) {
+        self.0.0.put_aside(taker);
+    }
     fn duplicate(&self) -> Result<Self> {
         Ok(Tuple((self.0.0.duplicate()?,)))
     }
@@ -236,6 +275,11 @@ macro_rules! tuples {
             fn dependencies(&self, visitor: &mut Visitor<'_>) {
                 let Tuple(($($x,)*)) = self;
                 $($x.dependencies(visitor);)*
+            }
+            #[cfg(feature = "cluster")]
+            fn put_aside(&mut self, taker: &mut Taker<'_>) {
+                let Tuple(($($x,)*)) = self;
+                $($x.put_aside(taker);)*
             }
             fn duplicate(&self) -> Result<Self> {
                 let Tuple(($($x,)*)) = self;

@@ -43,8 +43,9 @@ elements!(u8 u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64);
 /// processes of a node.
 ///
 /// A `Vec` inside an argument or a result is written number by number when it has to travel, and
-/// read back the same way by each process. An `Array` is written once, as it lies in memory, and
-/// read where it was put: in shared memory, by everybody, without a copy. Locally both cost nothing.
+/// read back the same way by each process; one that is itself the argument or the result is written as
+/// it lies in memory, and each process that reads it has a copy. An `Array` is written once, as it lies in
+/// memory, and read where it was put: in shared memory, by everybody, without a copy. Locally all cost nothing.
 ///
 /// It is a slice in all else. `Array<u8>` is a byte buffer, and `bytes::Bytes` in another coat.
 /// With a serializer of your own it is a sequence of numbers in a format for people to read, and

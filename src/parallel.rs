@@ -13,7 +13,7 @@ use crate::{
     object::{Object, ObjectRef},
     progress::Progress,
     runtime::Runtime,
-    serial,
+    serial::{self, plain::Items},
     task::{assert_captures_nothing, or_failed, submit, submit_body},
 };
 use std::{fmt, marker::PhantomData, panic::Location, sync::Arc};
@@ -30,12 +30,12 @@ const CHUNKS_AHEAD: usize = 4;
 /// One task for several items.
 pub(crate) struct MapBody<F, A, M> {
     f: F,
-    items: Vec<A>,
+    items: Items<A>,
     _types: PhantomData<fn() -> M>,
 }
 
 impl<F, A, M> MapBody<F, A, M> {
-    pub(crate) fn new(f: F, items: Vec<A>) -> Self {
+    pub(crate) fn new(f: F, items: Items<A>) -> Self {
         MapBody { f, items, _types: PhantomData }
     }
 }
@@ -52,8 +52,10 @@ where
     }
 
     #[cfg(feature = "cluster")]
-    fn pack(&self) -> Result<serial::Packed> {
-        serial::pack(&self.items, "the items of a map")
+    fn pack(&mut self) -> Result<serial::Packed> {
+        let mut aside = serial::plain::Aside::default();
+        self.items.put_aside(&mut aside);
+        serial::pack_aside(&self.items, aside, "the items of a map")
     }
 }
 
@@ -63,7 +65,7 @@ where
     A: Object,
     M: 'static,
 {
-    type Out = Vec<F::Out>;
+    type Out = Items<F::Out>;
     const DEPENDENT: bool = false;
 
     fn type_name() -> &'static str {
@@ -83,8 +85,8 @@ where
 
     fn run(self) -> Result<Step<Self::Out>> {
         let f = self.f;
-        let mut results = Vec::with_capacity(self.items.len());
-        let mut items = self.items.into_iter();
+        let mut results = Vec::with_capacity(self.items.0.len());
+        let mut items = self.items.0.into_iter();
         while let Some(item) = items.next() {
             match f.clone().invoke((item,)) {
                 Step::Value(value) => results.push(value),
@@ -98,13 +100,13 @@ where
                                 Step::Future(future) => future.await,
                             });
                         }
-                        results
+                        Items(results)
                     });
                     return Ok(Step::Future(all));
                 }
             }
         }
-        Ok(Step::Value(results))
+        Ok(Step::Value(Items(results)))
     }
 }
 
@@ -132,13 +134,13 @@ impl Plan {
         self.chunk.unwrap_or_else(|| items.map_or(CHUNK_OF_UNKNOWN, spread))
     }
 
-    fn submit<F, A, M>(&self, f: F, items: Vec<A>) -> ObjectRef<Vec<F::Out>>
+    fn submit<F, A, M>(&self, f: F, items: Vec<A>) -> ObjectRef<Items<F::Out>>
     where
         F: RemoteFn<(A,), M>,
         A: Object,
         M: 'static,
     {
-        let body = MapBody::new(f, items);
+        let body = MapBody::new(f, Items(items));
         or_failed(self.core, self.location, submit_body(self.core, self.location, body, None))
     }
 }
@@ -219,7 +221,7 @@ where
         let mut chunks = chunks.into_iter();
         while let Some(chunk) = chunks.next() {
             match chunk.take() {
-                Ok(chunk) => results.extend(chunk),
+                Ok(chunk) => results.extend(chunk.0),
                 Err(error) => {
                     chunks.for_each(|chunk| chunk.cancel());
                     return Err(error);
@@ -245,7 +247,7 @@ where
     f: F,
     items: I,
     size: Option<usize>,
-    in_flight: Vec<ObjectRef<Vec<F::Out>>>,
+    in_flight: Vec<ObjectRef<Items<F::Out>>>,
     ready: std::vec::IntoIter<F::Out>,
     done: usize,
     progress: Option<Progress>,
@@ -305,7 +307,7 @@ where
             }
             let at = self.in_flight.iter().position(ObjectRef::is_ready)?;
             match self.in_flight.remove(at).take() {
-                Ok(results) => self.ready = results.into_iter(),
+                Ok(results) => self.ready = results.0.into_iter(),
                 Err(error) => return Some(Err(error)),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Values become MessagePack. A handle inside a value stays a handle, and an [`Array`](crate::Array)
 //! is not copied: while a value is serialized its handles and the bytes of its arrays are put aside,
-//! and the value holds their numbers.
+//! and the value holds their numbers. So are values and arguments that are [plain numbers](plain).
 
 #[cfg(feature = "cluster")]
 use crate::cluster::{client::Client, wire};
@@ -16,6 +16,9 @@ use std::{any::Any, cell::RefCell, sync::Arc};
 
 #[cfg(feature = "cluster")]
 pub(crate) mod encoded;
+pub(crate) mod plain;
+
+use plain::Part;
 
 /// A handle that can be inside a value.
 pub(crate) trait Passed: Any + Send + Sync {
@@ -83,6 +86,9 @@ struct Beside {
     handles: Handles,
     /// If there are none, arrays stand in the bytes.
     buffers: Option<Vec<Bytes>>,
+    /// Numbers of values that have not been serialized yet.
+    #[cfg(feature = "cluster")]
+    aside: plain::Aside,
 }
 
 thread_local! {
@@ -129,32 +135,50 @@ fn failed<T>(what: &str, error: impl std::fmt::Display) -> Error {
     }
 }
 
-fn to_message_pack<T: Serialize>(value: &T, what: &str, buffers: Option<Vec<Bytes>>) -> Result<(Vec<u8>, Beside)> {
+fn to_message_pack<T: Serialize + 'static>(value: &T, what: &str, beside: Beside) -> Result<(Vec<u8>, Beside)> {
     // Structs as maps: what serde's attributes make of a struct needs the names.
-    let (bytes, beside) = with(Beside { handles: Handles::default(), buffers }, || rmp_serde::to_vec_named(value));
+    let (bytes, beside) = with(beside, || rmp_serde::to_vec_named(&Part(value)));
     Ok((bytes.map_err(|error| failed::<T>(what, error))?, beside))
 }
 
-fn from_message_pack<T: DeserializeOwned>(bytes: &[u8], beside: Beside, what: &str) -> Result<T> {
+fn from_message_pack<T: DeserializeOwned + 'static>(bytes: &[u8], beside: Beside, what: &str) -> Result<T> {
     let (value, _) = with(beside, || rmp_serde::from_slice(bytes));
-    value.map_err(|error| failed::<T>(what, error))
+    value.map(|Part(value)| value).map_err(|error| failed::<T>(what, error))
 }
 
-pub(crate) fn pack<T: Serialize>(value: &T, what: &str) -> Result<Packed> {
-    let (bytes, beside) = to_message_pack(value, what, Some(Vec::new()))?;
+fn pack_beside<T: Serialize + 'static>(value: &T, beside: Beside, what: &str) -> Result<Packed> {
+    let (bytes, beside) = to_message_pack(value, what, Beside { buffers: Some(Vec::new()), ..beside })?;
     Ok(Packed { bytes, handles: beside.handles.here(), buffers: beside.buffers.unwrap_or_default() })
 }
 
-pub(crate) fn unpack<T: DeserializeOwned>(packed: &Packed, what: &str) -> Result<T> {
+pub(crate) fn pack<T: Serialize + 'static>(value: &T, what: &str) -> Result<Packed> {
+    pack_beside(value, Beside::default(), what)
+}
+
+/// The same without a copy of its numbers, if it is made of them.
+#[cfg(feature = "cluster")]
+pub(crate) fn pack_shared<T: Object>(value: &Arc<T>, what: &str) -> Result<Packed> {
+    let mut aside = plain::Aside::default();
+    aside.share(value);
+    pack_aside(&**value, aside, what)
+}
+
+/// The same, where the numbers of some parts have been taken already.
+#[cfg(feature = "cluster")]
+pub(crate) fn pack_aside<T: Serialize + 'static>(value: &T, aside: plain::Aside, what: &str) -> Result<Packed> {
+    pack_beside(value, Beside { aside, ..Beside::default() }, what)
+}
+
+pub(crate) fn unpack<T: DeserializeOwned + 'static>(packed: &Packed, what: &str) -> Result<T> {
     let handles = Handles::Here(packed.handles.clone());
-    let beside = Beside { handles, buffers: Some(packed.buffers.clone()) };
+    let beside = Beside { handles, buffers: Some(packed.buffers.clone()), ..Beside::default() };
     from_message_pack(&packed.bytes, beside, what)
 }
 
 /// The value as bytes for another process. The handles inside it cannot follow it there.
 #[cfg(feature = "cluster")]
-pub(crate) fn to_bytes<T: Serialize>(value: &T, what: &str) -> Result<Vec<u8>> {
-    let (bytes, beside) = to_message_pack(value, what, None)?;
+pub(crate) fn to_bytes<T: Serialize + 'static>(value: &T, what: &str) -> Result<Vec<u8>> {
+    let (bytes, beside) = to_message_pack(value, what, Beside::default())?;
     match beside.handles.here().len() {
         0 => Ok(bytes),
         count => Err(failed::<T>(
@@ -168,19 +192,22 @@ pub(crate) fn to_bytes<T: Serialize>(value: &T, what: &str) -> Result<Vec<u8>> {
 
 /// A value from the bytes of another process.
 #[cfg(feature = "cluster")]
-pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+pub(crate) fn from_bytes<T: DeserializeOwned + 'static>(bytes: &[u8], what: &str) -> Result<T> {
     from_message_pack(bytes, Beside::default(), what)
 }
 
 /// The value as another process would see it.
 pub(crate) fn round_trip<T: Object>(value: &T, what: &str) -> Result<T> {
-    unpack(&pack(value, what)?, what)
+    match plain::copied(value) {
+        Some(value) => Ok(value),
+        None => unpack(&pack(value, what)?, what),
+    }
 }
 
 /// A value that came from another process, whose handles lead to that one's objects. `is_row`: its arrays stand
 /// beside it (see [`encoded`]).
 #[cfg(feature = "cluster")]
-pub(crate) fn unpack_there<T: DeserializeOwned>(
+pub(crate) fn unpack_there<T: DeserializeOwned + 'static>(
     bytes: &Bytes,
     is_row: bool,
     imports: Imports,
@@ -188,11 +215,11 @@ pub(crate) fn unpack_there<T: DeserializeOwned>(
 ) -> Result<T> {
     let handles = Handles::There(imports);
     if !is_row {
-        return from_message_pack(bytes, Beside { handles, buffers: None }, what);
+        return from_message_pack(bytes, Beside { handles, ..Beside::default() }, what);
     }
     let (bytes, buffers) =
         encoded::split(bytes).ok_or_else(|| failed::<T>(what, "these bytes are not an encoded value"))?;
-    from_message_pack(&bytes, Beside { handles, buffers: Some(buffers) }, what)
+    from_message_pack(&bytes, Beside { handles, buffers: Some(buffers), ..Beside::default() }, what)
 }
 
 /// An error about arguments, as it is about those that the function takes: how they are passed is our own business.
@@ -214,11 +241,6 @@ impl Packed {
     /// Whether arrays stand beside its bytes.
     pub(crate) fn has_buffers(&self) -> bool {
         !self.buffers.is_empty()
-    }
-
-    /// The MessagePack.
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
     }
 
     /// All of it, in MessagePack alone or with its arrays behind it.

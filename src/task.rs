@@ -59,8 +59,8 @@ where
     }
 
     #[cfg(feature = "cluster")]
-    fn pack(&self) -> Result<serial::Packed> {
-        serial::of_arguments::<Args, _>(serial::pack(&self.args, "the arguments"))
+    fn pack(&mut self) -> Result<serial::Packed> {
+        crate::args::pack::<Args, _>(&mut self.args)
     }
 }
 

@@ -140,6 +140,32 @@ fn shared_arguments_become_copies_as_on_a_cluster() {
 }
 
 #[test]
+fn vectors_of_plain_numbers_are_copied_and_whole() {
+    watch(|| {
+        let rt = runtime(true);
+        for count in [0, 10, 1_000, 100_000] {
+            let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
+            let (bytes, shared) = (vec![255u8; count], Arc::<[i64]>::from(vec![-1; count]));
+            let here = bytes.as_ptr().addr();
+            let take = |a: Vec<f32>, b: Vec<u8>, c: Arc<[i64]>| (a, b.as_ptr().addr(), c.iter().sum::<i64>());
+            let (back, there, sum) = rt.submit(take, (numbers.clone(), bytes, shared.clone())).get().unwrap();
+            assert_eq!((back, sum), (numbers.clone(), -(count as i64)));
+            assert!(count == 0 || here != there);
+            assert_eq!(rt.put(shared.clone()).get(), Ok(shared));
+            assert_eq!(
+                rt.submit(|v: Box<[f32]>| v.into_vec(), numbers.clone().into_boxed_slice()).get(),
+                Ok(numbers.clone())
+            );
+            let items = rt.stream(|v: Vec<f32>| [v, Vec::new()].into_iter(), numbers.clone());
+            let items: Vec<Vec<f32>> = items.values().collect::<Result<_, _>>().unwrap();
+            assert_eq!(items, [numbers.clone(), Vec::new()]);
+            let twice = |v: Vec<f32>| v.into_iter().map(|x| 2.0 * x).collect::<Vec<f32>>();
+            assert_eq!(rt.map(twice, [numbers.clone(), Vec::new()]).collect(), Ok(vec![twice(numbers), Vec::new()]));
+        }
+    });
+}
+
+#[test]
 fn handles_inside_values_stay_handles_to_the_same_object() {
     watch(|| {
         #[derive(Clone, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     actor::{self, Actor, MethodBody, Sites, Unpack},
-    args::{Deferred, Visitor},
+    args::{self, Deferred, Visitor},
     error::{Error, Result},
     function::{Constructor, Method},
     local::{
@@ -157,7 +157,7 @@ impl RemoteActor {
     pub(crate) fn call<S, F, D, Args, M>(
         &self,
         location: &'static Location<'static>,
-        body: MethodBody<F, D, Args, M>,
+        mut body: MethodBody<F, D, Args, M>,
         options: Option<Box<Options>>,
     ) -> ObjectRef<F::Out>
     where
@@ -169,7 +169,7 @@ impl RemoteActor {
     {
         let call = move || {
             let function = Site::of::<CallEntry<S, F, D, Args, M>>()?;
-            let packed = serial::of_arguments::<Args, _>(serial::pack(body.args(), "the arguments"));
+            let packed = args::pack::<Args, _>(body.args());
             contain(|| drop(body));
             let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
@@ -191,7 +191,7 @@ impl Client {
         self: &Arc<Self>,
         location: &'static Location<'static>,
         new: F,
-        args: D,
+        mut args: D,
         setup: Setup<S>,
     ) -> Result<RemoteActor>
     where
@@ -206,7 +206,7 @@ impl Client {
         let type_name = std::any::type_name::<S>();
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
-        let packed = serial::of_arguments::<Args, _>(serial::pack(&args, "the arguments"))?;
+        let packed = args::pack::<Args, _>(&mut args)?;
         contain(|| drop(args)); // what they hold may have destructors that panic
         let actor = ActorExtras {
             max_restarts: options.max_restarts,

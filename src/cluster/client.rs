@@ -31,11 +31,11 @@ use super::{
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
-    wire::{self, Blob, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
+    wire::{self, Beginning, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
 };
 use crate::{
     actor::HostedActor,
-    args::{Deferred, Visitor},
+    args::{self, Deferred, Visitor},
     error::{Error, Origin, Result},
     function::StreamFn,
     local::{
@@ -151,9 +151,6 @@ pub(super) struct State {
 /// Writes to the file of this path, or is told why there is none.
 type WriteTo = Box<dyn FnOnce(std::result::Result<PathBuf, String>) + Send>;
 
-/// Something that has its number, and how it is to be started.
-pub(super) type Announced = (Arc<dyn Remote>, Order);
-
 /// What keeps objects that are known by their numbers.
 type Guards = Vec<Box<dyn Any + Send + Sync>>;
 
@@ -202,6 +199,9 @@ impl Drop for Then {
         }
     }
 }
+
+/// What has a number, and is to start later.
+pub(super) type Announced = (Arc<dyn Remote>, Order, Beginning);
 
 /// What has arrived for a cell.
 type Arriving = Result<Bytes, Arc<Error>>;
@@ -577,7 +577,7 @@ impl Client {
                     feeder.credit(items);
                 }
             }
-            Letter::Call { call, actor, caller, body } => self.call_arrived(call, actor, caller, &body.0),
+            Letter::Call { call, actor, caller, body } => self.call_arrived(call, actor, caller, &body),
             Letter::Kill { actor } => {
                 let hosted = self.hosted.lock().get(&actor).cloned();
                 match hosted {
@@ -1034,16 +1034,17 @@ impl Client {
     }
 
     /// The same, as part of an order.
-    fn parcel(self: &Arc<Self>, packed: Packed) -> Result<(Parcel, Guards)> {
+    fn parcel(self: &Arc<Self>, packed: Packed) -> Result<(Parcel, Beginning, Guards)> {
         let (outgoing, guards) = self.outgoing(packed)?;
-        Ok((outgoing.into_parcel(), guards))
+        let (parcel, beginning) = outgoing.into_order(self.job.driver);
+        Ok((parcel, beginning, guards))
     }
 
     /// Submits a task to the cluster.
     pub(crate) fn submit<B: Travel>(
         self: &Arc<Self>,
         location: &'static Location<'static>,
-        body: B,
+        mut body: B,
         options: Option<Box<Options>>,
     ) -> Result<ObjectRef<B::Out>> {
         let mut dependencies = Vec::new();
@@ -1067,12 +1068,12 @@ impl Client {
     ) -> Result<ObjectRef<T>> {
         self.takes_orders(kind, options.as_deref())?;
         self.fits_its_bundle(kind, location, options.as_deref())?;
-        let (parcel, handles) = self.parcel(packed)?;
+        let (parcel, beginning, handles) = self.parcel(packed)?;
         let cell = self.with(|state, out| {
             let (id, dependencies) = (state.owner.next().0, self.dependencies(state, dependencies, &parcel));
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
             let order = order_of(&*cell, function, parcel, dependencies, extras);
-            let work = self.work(&*cell, &order, ATTEMPTS, false);
+            let work = self.work(&*cell, (&order, beginning), ATTEMPTS, false);
             self.enter(state, cell.clone(), handles);
             let submitted = state.owner.submit(work, &mut out.effects);
             debug_assert_eq!(submitted, id);
@@ -1087,7 +1088,7 @@ impl Client {
         self: &Arc<Self>,
         location: &'static Location<'static>,
         function: Site,
-        body: B,
+        mut body: B,
         options: Option<Box<Options>>,
     ) -> Result<<B::Out as Split>::Refs> {
         let mut dependencies = Vec::new();
@@ -1098,13 +1099,13 @@ impl Client {
         let kind = ("task", B::type_name());
         self.takes_orders(kind, options.as_deref())?;
         self.fits_its_bundle(kind, location, options.as_deref())?;
-        let (parcel, handles) = self.parcel(packed)?;
+        let (parcel, beginning, handles) = self.parcel(packed)?;
         self.core.count(|c| &c.submitted);
         let (whole, refs) = self.with(|state, out| {
             let (id, dependencies) = (state.owner.next().0, self.dependencies(state, &dependencies, &parcel));
             let cell = RemoteCell::<()>::new(self, id, kind, location, options);
             let order = order_of(&*cell, function, parcel, dependencies, extras);
-            let work = self.work(&*cell, &order, ATTEMPTS, false);
+            let work = self.work(&*cell, (&order, beginning), ATTEMPTS, false);
             self.enter(state, cell.clone(), handles);
             let refs = B::Out::expect(&mut Expect { client: self, state, location, whole: id, next: 1 });
             let submitted = state.owner.submit_split(work, B::Out::PARTS, &mut out.effects);
@@ -1128,7 +1129,7 @@ impl Client {
     ) -> Result<(ObjectRef<T>, Announced)> {
         self.takes_orders(kind, options.as_deref())?;
         self.fits_its_bundle(kind, location, options.as_deref())?;
-        let (parcel, handles) = self.parcel(packed)?;
+        let (parcel, beginning, handles) = self.parcel(packed)?;
         let cell = self.with(|state, _| {
             let id = state.owner.expect(None);
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
@@ -1136,30 +1137,30 @@ impl Client {
             cell
         });
         let order = order_of(&*cell, function, parcel, Vec::new(), extras);
-        Ok((self.handle(cell.clone()), (cell, order)))
+        Ok((self.handle(cell.clone()), (cell, order, beginning)))
     }
 
     /// `dependencies`: what it needs before it starts.
     pub(super) fn start_announced(
         self: &Arc<Self>,
         id: ObjectId,
-        (cell, mut order): Announced,
+        (cell, mut order, beginning): Announced,
         dependencies: &[Arc<dyn Node>],
         restarts: u32,
     ) {
         self.with(|state, out| {
             order.dependencies = self.dependencies(state, dependencies, &order.parcel);
-            let work = self.work(&*cell, &order, restarts.saturating_add(1), true);
+            let work = self.work(&*cell, (&order, beginning), restarts.saturating_add(1), true);
             state.owner.submit_as(id, work, &mut out.effects);
             out.trash.push(Box::new(cell));
         });
     }
 
     /// What the owner has to know of an order.
-    fn work(&self, node: &dyn Node, order: &Order, attempts: u32, stays: bool) -> Work {
+    fn work(&self, node: &dyn Node, (order, beginning): (&Order, Beginning), attempts: u32, stays: bool) -> Work {
         let (demand, strategy) = demand(node.meta().options.as_deref());
         let args = self.arguments(&order.dependencies, &order.parcel);
-        let body = order.encode(self.job.driver);
+        let body = order.encode(beginning);
         Work { demand, strategy, args, body, attempts, stays }
     }
 
@@ -1231,7 +1232,7 @@ impl Client {
         caller: u32,
     ) -> Result<ObjectRef<T>> {
         self.takes_orders(kind, options.as_deref())?;
-        let (parcel, mut handles) = self.parcel(packed)?;
+        let (parcel, beginning, mut handles) = self.parcel(packed)?;
         handles.push(keep);
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         self.core.count(|c| &c.submitted);
@@ -1239,7 +1240,7 @@ impl Client {
             let id = state.owner.expect(None);
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
             let order = order_of(&*cell, function, parcel, Vec::new(), extras);
-            let body = Blob(Bytes::from_owner(order.encode(self.job.driver)));
+            let body = order.encode(beginning);
             self.enter(state, cell.clone(), handles);
             state.calls.insert(id.number, actor);
             // Callers of different processes are different.
@@ -1253,7 +1254,7 @@ impl Client {
     }
 
     /// A call of another process's, for an actor here.
-    fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &[u8]) {
+    fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &Bytes) {
         let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, inside };
         let Some(order) = Order::decode(body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
@@ -1295,7 +1296,7 @@ impl Client {
     pub(crate) fn submit_stream<F, D, Args, M>(
         self: &Arc<Self>,
         location: &'static Location<'static>,
-        args: D,
+        mut args: D,
         options: Option<Box<Options>>,
         buffer: usize,
     ) -> Arc<dyn Items<F::Item>>
@@ -1308,11 +1309,11 @@ impl Client {
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
         self.core.count(|c| &c.submitted);
-        let order = || {
+        let mut order = || {
             self.takes_orders(("stream", std::any::type_name::<F>()), options.as_deref())?;
             let function = Site::of::<StreamEntry<F, D, Args, M>>()?;
-            let packed = serial::of_arguments::<Args, _>(serial::pack(&args, "the arguments"))?;
-            self.parcel(packed).map(|(parcel, handles)| (function, parcel, handles))
+            let packed = args::pack::<Args, _>(&mut args)?;
+            self.parcel(packed).map(|parcel| (function, parcel))
         };
         let order = order();
         contain(|| drop(args));
@@ -1322,7 +1323,7 @@ impl Client {
             let id = state.owner.next().0;
             let stream = RemoteStream::<F::Item>::new(self, id, type_name, location, options);
             observe::submitted(self.core, || stream.clone());
-            let (function, parcel, handles) = match order {
+            let (function, (parcel, beginning, handles)) = match order {
                 Ok(order) => order,
                 Err(error) => {
                     self.core.count_ended(false);
@@ -1342,7 +1343,7 @@ impl Client {
                 number: stream.meta().id,
                 extras: Some(Box::new(extras)),
             };
-            let body = order.encode(self.job.driver);
+            let body = order.encode(beginning);
             self.sinks.lock().insert(id, stream.clone());
             self.enter(state, stream.clone(), handles);
             let (demand, strategy) = (Arc::new(Demand::cpus(0)), Strategy::Default);
@@ -1747,7 +1748,7 @@ impl<T: Object> Waiter for Exported<T> {
     fn notify(self: Arc<Self>) {
         let Some(object) = self.object.lock().take() else { return };
         let result = match object.source().share() {
-            Ok(value) => guarded("an object", || serial::pack(&*value, "an object")).map_err(Arc::new),
+            Ok(value) => guarded("an object", || serial::pack_shared(&value, "an object")).map_err(Arc::new),
             Err(error) => Err(error),
         };
         self.client.fulfil(self.id, result);

@@ -266,7 +266,7 @@ fn answer(header: &[u8], payload: &[u8]) -> (Reply, Vec<u8>) {
 }
 
 /// A reply that is an error. What a user's code has said may be too long, and is then left out.
-fn told(reply: Reply, error: &impl Serialize) -> (Reply, Vec<u8>) {
+fn told(reply: Reply, error: &(impl Serialize + 'static)) -> (Reply, Vec<u8>) {
     let bytes = serial::to_bytes(error, "an error");
     let failed = match bytes {
         Ok(bytes) => match too_long("an error", &bytes) {

@@ -570,7 +570,8 @@ mod tests {
 
     fn task(demand: Demand, strategy: Strategy, args: Vec<Arg>) -> TaskSpec {
         let id = ObjectId { owner: OWNER, number: 1 };
-        TaskSpec { id, attempt: 1, hop: 0, demand: Arc::new(demand), strategy, args, stays: false, body: Arc::from([]) }
+        let (demand, body) = (Arc::new(demand), crate::cluster::wire::Blob::default());
+        TaskSpec { id, attempt: 1, hop: 0, demand, strategy, args, stays: false, body }
     }
 
     /// Where the head sends a task, or why nowhere.

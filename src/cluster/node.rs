@@ -1163,7 +1163,7 @@ mod tests {
 
     fn task(number: u64, stays: bool) -> TaskSpec {
         let (id, demand) = (ObjectId { owner: OWNER, number }, Arc::new(Demand::cpus(2_000)));
-        let (strategy, args, body) = (Strategy::Default, Vec::new(), Arc::from([]));
+        let (strategy, args, body) = (Strategy::Default, Vec::new(), crate::cluster::wire::Blob::default());
         TaskSpec { id, attempt: 1, hop: 1, demand, strategy, args, stays, body }
     }
 

@@ -29,7 +29,7 @@ use super::{
     signals,
     station::{Happening, Post, Station},
     store,
-    wire::{self, Blob, End, Envelope, Job, Letter, Order, Site, host},
+    wire::{self, End, Envelope, Job, Letter, Order, Site, host},
 };
 use crate::error::{Error, Origin};
 use bytes::{Bytes, BytesMut};
@@ -725,8 +725,7 @@ impl NodeProcess {
             state.actors.insert(spec.id, ActorPlace { worker, attempt: spec.attempt, is_made: false });
         }
         let devices = state.node.devices(spec.id, spec.attempt);
-        let body = Blob(Bytes::from_owner(spec.body.clone()));
-        let run = Letter::Run { task: spec.id, attempt: spec.attempt, body, devices, files };
+        let run = Letter::Run { task: spec.id, attempt: spec.attempt, body: spec.body, devices, files };
         let run = self.envelope(worker, run, arguments);
         self.send(state, run);
     }

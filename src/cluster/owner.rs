@@ -41,6 +41,7 @@ use super::{
     protocol::{
         Arg, Effects, Failure, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy, TaskSpec, lost, ms,
     },
+    wire::Blob,
 };
 use crate::error::{Error, Origin};
 use std::{
@@ -64,7 +65,7 @@ pub(crate) struct Work {
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
     pub(crate) args: Vec<WorkArg>,
-    pub(crate) body: Arc<[u8]>,
+    pub(crate) body: Blob,
     /// How often it may be started, after the death of nodes and workers.
     pub(crate) attempts: u32,
     /// It goes on after it has finished well: an actor.
@@ -1144,14 +1145,14 @@ mod tests {
 
     fn submit(owner: &mut Owner, args: Vec<WorkArg>, attempts: u32, stays: bool) -> (ObjectId, Effects) {
         let mut out = Effects::default();
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
         let work = Work { demand, strategy: Strategy::Default, args, body, attempts, stays };
         (owner.submit(work, &mut out), out)
     }
 
     /// One that waits here for what it depends on: a node does not keep those that are to be spread.
     fn submit_spread(owner: &mut Owner, argument: ObjectId) -> ObjectId {
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
         let (strategy, args) = (Strategy::Spread, vec![WorkArg::Object(argument)]);
         let work = Work { demand, strategy, args, body, attempts: 1, stays: false };
         owner.submit(work, &mut Effects::default())
@@ -1332,7 +1333,7 @@ mod tests {
         let group = owner.create_group(vec![Demand::cpus(1_000)], Policy::Pack, None, &mut out);
         assert!(matches!(owner.group(group), Some(Group::Waiting)));
         let in_bundle = |owner: &mut Owner| {
-            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
             let strategy = Strategy::Bundle { group, bundle: 0, node: None };
             let mut out = Effects::default();
             owner.submit(Work { demand, strategy, args: Vec::new(), body, attempts: 1, stays: false }, &mut out);
@@ -1357,7 +1358,7 @@ mod tests {
     fn what_is_expected_can_be_made_by_a_task_unless_it_has_failed() {
         let mut owner = owner();
         let work = |owner: &Owner| {
-            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
             let args = vec![WorkArg::Object(owner.name(1))];
             Work { demand, strategy: Strategy::Default, args, body, attempts: 1, stays: false }
         };
@@ -1379,7 +1380,7 @@ mod tests {
     }
 
     fn split(owner: &mut Owner, attempts: u32) -> (ObjectId, [ObjectId; 2]) {
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Arc::from([]));
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
         let work = Work { demand, strategy: Strategy::Default, args: Vec::new(), body, attempts, stays: false };
         let whole = owner.submit_split(work, 2, &mut Effects::default());
         (whole, [1, 2].map(|part| ObjectId { number: whole.number + part, ..whole }))

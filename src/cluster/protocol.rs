@@ -9,7 +9,10 @@
 //! An owner says nothing to others before the head has welcomed it ([`Message::Home`]): nobody would
 //! be told of the death of one that the head does not know.
 
-use super::capacity::{Capacity, Demand};
+use super::{
+    capacity::{Capacity, Demand},
+    wire::Blob,
+};
 use crate::error::{Error, Origin};
 use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
@@ -172,8 +175,7 @@ pub(crate) struct TaskSpec {
     /// It goes on after it has finished well, and keeps its resources: an actor.
     pub(crate) stays: bool,
     /// What to run; the state machines do not look inside.
-    #[serde(with = "bytes")]
-    pub(crate) body: Arc<[u8]>,
+    pub(crate) body: Blob,
 }
 
 impl TaskSpec {
@@ -380,7 +382,7 @@ mod tests {
         let args = vec![Arg::Inline(bytes.clone()), Arg::Object { id, size: 1 << 40, holders: vec![HEAD] }];
         let demand = Arc::new(Demand { gpu: 250, ..Demand::cpus(1_000) });
         let strategy = Strategy::Labels(vec![("zone".into(), "a".into())]);
-        TaskSpec { id, attempt: 1, hop: 2, demand, strategy, args, stays: true, body: bytes }
+        TaskSpec { id, attempt: 1, hop: 2, demand, strategy, args, stays: true, body: Blob(bytes.to_vec().into()) }
     }
 
     #[test]
@@ -391,6 +393,7 @@ mod tests {
         assert!(encoded.len() < 2 * bytes.len() + 200, "{} bytes", encoded.len());
         let decoded: Message = decode(&encoded).unwrap();
         let Message::Submit(decoded) = decoded else { panic!("{decoded:?}") };
+        assert_eq!(decoded.body[..], bytes[..]);
         assert_eq!(format!("{decoded:?}"), format!("{:?}", spec(bytes)));
     }
 

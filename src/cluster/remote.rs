@@ -102,7 +102,7 @@ impl<T: Object> RemoteCell<T> {
         let inside = parcel.objects();
         let handles = parcel.handles.into_iter().map(|handle| (handle, Given::Nothing)).collect();
         let imports = Imports { client: self.client.clone(), handles };
-        let value = serial::unpack_there(&parcel.bytes.0, parcel.is_row, imports, "a value that arrived");
+        let value = serial::unpack_there(&parcel.bytes, parcel.is_row, imports, "a value that arrived");
         if !inside.is_empty() {
             self.client.claim_all(&inside, Some(self.id));
         }

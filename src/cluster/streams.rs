@@ -303,7 +303,7 @@ impl<T: Object> Feeder<T> {
 
     fn send(&self, item: &ObjectRef<T>) -> Result<()> {
         let value = item.source().share().map_err(|error| (*error).clone())?;
-        let packed = serial::pack(&*value, "an item")?;
+        let packed = serial::pack_shared(&value, "an item")?;
         let (stream, number) = {
             let state = &mut *self.state.lock();
             state.credit -= 1;

@@ -23,7 +23,7 @@ use crate::{
     },
     object::{Object, ObjectRef},
     parallel::MapBody,
-    serial::{self, Imports},
+    serial::{self, Imports, plain::Items},
     task::{Fallible, FnBody, Split},
 };
 use parking_lot::Mutex;
@@ -102,8 +102,8 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn decode<T: DeserializeOwned>(&self, what: &str) -> Result<T> {
-        serial::unpack_there(&self.order.parcel.bytes.0, self.order.parcel.is_row, self.imports.clone(), what)
+    pub(crate) fn decode<T: DeserializeOwned + 'static>(&self, what: &str) -> Result<T> {
+        serial::unpack_there(&self.order.parcel.bytes, self.order.parcel.is_row, self.imports.clone(), what)
     }
 
     /// Options of what was submitted elsewhere.
@@ -171,7 +171,7 @@ impl Reply {
     pub(crate) fn with<T: Object>(self, object: ObjectRef<T>) {
         self.when_done(object, |reply, result| {
             let result = result.and_then(|value| {
-                let packed = guarded("the result", || serial::pack(&*value, "the result")).map_err(Arc::new);
+                let packed = guarded("the result", || serial::pack_shared(&value, "the result")).map_err(Arc::new);
                 contain(|| drop(value));
                 packed
             });
@@ -307,7 +307,7 @@ where
     fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
         match arrival.0 {
             Arrived::Work(incoming) => {
-                let items: Vec<A> = incoming.decode("the items of a map")?;
+                let items: Items<A> = incoming.decode("the items of a map")?;
                 incoming.task(MapBody::new(function, items))
             }
             _ => Err(wrong_kind(Self::name())),

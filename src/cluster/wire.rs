@@ -20,6 +20,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, Write},
+    ops::Range,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -73,6 +74,13 @@ impl fmt::Display for ProcessId {
 /// Bytes, which are read and written in one piece.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Blob(pub(crate) Bytes);
+
+impl std::ops::Deref for Blob {
+    type Target = Bytes;
+    fn deref(&self) -> &Bytes {
+        &self.0
+    }
+}
 
 impl fmt::Debug for Blob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,7 +145,9 @@ pub(crate) struct Parcel {
     pub(crate) handles: Vec<Handle>,
     /// Arrays stand behind the bytes.
     pub(crate) is_row: bool,
-    pub(crate) bytes: Blob,
+    /// Of an order they stand in front of it.
+    #[serde(skip)]
+    pub(crate) bytes: Bytes,
 }
 
 /// A value on its way out, whose handles are known to others.
@@ -191,22 +201,28 @@ impl Outgoing {
         self.handles.iter().map(Handle::object).collect()
     }
 
-    /// As part of something else.
-    pub(crate) fn into_parcel(self) -> Parcel {
-        let is_row = self.packed.has_buffers();
-        let bytes = match is_row {
-            false => self.packed.into_bytes(),
-            true => {
-                let mut row = Vec::with_capacity(self.packed.written_len());
-                match self.packed.write(&mut row) {
-                    Ok(()) => row,
-                    Err(error) => unreachable!("memory takes all: {error}"),
-                }
-            }
-        };
-        Parcel { handles: self.handles, is_row, bytes: Blob(bytes.into()) }
+    /// As the value of an order of this driver's job, of which it is the beginning.
+    pub(crate) fn into_order(self, driver: ProcessId) -> (Parcel, Beginning) {
+        let (is_row, length) = (self.packed.has_buffers(), self.packed.written_len());
+        let start = if is_row { ALIGNMENT } else { ORDER_HEAD };
+        // With room for the rest of most orders.
+        let mut out = Vec::with_capacity(start + length + 128 + 32 * self.handles.len());
+        for number in [driver.0, start as u64, length as u64] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.resize(start, 0);
+        match self.packed.write(&mut out) {
+            Ok(()) => (Parcel { handles: self.handles, is_row, bytes: Bytes::new() }, Beginning(out)),
+            Err(error) => unreachable!("memory takes all: {error}"),
+        }
     }
 }
+
+/// The beginning of an order: its value is written before the rest is known, and only once.
+pub(crate) struct Beginning(Vec<u8>);
+
+/// What stands in front of an order's value.
+const ORDER_HEAD: usize = 24;
 
 impl Parcel {
     /// What [`Outgoing::write`] wrote; the value's bytes are a part of these.
@@ -214,7 +230,7 @@ impl Parcel {
         let broken = || Error::Unsupported { reason: "a value that arrived is cut off; send it again".into() };
         let length = bytes.first_chunk::<4>().map(|length| u32::from_le_bytes(*length) as usize).ok_or_else(broken)?;
         if length == 0 {
-            return Ok(Parcel { handles: Vec::new(), is_row: false, bytes: Blob(bytes.slice(4..)) });
+            return Ok(Parcel { handles: Vec::new(), is_row: false, bytes: bytes.slice(4..) });
         }
         let start = (5 + length).next_multiple_of(ALIGNMENT);
         let (is_row, list) = (bytes.get(4).ok_or_else(broken)?, bytes.get(5..5 + length).ok_or_else(broken)?);
@@ -222,7 +238,7 @@ impl Parcel {
             return Err(broken());
         }
         let handles = decode(list).ok_or_else(broken)?;
-        Ok(Parcel { handles, is_row: *is_row != 0, bytes: Blob(bytes.slice(start..)) })
+        Ok(Parcel { handles, is_row: *is_row != 0, bytes: bytes.slice(start..) })
     }
 
     /// The objects inside.
@@ -256,12 +272,24 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// In one piece, with the job's driver in front: nodes read no more than that, and the title.
-    pub(crate) fn encode(&self, driver: ProcessId) -> Arc<[u8]> {
-        let mut out = Vec::with_capacity(128 + self.parcel.bytes.0.len());
-        out.extend(driver.0.to_le_bytes());
+    /// In one piece, behind its value:
+    /// ```text
+    ///  0  the job's driver: nodes read no more than that, and the title
+    ///  8  where the value is: at 64 if arrays stand behind it, so that they are aligned, or else at 24
+    /// 16  how long it is
+    ///     the value
+    ///     the order without it, its title first
+    /// ```
+    pub(crate) fn encode(&self, Beginning(mut out): Beginning) -> Blob {
         encode_to(self, &mut out);
-        out.into()
+        Blob(out.into())
+    }
+
+    /// Where the value of an encoded order is.
+    fn value(bytes: &[u8]) -> Option<Range<usize>> {
+        let number = |at: usize| bytes.get(at..)?.first_chunk().map(|number| u64::from_le_bytes(*number));
+        let (start, length) = (usize::try_from(number(8)?).ok()?, usize::try_from(number(16)?).ok()?);
+        Some(start..start.checked_add(length)?)
     }
 
     /// The driver of the job that an encoded order is of.
@@ -269,8 +297,11 @@ impl Order {
         bytes.first_chunk().map(|driver| ProcessId(u64::from_le_bytes(*driver)))
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Order> {
-        decode(bytes.get(8..)?)
+    pub(crate) fn decode(bytes: &Bytes) -> Option<Order> {
+        let value = Order::value(bytes)?;
+        let mut order: Order = decode(bytes.get(value.end..)?)?;
+        order.parcel.bytes = bytes.slice(value);
+        Some(order)
     }
 }
 
@@ -287,7 +318,8 @@ pub(crate) struct Title<'a> {
 impl<'a> Title<'a> {
     /// Of an encoded order, of which it is a part.
     pub(crate) fn of(order: &'a [u8]) -> Option<Title<'a>> {
-        postcard::take_from_bytes(order.get(8..)?).ok().map(|(title, _)| title)
+        let (title, _) = postcard::take_from_bytes(order.get(Order::value(order)?.end..)?).ok()?;
+        Some(title)
     }
 }
 
@@ -715,29 +747,78 @@ mod tests {
     #[test]
     fn the_title_of_an_order_is_read_without_the_rest() {
         let function = Site { offset: -7, name_hash: u64::MAX };
-        let bytes = Blob(vec![200; 10_000].into());
         let handles = vec![Handle::Object(ObjectId { owner: HEAD, number: 1 })];
         let extras = Some(Box::new(Extras { retries: 3, ..Extras::default() }));
         for name in [None, Some(Arc::<str>::from("sum"))] {
+            let packed = crate::serial::pack(&"x".repeat(10_000), "a value").expect("it can be packed");
+            let outgoing = Outgoing { handles: handles.clone(), packed };
+            let (parcel, beginning) = outgoing.into_order(ProcessId(9));
             let order = Order {
                 function,
-                parcel: Parcel { handles: handles.clone(), is_row: false, bytes: bytes.clone() },
+                parcel,
                 dependencies: vec![0],
                 name: name.clone(),
                 location: "src/main.rs:1:2".into(),
                 number: 5,
                 extras: extras.clone(),
             };
-            let encoded = order.encode(ProcessId(9));
+            let encoded = order.encode(beginning);
+            assert_eq!(Order::driver(&encoded), Some(ProcessId(9)));
             let title = Title::of(&encoded).expect("a title");
             assert_eq!((title.function, title.name, title.number), (function, name.as_deref(), 5));
             assert_eq!(title.location, "src/main.rs:1:2");
             let whole = Order::decode(&encoded).expect("an order");
             assert_eq!((whole.function, whole.name, whole.number), (function, name, 5));
             assert_eq!((&*whole.location, whole.dependencies), ("src/main.rs:1:2", vec![0]));
-            assert_eq!((whole.parcel.handles, whole.parcel.bytes), (handles.clone(), bytes.clone()));
+            assert_eq!((whole.parcel.handles, whole.parcel.bytes.len()), (handles.clone(), 10_003));
             assert_eq!(whole.extras, extras);
         }
         assert!(Title::of(&[1, 2, 3]).is_none());
+    }
+
+    /// An order with so many numbers for its argument.
+    fn order(count: usize) -> Bytes {
+        let packed = crate::serial::pack(&vec![7u64; count], "a value").expect("it can be packed");
+        let (parcel, beginning) = Outgoing { handles: Vec::new(), packed }.into_order(ProcessId(9));
+        let order = Order {
+            function: Site { offset: 1, name_hash: 2 },
+            parcel,
+            dependencies: Vec::new(),
+            name: None,
+            location: "a place".into(),
+            number: 3,
+            extras: None,
+        };
+        order.encode(beginning).0
+    }
+
+    #[test]
+    fn an_order_has_its_value_where_it_was_written() {
+        for (count, is_row) in [(0, false), (3, false), (1_000, true)] {
+            let encoded = order(count);
+            let order = Order::decode(&encoded).expect("an order");
+            let Parcel { handles, is_row: found, bytes } = order.parcel;
+            assert_eq!((handles, found, order.number), (Vec::new(), is_row, 3));
+            let inside = encoded.as_ptr_range();
+            assert!(inside.contains(&bytes.as_ptr()), "it was copied");
+            assert!(!is_row || (bytes.as_ptr().addr() - inside.start.addr()).is_multiple_of(ALIGNMENT));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_orders_are_refused_or_read(cut in 0..9_000_usize, index in 0..200_usize, byte: u8, noise: Vec<u8>) {
+            let encoded = order(1_000);
+            let cut = cut.min(encoded.len() - 1);
+            assert!(Order::decode(&encoded.slice(..cut)).is_none());
+            let _ = Title::of(&encoded[..cut]); // which needs less of it
+            let mut changed = encoded.to_vec();
+            let length = changed.len();
+            changed[if index < 100 { index } else { length - index + 99 }] = byte;
+            // Anything but a panic.
+            for bytes in [changed, noise, [&u64::MAX.to_le_bytes()[..]; 4].concat()] {
+                let _ = (Title::of(&bytes), Order::decode(&bytes.into()));
+            }
+        }
     }
 }

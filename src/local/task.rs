@@ -62,9 +62,9 @@ pub(crate) trait Travel: Body<Out: crate::object::Object> {
     /// The function, as a place in this executable.
     #[cfg(feature = "cluster")]
     fn site(&self) -> Result<crate::cluster::wire::Site>;
-    /// All but the function.
+    /// All but the function. It can only be dropped afterwards.
     #[cfg(feature = "cluster")]
-    fn pack(&self) -> Result<crate::serial::Packed>;
+    fn pack(&mut self) -> Result<crate::serial::Packed>;
 }
 
 pub(crate) struct TaskCell<B: Body> {

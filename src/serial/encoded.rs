@@ -77,12 +77,13 @@ pub(super) fn split(encoded: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
 
 /// The value that was encoded.
 #[cfg(test)]
-pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+pub(crate) fn decode<T: serde::de::DeserializeOwned + 'static>(
     encoded: &Bytes,
     handles: super::Handles,
 ) -> crate::error::Result<T> {
     let (bytes, buffers) = split(encoded).ok_or_else(|| super::failed::<T>("a value", "not an encoded one"))?;
-    super::from_message_pack(&bytes, super::Beside { handles, buffers: Some(buffers) }, "a value")
+    let beside = super::Beside { handles, buffers: Some(buffers), ..super::Beside::default() };
+    super::from_message_pack(&bytes, beside, "a value")
 }
 
 #[cfg(test)]

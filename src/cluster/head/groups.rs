@@ -442,7 +442,7 @@ mod tests {
         fn place(&mut self, demand: Demand, bundle: u32) {
             let (id, demand) = (ObjectId { number: 9, ..GROUP }, Arc::new(demand));
             let strategy = Strategy::Bundle { group: GROUP, bundle, node: None };
-            let (args, body) = (Vec::new(), Arc::from([]));
+            let (args, body) = (Vec::new(), crate::cluster::wire::Blob::default());
             self.say(
                 OWNER,
                 Message::Place(TaskSpec { id, attempt: 1, hop: 0, demand, strategy, args, stays: false, body }),

@@ -6,6 +6,7 @@ use crate::cluster::{
     capacity::Demand,
     owner::{Work, WorkArg},
     protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
+    wire::Blob,
 };
 use crate::error::{Error, Origin};
 use std::{collections::BTreeMap, sync::Arc};
@@ -25,12 +26,12 @@ pub(super) struct Body {
 const SMALL: u64 = 64 << 10;
 
 impl Body {
-    pub(super) fn to_bytes(self) -> Arc<[u8]> {
+    pub(super) fn to_bytes(self) -> Blob {
         let mut bytes = Vec::with_capacity(18);
         bytes.extend(self.time.to_le_bytes());
         bytes.extend(self.size.to_le_bytes());
         bytes.extend([self.fails.into(), self.parts]);
-        bytes.into()
+        Blob(bytes.into())
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
