@@ -500,6 +500,10 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
 
     /// Lets it live until it is killed or the runtime ends, whether there are handles or not. It
     /// needs a name, by which to find it.
+    ///
+    /// On a cluster it outlives the program, too: it lives until it is killed or the cluster ends, and programs of the
+    /// same build find it by its name. If it is started again after the end of the program, arguments that were
+    /// handles are not there any more. It cannot be in a placement group.
     pub fn detached(mut self) -> Self {
         self.detached = true;
         self

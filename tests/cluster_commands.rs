@@ -27,7 +27,7 @@ impl Home {
     /// A process that sees this home, and nothing of outray's in its environment.
     fn process(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        for name in ["OUTRAY_ADDRESS", "OUTRAY_KEY_FILE", "OUTRAY_OBSERVE", "XDG_CACHE_HOME"] {
+        for name in ["OUTRAY_ADDRESS", "OUTRAY_KEY_FILE", "OUTRAY_OBSERVE", "XDG_CACHE_HOME", "XDG_STATE_HOME"] {
             command.env_remove(name);
         }
         command.env("HOME", &self.0).stdin(Stdio::null());
@@ -58,11 +58,15 @@ impl Home {
 
     /// This file as a program that connects to a cluster.
     fn program(&self, what: &str, address: &str, tell: &TcpListener) -> Running {
+        Running::start(&mut self.to_program(what, address, tell))
+    }
+
+    fn to_program(&self, what: &str, address: &str, tell: &TcpListener) -> Command {
         let mut command = self.process(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "--nocapture", "program"]);
         command.env("OUTRAY_ADDRESS", address).env("PROGRAM", what);
         command.env("TELL", tell.local_addr().unwrap().to_string());
-        Running::start(&mut command)
+        command
     }
 
     fn head(&self) -> (Running, String) {
@@ -186,6 +190,15 @@ fn program() {
         return println!("\nheld: {held:?}");
     }
     match outray::Runtime::from_env() {
+        Ok(rt) if what == "detach" => {
+            let counter = rt.actor_builder(Counter).name("lasting").detached().try_start(10).unwrap();
+            println!("\nit counts: {:?}", counter.call(Counter::add, 1).get());
+        }
+        Ok(rt) if what == "find" => {
+            let counter = rt.get_actor::<Counter>("lasting").unwrap();
+            println!("\nit counts: {:?}", counter.call(Counter::add, 1).get());
+            counter.kill();
+        }
         Ok(rt) => {
             let counter = rt.actor(Counter, 1);
             assert_eq!(counter.call(Counter::add, 1).get(), Ok(2));
@@ -575,11 +588,59 @@ fn signals_end_a_node_with_its_workers_and_a_head_with_its_nodes() {
 }
 
 #[test]
-fn a_node_whose_head_dies_says_so_and_ends() {
+fn a_node_and_a_program_whose_head_does_not_come_back_say_so() {
+    let home = Home::new();
+    let (head, address) = home.head();
+    let mut node = home.outray(&["node", "--head", &address]);
+    let mut node = Running::start(node.env("OUTRAY_HEAD_PATIENCE", "0"));
+    node.wait_for("outray node ");
+    let tell = listener();
+    let mut program = Running::start(home.to_program("hold", &address, &tell).env("OUTRAY_HEAD_PATIENCE", "0"));
+    let _held = tell.accept().unwrap();
+    drop(head); // kills it
+    let said = program.wait_for("held: ");
+    assert!(said.contains("the head is gone"), "{said}");
+    let (code, errors) = node.end();
+    assert!(code == 1 && errors.contains("the head is gone"), "{code} {errors}");
+}
+
+#[test]
+fn a_node_leaves_a_head_that_knows_nothing_of_its_cluster() {
     let home = Home::new();
     let (head, address) = home.head();
     let node = home.node(&address, &[]);
     drop(head); // kills it
+    let mut other = Running::start(&mut home.outray(&["head", "--bind", &address]));
+    other.wait_for("outray head at ");
     let (code, errors) = node.end();
-    assert!(code == 1 && errors.contains("the head is gone"), "{code} {errors}");
+    assert!(code == 1 && errors.contains("another one has taken its place"), "{code} {errors}");
+}
+
+/// The program is another executable than the head and the nodes: the head keeps it for the node.
+#[test]
+fn a_head_that_was_killed_goes_on_with_the_detached_actors_of_programs_that_have_ended() {
+    let home = Home::new();
+    let state = home.0.join("state");
+    let start = |bind: &str| {
+        let mut head = Running::start(home.outray(&["head", "--bind", bind, "--state"]).arg(&state));
+        let line = head.wait_for("outray head at ");
+        (head, line.trim_start_matches("outray head at ").to_owned())
+    };
+    let (head, address) = start("127.0.0.1:0");
+    let _node = home.node(&address, &[]);
+    let tell = listener();
+    let mut program = home.program("detach", &address, &tell);
+    assert_eq!(program.wait_for("it counts: "), "it counts: Ok(11)");
+    assert_eq!(program.end().0, 0);
+    drop(head); // kills it
+    let (head, same) = start(&address);
+    assert_eq!(same, address);
+    let in_use = home.outray(&["head", "--bind", "127.0.0.1:0", "--state"]).arg(&state).output().unwrap();
+    let (code, _, errors) = said(in_use);
+    assert!(code == 1 && errors.contains("another head uses it"), "{code} {errors}");
+    let mut program = home.program("find", &address, &tell);
+    assert_eq!(program.wait_for("it counts: "), "it counts: Ok(12)");
+    assert_eq!(program.end().0, 0);
+    home.ok(&["stop", "--address", &address]);
+    assert_eq!(head.end().0, 0);
 }

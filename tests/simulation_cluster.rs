@@ -57,6 +57,42 @@ fn simulation_with_everything_that_can_happen() {
     });
 }
 
+#[test]
+fn simulation_with_a_head_that_is_started_again() {
+    let reports = all(200, |seed| Options {
+        nodes: 3 + seed as usize % 4,
+        head_crashes: 1 + seed as usize % 3,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 20,
+        loss: 50,
+        ..Options::with_seed(seed)
+    });
+    assert!(reports.iter().all(|report| report.ended == 100));
+    assert!(sum(&reports, |report| report.head_starts) > 100);
+}
+
+#[test]
+fn simulation_with_a_head_that_is_started_again_and_everything_that_can_happen() {
+    let reports = all(300, |seed| Options {
+        nodes: 3 + seed as usize % 5,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 3,
+        tasks: 80,
+        head_crashes: 1 + seed as usize % 2,
+        borrowing: seed % 3 == 0,
+        groups: seed % 2 == 0,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        worker_crashes: seed as usize % 4,
+        partitions: seed as usize % 3,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.groups) > 0);
+}
+
 /// The same above real links: packets are lost, repeated, overtaken and delayed, and connections break.
 #[test]
 fn simulation_over_links_without_other_faults() {

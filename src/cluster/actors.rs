@@ -81,6 +81,15 @@ impl View {
     pub(super) fn place(&self) -> Option<ProcessId> {
         self.place
     }
+
+    /// Its owner is asked before the next call.
+    fn look_again(&mut self) {
+        (self.place, self.asked) = (None, false);
+    }
+
+    pub(super) fn name(&self) -> Option<String> {
+        self.name.as_deref().map(str::to_owned)
+    }
 }
 
 /// What an actor is started with.
@@ -141,7 +150,7 @@ impl RemoteActor {
         match place {
             Err(waiting) => waiting,
             Ok(place) => {
-                let answer = self.client.ask_by(place, |number| Letter::Pending { actor, number }, PATIENCE);
+                let answer = self.client.ask_within(place, PATIENCE, None, |number| Letter::Pending { actor, number });
                 answer.ok().and_then(|answer| answer.parse().ok()).unwrap_or(0)
             }
         }
@@ -223,6 +232,17 @@ impl Client {
         let name = options.name.clone();
         let submitted =
             Options { name: name.clone(), demand: Some(demand).into(), strategy, bundle, ..Options::default() };
+        if detached {
+            let what = (function, packed, &*dependencies);
+            let restarts = options.max_restarts;
+            let actor = match self.detach(location, what, Box::new(extras), &submitted, type_name, restarts) {
+                Err(Error::NameTaken { name }) if get_if_exists => return self.named_actor(&name, type_name),
+                actor => actor?,
+            };
+            let found = self.import_actor(&Handle::Actor { actor, name, number: actor.number }, type_name)?;
+            self.claim_all(&[actor], None);
+            return Ok(found);
+        }
         let kind = ("actor", type_name);
         // It has its place and its name before it is made, so that of those who come at once one makes it, and the
         // others find that.
@@ -230,7 +250,7 @@ impl Client {
             self.announce::<()>(location, kind, (function, packed), Some(Box::new(extras)), Some(Box::new(submitted)))?;
         let (id, number) = (self.id_of(&created), created.id());
         if let Some(name) = &name {
-            let refused = match self.take_name(name, (id, number), type_name, detached) {
+            let refused = match self.take_name(name, (id, number), type_name) {
                 Ok(None) => None,
                 Ok(Some(other)) if get_if_exists => Some(self.found(name, &other, type_name)),
                 Ok(Some(_)) => Some(Err(Error::NameTaken { name: name.to_string() })),
@@ -245,9 +265,6 @@ impl Client {
         self.start_announced(id, order, &dependencies, options.max_restarts);
         let actor =
             RemoteActor { client: self.clone(), created, about: Arc::new(About { id, number, name, type_name }) };
-        if detached {
-            self.keep(Box::new(actor.clone()));
-        }
         Ok(actor)
     }
 
@@ -263,10 +280,9 @@ impl Client {
         name: &Arc<str>,
         (actor, number): (ObjectId, u64),
         type_name: &'static str,
-        detached: bool,
     ) -> Result<Option<serde_json::Value>> {
         self.with(|state, _| state.actors.entry(actor).or_default().name = Some(name.clone()));
-        let question = Question::Name { name: name.to_string(), actor, number, type_name: type_name.into(), detached };
+        let question = Question::Name { name: name.to_string(), actor, number, type_name: type_name.into() };
         let answer: serde_json::Value = serde_json::from_str(&self.ask(question)?).unwrap_or_default();
         Ok((answer["free"] != true).then_some(answer))
     }
@@ -279,6 +295,9 @@ impl Client {
                 answer["known"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
             return Err(not_found(format!("known names: {known:?}")));
         };
+        if answer["executable"].as_str().is_some_and(|hash| hash != self.job.image.hash.to_string()) {
+            return Err(not_found("one of a program with another executable has that name".into()));
+        }
         if answer["type"] != type_name {
             return Err(not_found(format!(
                 "an actor of `{}` has that name",
@@ -308,12 +327,17 @@ impl Client {
         let is_ours = actor.owner == self.me;
         let view = state.actors.entry(actor).or_default();
         if let (Some(place), true) = (view.place, view.waiting.is_empty()) {
+            if let Letter::Call { call, .. } = &letter {
+                state.owner.moved(*call, place); // it fails when that node dies
+            }
             return out.letters.push((place, letter, Vec::new()));
         }
         view.waiting.push(letter);
         if !is_ours && !view.asked {
             view.asked = true;
             out.letters.push((actor.owner, Letter::WhereIsActor { actor }, Vec::new()));
+        } else if let (false, Some(dead)) = (is_ours, view.dead.clone()) {
+            return self.actor_is(state, actor, None, Some(dead), out);
         }
         self.look_after(state, actor, out);
     }
@@ -424,6 +448,19 @@ impl Client {
         }
     }
 
+    /// A process is dead: others' actors that were there may be started elsewhere.
+    pub(super) fn actors_left(&self, state: &mut State, process: ProcessId) {
+        let there = state.actors.iter_mut().filter(|(id, view)| id.owner != self.me && view.place == Some(process));
+        there.for_each(|(_, view)| view.look_again());
+    }
+
+    /// A call has failed because its actor is not there: it may be elsewhere by now.
+    pub(super) fn was_not_there(&self, state: &mut State, actor: ObjectId) {
+        if let Some(view) = state.actors.get_mut(&actor).filter(|view| actor.owner != self.me && view.dead.is_none()) {
+            view.look_again();
+        }
+    }
+
     /// Another process wants to know where an own actor is.
     pub(super) fn where_is(&self, state: &mut State, from: ProcessId, actor: ObjectId, out: &mut Out) {
         state.actors.entry(actor).or_default().asked_by.insert(from);
@@ -453,7 +490,7 @@ impl Client {
 }
 
 /// What a failure to make an actor means for its calls.
-fn died(actor: ObjectId, error: &Arc<Error>) -> Arc<Error> {
+pub(super) fn died(actor: ObjectId, error: &Arc<Error>) -> Arc<Error> {
     match &**error {
         Error::ActorDied { .. } => error.clone(),
         Error::Cancelled { origin } | Error::Lost { origin, .. } | Error::DependencyFailed { origin, .. } => {

@@ -31,7 +31,9 @@ use super::{
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
-    wire::{self, Beginning, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site},
+    wire::{
+        self, Beginning, Detach, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site,
+    },
 };
 use crate::{
     actor::HostedActor,
@@ -63,7 +65,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, LazyLock, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -77,6 +79,8 @@ const ATTEMPTS: u32 = 4;
 const OVERLOADED: usize = 64;
 /// How long the head may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// The same when it fetches an executable first.
+const UPLOAD: Duration = Duration::from_secs(120);
 
 /// Sends a letter; never waits.
 pub(crate) type Post = Box<dyn Fn(Envelope) + Send + Sync>;
@@ -109,9 +113,11 @@ pub(crate) struct Client {
     /// What is kept until the runtime ends.
     kept: Mutex<Vec<Box<dyn Any + Send>>>,
     /// Questions that wait for an answer.
-    asked: Mutex<(u64, FxHashMap<u64, mpsc::Sender<String>>)>,
+    asked: Mutex<(u64, FxHashMap<u64, Asked>)>,
     /// Nobody will answer any more.
     is_lost: AtomicBool,
+    /// There is no head now, but there may be one again.
+    is_headless: AtomicBool,
     /// Functions whose names the node has been told.
     named: Mutex<FxHashMap<Site, &'static Descriptor>>,
     /// At waits that last, and when the next is due.
@@ -150,6 +156,9 @@ pub(super) struct State {
 
 /// Writes to the file of this path, or is told why there is none.
 type WriteTo = Box<dyn FnOnce(std::result::Result<PathBuf, String>) + Send>;
+
+/// A question of the head's, and who waits for the answer.
+type Asked = (Option<Question>, mpsc::Sender<String>);
 
 /// What keeps objects that are known by their numbers.
 type Guards = Vec<Box<dyn Any + Send + Sync>>;
@@ -283,6 +292,7 @@ impl Client {
             kept: Mutex::default(),
             asked: Mutex::default(),
             is_lost: AtomicBool::new(false),
+            is_headless: AtomicBool::new(false),
             named: Mutex::default(),
             looks: Mutex::default(),
             next_look: Mutex::default(),
@@ -373,7 +383,14 @@ impl Client {
         if let Some(held) = state.held.remove(&object.number) {
             out.trash.push(Box::new(held));
         }
-        state.calls.remove(&object.number);
+        let call_of = state.calls.remove(&object.number);
+        let failure = match state.owner.value(object) {
+            Some(Value::Failed(why)) => Some(why),
+            _ => None,
+        };
+        if let (Some(actor), Some(Error::ActorDied { .. } | Error::Lost { .. })) = (call_of, failure.as_deref()) {
+            self.was_not_there(state, actor);
+        }
         let cell = self.under_way.lock().remove(&object);
         // Actors are counted where they are; a part counts with the whole.
         if cell.as_ref().is_some_and(|cell| !matches!(cell.kind(), "actor" | "object")) {
@@ -606,6 +623,7 @@ impl Client {
                 Some(error) if actor.owner == self.me => self.actor_died(state, actor, from, error, out),
                 dead => self.actor_is(state, actor, place, dead, out),
             }),
+            Letter::HeadIsBack => self.join_again(),
             Letter::Took { task, attempt } => self.with(|state, out| {
                 if let Some(handles) = state.offered.remove(&(task, attempt)) {
                     out.trash.push(Box::new(handles));
@@ -649,7 +667,7 @@ impl Client {
             }
             Letter::Answer { number } => {
                 let waiting = self.asked.lock().1.remove(&number);
-                if let (Some(waiting), Some(answer)) = (waiting, payload.first()) {
+                if let (Some((_, waiting)), Some(answer)) = (waiting, payload.first()) {
                     let _ = waiting.send(String::from_utf8_lossy(answer).into_owned()); // it may have given up
                 }
             }
@@ -672,47 +690,85 @@ impl Client {
 
     /// Asks the head, and waits for the answer.
     pub(crate) fn ask(&self, question: Question) -> Result<String> {
-        self.ask_by(HEAD, |number| Letter::Ask { number, question }, PATIENCE)
+        let letter = |number| Letter::Ask { number, question: question.clone() };
+        self.ask_within(HEAD, PATIENCE, Some(question.clone()), letter)
     }
 
     /// Asks all by the way that tasks take, so that they have heard of those that were submitted before.
     pub(super) fn ask_all(&self, question: Question, patience: Duration) -> Result<String> {
         let home = self.state.lock().home;
         match home {
-            Some(home) => self.ask_by(home, |number| Letter::PassOn { number, question }, patience),
-            None => self.ask_by(HEAD, |number| Letter::Ask { number, question }, patience),
+            Some(home) => self.ask_within(home, patience, None, |number| Letter::PassOn { number, question }),
+            None => self.ask_within(HEAD, patience, None, |number| Letter::Ask { number, question }),
         }
     }
 
     /// Asks one node.
     pub(super) fn ask_at(&self, node: ProcessId, question: Question, patience: Duration) -> Result<String> {
-        self.ask_by(node, |number| Letter::Ask { number, question }, patience)
+        self.ask_within(node, patience, None, |number| Letter::Ask { number, question })
     }
 
-    /// Asks another process with a letter that has this number.
-    pub(super) fn ask_by(
+    /// Asks another process with a letter that has this number. The question is asked again if the head is started
+    /// again.
+    pub(super) fn ask_within(
         &self,
-        to: ProcessId,
-        letter: impl FnOnce(u64) -> Letter,
+        process: ProcessId,
         patience: Duration,
+        question: Option<Question>,
+        letter: impl FnOnce(u64) -> Letter,
     ) -> Result<String> {
         let (answer, answered) = mpsc::channel();
         let number = {
             let asked = &mut *self.asked.lock();
             asked.0 += 1;
-            asked.1.insert(asked.0, answer);
+            asked.1.insert(asked.0, (question, answer));
             asked.0
         };
-        if !self.is_lost.load(Ordering::Acquire) {
-            self.post(to, letter(number), Vec::new());
-            if let Ok(answer) = answered.recv_timeout(patience) {
-                return Ok(answer);
-            }
+        let gone = || Error::Unsupported { reason: "the cluster is gone".into() };
+        if self.is_lost.load(Ordering::Acquire) {
+            self.asked.lock().1.remove(&number);
+            return Err(gone());
         }
-        self.asked.lock().1.remove(&number);
-        Err(Error::Unsupported {
-            reason: format!("the cluster did not answer within {patience:?}; is its head still running?"),
-        })
+        self.post(process, letter(number), Vec::new());
+        let who = if process == HEAD { "the cluster's head".into() } else { format!("node {process}") };
+        loop {
+            let reason = match answered.recv_timeout(patience) {
+                Ok(answer) => return Ok(answer),
+                // It is asked again when it is back.
+                Err(mpsc::RecvTimeoutError::Timeout) if self.is_headless.load(Ordering::Acquire) => continue,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    format!("{who} did not answer within {patience:?}; is it still running?")
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(gone()),
+            };
+            self.asked.lock().1.remove(&number);
+            return Err(Error::Unsupported { reason });
+        }
+    }
+
+    /// The head is gone, but may be started again.
+    pub(crate) fn head_is_gone(&self) {
+        self.is_headless.store(true, Ordering::Release);
+    }
+
+    /// There is a head again, which knows nothing of what is under way here.
+    pub(crate) fn join_again(self: &Arc<Self>) {
+        self.is_headless.store(false, Ordering::Release);
+        self.with(|state, out| {
+            let names = state.actors.values().filter_map(View::name).collect();
+            out.letters.push((HEAD, Letter::Names { names }, Vec::new()));
+            state.owner.join_again(&mut out.effects);
+        });
+        let asked: Vec<_> = self
+            .asked
+            .lock()
+            .1
+            .iter()
+            .filter_map(|(number, (question, _))| Some((*number, question.clone()?)))
+            .collect();
+        for (number, question) in asked {
+            self.post(HEAD, Letter::Ask { number, question }, Vec::new());
+        }
     }
 
     /// What to do when the runtime ends.
@@ -738,8 +794,10 @@ impl Client {
     /// Nothing will come any more: what is under way fails.
     pub(crate) fn lost(&self, why: &str) {
         self.is_lost.store(true, Ordering::Release);
+        self.is_headless.store(false, Ordering::Release);
         let asked = std::mem::take(&mut self.asked.lock().1);
         drop(asked);
+        self.state.lock().groups.clear(); // and who waits for them is told
         let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
         for cell in cells {
             let node: Arc<dyn Node> = cell.clone();
@@ -803,6 +861,7 @@ impl Client {
             }
             Message::Dead { process } => {
                 self.dead.lock().retain(|actor, _| actor.owner != process);
+                self.actors_left(state, process);
                 state.owner.handle(from, Message::Dead { process }, &mut out.effects);
                 if state.home == Some(process) {
                     state.home = None;
@@ -1055,6 +1114,60 @@ impl Client {
         self.core.count(|c| &c.submitted);
         let kind = ("task", B::type_name());
         self.send_out(location, kind, (function, packed, &dependencies), extras, options)
+    }
+
+    /// Has the head start an actor, and own it.
+    pub(super) fn detach(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        (function, packed, dependencies): (Site, Packed, &[Arc<dyn Node>]),
+        extras: Box<Extras>,
+        options: &Options,
+        type_name: &'static str,
+        restarts: u32,
+    ) -> Result<ObjectId> {
+        static TICKETS: AtomicU64 = AtomicU64::new(1);
+        self.takes_orders(("actor", type_name), Some(options))?;
+        let (demand, strategy) = demand(Some(options));
+        if matches!(strategy, Strategy::Bundle { .. }) {
+            return Err(Error::invalid("a detached actor cannot be in a placement group, which ends with its program"));
+        }
+        let name = options.name.clone().ok_or_else(|| Error::invalid("a detached actor needs a name"))?;
+        let (parcel, beginning, handles) = self.parcel(packed)?;
+        let dependencies = self.with(|state, _| self.dependencies(state, dependencies, &parcel));
+        let args = dependencies.iter().map(|place| parcel.handles[*place as usize].object()).collect();
+        let number = TICKETS.fetch_add(1, Ordering::Relaxed);
+        let order = Order {
+            function,
+            name: Some(name.clone()),
+            location: place(location),
+            number,
+            parcel,
+            dependencies,
+            extras: Some(extras),
+        };
+        // It may be started again with them, as long as this process is there.
+        self.keep(Box::new(handles));
+        let question = Question::Detach(Box::new(Detach {
+            ticket: (self.me, number),
+            job: self.job.clone(),
+            name: name.to_string(),
+            type_name: type_name.into(),
+            demand: (*demand).clone(),
+            strategy,
+            args,
+            attempts: restarts.saturating_add(1),
+            order: order.encode(beginning),
+        }));
+        // The head may have to fetch the executable first.
+        let letter = |number| Letter::Ask { number, question: question.clone() };
+        let answer = self.ask_within(HEAD, UPLOAD, Some(question.clone()), letter)?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        match (answer["owner"].as_u64(), answer["number"].as_u64(), answer["error"].as_str()) {
+            (Some(owner), Some(number), _) => Ok(ObjectId { owner: ProcessId(owner), number }),
+            (_, _, Some(error)) => Err(Error::Unsupported { reason: error.into() }),
+            _ => Err(Error::NameTaken { name: name.to_string() }),
+        }
     }
 
     /// Sends a task to where it is to run.

@@ -119,14 +119,16 @@ fn catch_signals() -> Result<(), Failed> {
 }
 
 fn head(mut arguments: Arguments) -> Result<(), Failed> {
-    let mut bind = ADDRESS.to_owned();
-    while let Some(option) = arguments.option("head", &["--bind"])? {
+    let (mut bind, mut state) = (ADDRESS.to_owned(), None);
+    while let Some(option) = arguments.option("head", &["--bind", "--state"])? {
         match option.as_str() {
             "--bind" => bind = arguments.address("--bind")?,
+            "--state" => state = Some(PathBuf::from(arguments.text("--state")?)),
             _ => return say(help::HEAD),
         }
     }
     let has_key = super::key_from_env()?.is_some();
+    let state = state.or_else(|| self::state(&bind));
     catch_signals()?;
     let ready = |address: &str| {
         let key = match has_key {
@@ -149,7 +151,7 @@ fn head(mut arguments: Arguments) -> Result<(), Failed> {
              connect a program:  OUTRAY_ADDRESS={shown} PROGRAM\nstop the cluster:   outray stop --address {shown}{host}"
         ));
     };
-    let setup = HeadSetup { bind: bind.clone(), key_file: None, directory: None };
+    let setup = HeadSetup { bind: bind.clone(), key_file: None, state, cache: cache().ok(), directory: None };
     roles::head(&setup, ready).map_err(|error| match Failed::from(error) {
         Failed::Error(why) if why.contains("in use") => {
             Failed::Error(format!("{why}; does another head run there? --bind HOST:PORT takes another port"))
@@ -225,6 +227,14 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
     };
     roles::node(setup, |_| (), ready)?;
     say("the node has ended")
+}
+
+/// Where the head that listens there keeps its state. At a port of the system's choice nobody would find it again.
+fn state(bind: &str) -> Option<PathBuf> {
+    let port = bind.rsplit(':').next().filter(|port| *port != "0")?;
+    let given = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = given.or_else(|| env::home_dir().map(|home| home.join(".local/state")))?;
+    Some(state.join("outray").join(format!("head-{port}")))
 }
 
 /// Where executables are kept.

@@ -4,7 +4,7 @@ use super::{
     client::{Client, Post},
     endpoint::StartError,
     image::Image,
-    node_process::PART,
+    node_process::{PART, head_patience},
     protocol::{HEAD, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
@@ -154,7 +154,7 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     }
     let name = std::env::args().next().unwrap_or_default();
     let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-    let job = Job { driver: me, image, name, observe: config.observe, pid: std::process::id() };
+    let job = Job { driver: me, image, source: me, name, observe: config.observe, pid: std::process::id() };
     station.post(&Envelope { from: me, to: HEAD, letter: Letter::Register(job.clone()), payload: Vec::new() });
     let posting = station.clone();
     let post: Post = Box::new(move |envelope| posting.post(&envelope));
@@ -192,23 +192,28 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
 fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
     let next = Cell::new(Instant::now() + TICK);
     let (me, ours) = (station.me, host());
+    let tell_head = |letter| station.post(&Envelope { from: me, to: HEAD, letter, payload: Vec::new() });
+    // The cluster, and since when its head is gone, and why; and what the next one has to be told.
+    let (mut cluster, mut headless, mut untold) = (None, None::<(Instant, String)>, Vec::new());
+    let gone = |reason: String| {
+        meeting.set(Progress::Gone(reason.clone()));
+        if let Some(client) = client.get() {
+            client.lost(&reason);
+        }
+    };
     station.run(
         post,
         || next.get(),
         |happening| match happening {
             Happening::Letters(letters) => letters.into_iter().for_each(|envelope| match envelope.letter {
-                Letter::WantImage { offset } => {
-                    let part = read_image(offset).unwrap_or_default(); // which the node takes for a failure
-                    let letter = Letter::ImagePart { offset };
+                Letter::WantImage { driver, offset } => {
+                    let part = File::open("/proc/self/exe").and_then(|file| read_part(&file, offset));
+                    let part = part.unwrap_or_default(); // which the node takes for a failure
+                    let letter = Letter::ImagePart { driver, offset };
                     station.post(&Envelope { from: me, to: envelope.from, letter, payload: vec![part] });
                 }
                 Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
-                Letter::Leaving => {
-                    meeting.set(Progress::Gone("the cluster was stopped".into()));
-                    if let Some(client) = client.get() {
-                        client.lost("the cluster was stopped");
-                    }
-                }
+                Letter::Leaving => gone("the cluster was stopped".into()),
                 _ => {
                     let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
                     // It is there before anything is said to it.
@@ -218,40 +223,59 @@ fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client:
                     }
                 }
             }),
-            Happening::Met { station, .. } if station == HEAD => meeting.set(Progress::Head),
+            Happening::Met { role: Role::Head { cluster: number }, .. } => {
+                let is_same = *cluster.get_or_insert(number) == number;
+                match (client.get().filter(|_| headless.take().is_some()), is_same) {
+                    (_, false) => {
+                        gone(
+                            "the head is gone, and another one has taken its place that knows nothing of this program"
+                                .into(),
+                        );
+                    }
+                    (Some(client), true) => {
+                        tell_head(Letter::Register(client.job.clone()));
+                        client.join_again();
+                        untold.drain(..).for_each(&tell_head);
+                    }
+                    (None, true) => meeting.set(Progress::Head),
+                }
+            }
             Happening::Refused(reason) => meeting.set(Progress::Gone(reason)),
             Happening::Met { station, host, .. } => {
                 if host == ours {
                     client.wait().is_near(station);
                 }
             }
-            Happening::Lost { station: lost, reason } if lost == HEAD => {
-                meeting.set(Progress::Gone(reason.clone()));
-                if let Some(client) = client.get() {
-                    client.lost(&format!("the head is gone: {reason}"));
+            Happening::Lost { station: lost, reason } if lost == HEAD => match client.get() {
+                Some(client) => {
+                    client.head_is_gone();
+                    headless = Some((Instant::now(), reason));
                 }
-            }
+                None => gone(reason),
+            },
             Happening::Lost { station: lost, .. } => {
-                station.post(&Envelope {
-                    from: me,
-                    to: HEAD,
-                    letter: Letter::Unreachable { station: lost },
-                    payload: Vec::new(),
-                });
+                let letter = Letter::Unreachable { station: lost };
+                match headless {
+                    None => tell_head(letter),
+                    Some(_) => untold.push(letter),
+                }
             }
             Happening::Tick => {
                 next.set(Instant::now() + TICK);
                 if let Some(client) = client.get() {
                     client.tick();
                 }
+                let patience = head_patience();
+                if let Some((_, reason)) = headless.take_if(|(since, _)| since.elapsed() >= patience) {
+                    gone(format!("the head is gone: {reason}; it did not come back within {patience:?}"));
+                }
             }
         },
     );
 }
 
-/// A part of this process's executable.
-fn read_image(offset: u64) -> std::io::Result<Bytes> {
-    let file = File::open("/proc/self/exe")?;
+/// A part of an executable.
+pub(super) fn read_part(file: &File, offset: u64) -> std::io::Result<Bytes> {
     let mut part = vec![0; PART];
     let mut have = 0;
     while have < part.len() {

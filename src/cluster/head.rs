@@ -22,15 +22,24 @@
 //! - What only a node that died lately could run waits for one like it to come; what no node could
 //!   ever run fails at once.
 //! - Whoever is declared dead is told to all, is told so itself whenever it speaks, and is never heard.
+//!
+//! # When it is started again
+//! It is told who took part and who was dead (`memory`), and *expects* those who took part for a while; who has not
+//! joined again by then is dead. Everything else it learns: nodes tell what they have set aside, owners which
+//! groups they have, and owners send again the tasks that were here. Who has not joined this life of the head is
+//! not heard, because what it says may be meant for the last one.
 
 pub(crate) mod groups;
+mod memory;
+
+pub(crate) use memory::Memory;
 
 use self::groups::Group;
 use super::{
     capacity::{Capacity, Demand},
     protocol::{
-        Arg, Effects, HEAD, Label, Load, Message, Nanos, ObjectId, ProcessId, Strategy, TaskSpec, ms, transfer_time,
-        waiting_time,
+        Arg, Effects, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, ProcessId, Strategy, TaskSpec, ms,
+        transfer_time, waiting_time,
     },
 };
 use std::{
@@ -44,6 +53,8 @@ pub(crate) const PATIENCE: Nanos = ms(2_000);
 pub(crate) const BEAT: Nanos = ms(200);
 /// No message is under way for longer; and so long a node that died may be replaced.
 const MEMORY: Nanos = ms(60_000);
+/// A head that was started again waits so long for those who were there.
+pub(crate) const REUNION: Nanos = ms(10_000);
 /// How often a node tells its load while that changes, in a small cluster.
 pub(crate) const PACE: Nanos = ms(5);
 /// In a large one it is less often, so that the head hears so many loads a second at most, beats aside.
@@ -138,13 +149,20 @@ pub(crate) struct Head {
     /// For room, or for a node like one that died lately.
     waiting: Vec<TaskSpec>,
     groups: BTreeMap<ObjectId, Group>,
+    /// Who took part in the last life, and has not joined again; and until when that is waited for.
+    expected: BTreeMap<ProcessId, Member>,
+    reunion: Nanos,
+    is_reuniting: bool,
+    /// What nodes have set aside, with its round, for owners who have not joined again.
+    unclaimed: BTreeMap<(ObjectId, u32), (ProcessId, u32)>,
     /// For how many nodes the pace was set.
     paced_for: u64,
     looked: Nanos,
 }
 
 struct Departed {
-    since: Nanos,
+    /// So long it is told to those who come, and may be replaced.
+    until: Nanos,
     /// What it was, if it was a node.
     node: Option<(Capacity, Vec<Label>)>,
 }
@@ -159,14 +177,46 @@ impl Head {
             dead: BTreeMap::new(),
             waiting: Vec::new(),
             groups: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            reunion: 0,
+            is_reuniting: false,
+            unclaimed: BTreeMap::new(),
             paced_for: 0,
             looked: 0,
+        }
+    }
+
+    /// Started again, with what it remembers of its last life.
+    pub(crate) fn restarted(now: Nanos, memory: Memory) -> Self {
+        let departed = |member: Option<Member>, is_late: bool| Departed {
+            until: if is_late { now + MEMORY } else { now },
+            node: member.and_then(of_node).filter(|_| is_late),
+        };
+        let Memory { members, dead } = memory;
+        Head {
+            expected: members,
+            reunion: now + REUNION,
+            is_reuniting: true,
+            dead: dead.into_iter().map(|(id, (member, is_late))| (id, departed(member, is_late))).collect(),
+            ..Head::new()
+        }
+    }
+
+    /// Who joins is remembered, unless it was there in the last life.
+    fn enter(&mut self, process: ProcessId, member: Member, out: &mut Effects) {
+        // The head itself, which owns actors, is there when it is there.
+        if self.expected.remove(&process).is_none() && process != HEAD {
+            out.notes.push(Note::Joined(process, member));
         }
     }
 
     pub(crate) fn handle(&mut self, now: Nanos, from: ProcessId, message: Message, out: &mut Effects) {
         if self.dead.contains_key(&from) {
             return out.send(from, Message::Fenced);
+        }
+        let joins = matches!(message, Message::JoinNode { .. } | Message::JoinOwner { .. });
+        if joins == (self.nodes.contains_key(&from) || self.owners.contains_key(&from)) {
+            return; // it was said to the last head, or has been said
         }
         if let Some(node) = self.nodes.get_mut(&from) {
             node.heard = now;
@@ -175,8 +225,8 @@ impl Head {
             owner.heard = now;
         }
         match message {
-            Message::JoinNode { capacity, labels } => {
-                let load = Load::default();
+            Message::JoinNode { capacity, labels, load, bundles } => {
+                self.enter(from, Member::Node { capacity: capacity.clone(), labels: labels.clone() }, out);
                 self.welcome(now, from, out);
                 let view = NodeView {
                     capacity,
@@ -192,20 +242,34 @@ impl Head {
                 self.order.insert((0, from));
                 self.reorder(from);
                 self.set_pace(from, out);
+                self.returned(now, from, bundles, out);
+                // It was theirs in the last life; one that is young has not been told so.
+                let at_home = self.owners.iter().filter(|(_, owner)| owner.home == Some(from));
+                at_home.for_each(|(owner, _)| out.send(*owner, Message::Home { node: from }));
                 let homeless = self.owners.iter().filter(|(_, owner)| owner.home.is_none());
                 for owner in homeless.map(|(id, _)| *id).collect::<Vec<_>>() {
                     self.find_home(owner, None, out);
                 }
                 self.try_again(now, out);
             }
-            Message::JoinOwner { wish, on } => {
+            Message::JoinOwner { wish, on, groups } => {
+                self.enter(from, Member::Owner { on }, out);
                 self.welcome(now, from, out);
-                self.owners.insert(from, OwnerView { heard: now, home: None, on, granted: None });
-                self.find_home(from, wish, out);
+                let home = wish.filter(|node| self.expected.contains_key(node)); // it stays that
+                self.owners.insert(from, OwnerView { heard: now, home, on, granted: None });
+                if home.is_none() {
+                    self.find_home(from, wish, out);
+                }
+                self.adopt(now, from, groups, out);
+                self.try_again(now, out); // its tasks may have been here first
             }
             Message::Died { process } if self.nodes.contains_key(&from) => {
                 // One that is not known may be about to join, or never will.
-                let is_theirs = self.owners.get(&process).is_none_or(|owner| owner.on == Some(from));
+                let is_theirs = match (self.owners.get(&process), self.expected.get(&process)) {
+                    (Some(OwnerView { on, .. }), _) | (None, Some(Member::Owner { on })) => *on == Some(from),
+                    (None, Some(Member::Node { .. })) => false,
+                    (None, None) => true,
+                };
                 if is_theirs && !self.nodes.contains_key(&process) && !self.dead.contains_key(&process) {
                     self.bury(now, process, out);
                 }
@@ -228,9 +292,9 @@ impl Head {
                     self.find_work(from, out);
                 }
             }
-            Message::CreateGroup { group, bundles, policy, patience } if group.owner == from => {
-                let until = patience.map(|patience| now.saturating_add(patience));
-                self.create_group(now, group, Group::new(bundles, policy, until), out);
+            Message::CreateGroup(spec) if spec.id.owner == from => {
+                let (id, group) = (spec.id, Group::new(now, spec));
+                self.create_group(now, id, group, out);
             }
             Message::RemoveGroup { group } if group.owner == from => {
                 self.drop_group(group, out);
@@ -250,7 +314,7 @@ impl Head {
     /// Tells one that has just come of those that died lately: what is said to it may still name them.
     fn welcome(&self, now: Nanos, process: ProcessId, out: &mut Effects) {
         for (dead, departed) in &self.dead {
-            if departed.since + MEMORY > now {
+            if departed.until > now {
                 out.send(process, Message::Dead { process: *dead });
             }
         }
@@ -276,12 +340,17 @@ impl Head {
         self.looked = now;
         let silent = |heard: Nanos| heard + PATIENCE < now;
         let nodes = self.nodes.iter().filter(|(_, node)| silent(node.heard)).map(|(id, _)| *id);
-        let owners = self.owners.iter().filter(|(_, owner)| silent(owner.heard)).map(|(id, _)| *id);
-        for process in nodes.chain(owners).collect::<Vec<_>>() {
+        let owners = self.owners.iter().filter(|(id, owner)| **id != HEAD && silent(owner.heard)).map(|(id, _)| *id);
+        self.is_reuniting &= now < self.reunion;
+        if !self.is_reuniting {
+            self.waiting.retain(|spec| self.owners.contains_key(&spec.id.owner));
+        }
+        let missing = self.expected.keys().copied().filter(|_| !self.is_reuniting);
+        for process in nodes.chain(owners).chain(missing).collect::<Vec<_>>() {
             self.bury(now, process, out);
         }
         // Those who were not replaced in time will not be.
-        for departed in self.dead.values_mut().filter(|departed| departed.since + MEMORY <= now) {
+        for departed in self.dead.values_mut().filter(|departed| departed.until <= now) {
             departed.node = None;
         }
         self.look_after_groups(now, out);
@@ -305,8 +374,11 @@ impl Head {
             self.order.remove(&(node.wait, process));
             (node.capacity, node.labels)
         });
+        let node = node.or_else(|| self.expected.remove(&process).and_then(of_node));
         self.owners.remove(&process);
-        self.dead.insert(process, Departed { since: now, node });
+        self.unclaimed.retain(|(group, _), (node, _)| group.owner != process && *node != process);
+        self.dead.insert(process, Departed { until: now + MEMORY, node });
+        out.notes.push(Note::Died(process));
         for other in self.nodes.keys().chain(self.owners.keys()) {
             out.send(*other, Message::Dead { process });
         }
@@ -350,6 +422,9 @@ impl Head {
         if self.dead.contains_key(&owner) {
             return;
         }
+        if !self.owners.contains_key(&owner) {
+            return self.waiting.push(spec); // it is about to join again, and could not be told
+        }
         spec.forget_holders(|holder| self.dead.contains_key(holder));
         match self.choose(&spec) {
             Ok(None) => self.waiting.push(spec),
@@ -370,7 +445,7 @@ impl Head {
                     self.grant(now, owner, out);
                 }
             }
-            Err(_) if self.was_there(&spec) => self.waiting.push(spec),
+            Err(_) if self.is_reuniting || self.was_there(&spec) => self.waiting.push(spec),
             Err(why) => out.send(owner, Message::Unplaceable { task: spec.id, attempt: spec.attempt, why: why.into() }),
         }
     }
@@ -403,15 +478,20 @@ impl Head {
         }
     }
 
-    /// Whether a node that died lately could have run it.
+    /// Whether a node that died lately, or that has not joined again yet, could have run it.
     fn was_there(&self, spec: &TaskSpec) -> bool {
         let labels = match &spec.strategy {
             Strategy::Node { soft: false, .. } | Strategy::Bundle { .. } => return false, // that will not come back
             Strategy::Labels(labels) => labels.as_slice(),
             _ => &[],
         };
-        let mut departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
-        departed.any(|(capacity, has)| capacity.fits(&spec.demand) && labels.iter().all(|label| has.contains(label)))
+        let departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
+        let expected = self.expected.values().filter_map(|member| match member {
+            Member::Node { capacity, labels } => Some((capacity, labels)),
+            Member::Owner { .. } => None,
+        });
+        let mut nodes = departed.map(|(capacity, has)| (capacity, has)).chain(expected);
+        nodes.any(|(capacity, has)| capacity.fits(&spec.demand) && labels.iter().all(|label| has.contains(label)))
     }
 
     fn is_big_enough(&self, node: ProcessId, spec: &TaskSpec) -> bool {
@@ -429,6 +509,7 @@ impl Head {
             Strategy::Node { node, .. } if self.has_room(*node, spec) => return Ok(Some(*node)),
             Strategy::Node { node, soft: false } => {
                 return match self.nodes.get(node) {
+                    None if self.expected.contains_key(node) => Ok(None),
                     None => Err(format!("it must run on node {node:?}, which is not there")),
                     Some(view) if view.capacity.fits(&spec.demand) => Ok(None),
                     Some(view) => Err(format!("it must run on node {node:?}: {}", lack(view, &spec.demand))),
@@ -540,6 +621,13 @@ impl Head {
     }
 }
 
+fn of_node(member: Member) -> Option<(Capacity, Vec<Label>)> {
+    match member {
+        Member::Node { capacity, labels } => Some((capacity, labels)),
+        Member::Owner { .. } => None,
+    }
+}
+
 fn lack(view: &NodeView, demand: &Demand) -> String {
     view.capacity.lack(demand).map(|lack| lack.to_string()).unwrap_or_default()
 }
@@ -556,15 +644,19 @@ mod tests {
         ProcessId(number)
     }
 
+    fn join(capacity: Capacity, labels: Vec<Label>) -> Message {
+        Message::JoinNode { capacity, labels, load: Load::default(), bundles: Vec::new() }
+    }
+
     /// A head with nodes 1, 2 and so on, of so many CPUs; what it says on the way is dropped.
     fn head(cpus: &[u32]) -> Head {
         let (mut head, mut out) = (Head::new(), Effects::default());
         for (index, cpus) in cpus.iter().enumerate() {
             let labels = vec![("parity".into(), if index % 2 == 0 { "even".into() } else { "odd".into() })];
             let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; index], ..Capacity::default() };
-            head.handle(0, node(index as u64 + 1), Message::JoinNode { capacity, labels }, &mut out);
+            head.handle(0, node(index as u64 + 1), join(capacity, labels), &mut out);
         }
-        head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None }, &mut out);
+        head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() }, &mut out);
         head
     }
 
@@ -693,7 +785,12 @@ mod tests {
         let mut head = head(&[1, 1]);
         let worker = ProcessId(101);
         let mut out = Effects::default();
-        head.handle(0, worker, Message::JoinOwner { wish: Some(node(1)), on: Some(node(1)) }, &mut out);
+        head.handle(
+            0,
+            worker,
+            Message::JoinOwner { wish: Some(node(1)), on: Some(node(1)), groups: Vec::new() },
+            &mut out,
+        );
         head.handle(0, node(2), Message::Died { process: worker }, &mut out);
         head.handle(0, node(1), Message::Died { process: OWNER }, &mut out);
         assert!(!head.has_buried(worker) && !head.has_buried(OWNER));
@@ -702,7 +799,7 @@ mod tests {
         head.handle(0, node(1), Message::Died { process: node(2) }, &mut out);
         head.handle(0, node(1), Message::Died { process: ProcessId(102) }, &mut out);
         out = Effects::default();
-        head.handle(0, ProcessId(102), Message::JoinOwner { wish: None, on: None }, &mut out);
+        head.handle(0, ProcessId(102), Message::JoinOwner { wish: None, on: None, groups: Vec::new() }, &mut out);
         assert!(!head.has_buried(node(2)) && matches!(out.sends[..], [(ProcessId(102), Message::Fenced)]));
     }
 
@@ -722,5 +819,65 @@ mod tests {
         out = Effects::default();
         head.handle(late, node(1), Message::Load(Load::default()), &mut out);
         assert!(matches!(out.sends[..], [(ProcessId(1), Message::Fenced)]));
+    }
+
+    /// What a head has noted, and the head that is started with that.
+    fn again(now: Nanos, out: &mut Effects, mut memory: Memory) -> (Head, Memory) {
+        out.notes.drain(..).for_each(|note| memory.note(note));
+        (Head::restarted(now, memory.clone()), memory)
+    }
+
+    /// A head that was started again, and knew nodes 1 and 2 and the owner; node 2 is dead.
+    fn restarted() -> Head {
+        let (mut head, mut out) = (Head::new(), Effects::default());
+        for number in 1..=2 {
+            let capacity = Capacity { cpu: 1_000, ..Capacity::default() };
+            head.handle(0, node(number), join(capacity, Vec::new()), &mut out);
+        }
+        head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() }, &mut out);
+        head.bury(0, node(2), &mut out);
+        again(0, &mut out, Memory::default()).0
+    }
+
+    #[test]
+    fn a_head_that_is_started_again_hears_those_who_join_again_and_not_the_dead() {
+        let (mut head, mut out) = (restarted(), Effects::default());
+        head.handle(0, OWNER, Message::Place(plain()), &mut out);
+        head.handle(0, node(1), Message::Load(Load::default()), &mut out);
+        assert!(out.sends.is_empty() && head.holds() == (0, 0, 0), "that was said to the last one");
+        head.handle(0, node(2), join(Capacity::default(), Vec::new()), &mut out);
+        assert!(matches!(out.sends[..], [(ProcessId(2), Message::Fenced)]));
+        out = Effects::default();
+        head.handle(0, OWNER, Message::JoinOwner { wish: Some(node(1)), on: None, groups: Vec::new() }, &mut out);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Dead { process: ProcessId(2) })]));
+        assert!(out.notes.is_empty(), "it knows the owner");
+    }
+
+    #[test]
+    fn what_a_node_could_run_that_has_not_joined_again_waits_for_it() {
+        let (mut head, mut out) = (restarted(), Effects::default());
+        head.handle(0, OWNER, Message::JoinOwner { wish: Some(node(1)), on: None, groups: Vec::new() }, &mut out);
+        out = Effects::default();
+        let hard = task(Demand::cpus(1_000), Strategy::Node { node: node(1), soft: false }, Vec::new());
+        head.handle(0, OWNER, Message::Place(hard), &mut out);
+        head.handle(0, OWNER, Message::Place(plain()), &mut out);
+        assert!(out.sends.is_empty() && head.holds().1 == 2);
+        let capacity = Capacity { cpu: 1_000, ..Capacity::default() };
+        head.handle(0, node(1), join(capacity, Vec::new()), &mut out);
+        let assigned = out.sends.iter().filter(|(to, m)| *to == node(1) && matches!(m, Message::Assign(_))).count();
+        assert_eq!((assigned, head.holds().1), (2, 0));
+    }
+
+    #[test]
+    fn who_does_not_join_again_in_time_is_dead() {
+        let (mut head, mut out) = (restarted(), Effects::default());
+        head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() }, &mut out);
+        for now in [REUNION / 2, REUNION] {
+            head.handle(now, OWNER, Message::Beat, &mut out);
+            out = Effects::default();
+            head.tick(now, &mut out);
+        }
+        assert_eq!(out.notes, [Note::Died(node(1))]);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Dead { process: ProcessId(1) })]));
     }
 }

@@ -1,11 +1,15 @@
 //! The head as a process: the state machine on a station, and what it knows of the cluster for others: where
 //! stations are, which jobs there are, and who has which name.
 
+mod detached;
+
+use self::detached::{Keeper, is_for_owner};
 use super::{
+    control_store::{Known, Named, Saved},
     cycles::Verdicts,
     head::{BEAT, Head},
-    image::platform,
-    protocol::{Effects, HEAD, Message, ObjectId, ProcessId, TaskSpec},
+    image::{Cache, platform},
+    protocol::{Effects, HEAD, Message, Note, ProcessId, TaskSpec},
     signals,
     station::{Happening, Post, Station},
     wire::{self, Envelope, Job, Letter, Order, Question, Role, Title},
@@ -18,39 +22,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-struct Known {
-    address: String,
-    role: Role,
-}
-
-struct Named {
-    actor: ObjectId,
-    number: u64,
-    type_name: String,
-    detached: bool,
-}
-
-impl Named {
-    fn describe(&self) -> Value {
-        json!({ "owner": self.actor.owner.0, "number": self.actor.number, "id": self.number,
-                "type": self.type_name, "detached": self.detached })
-    }
-}
-
 pub(crate) struct HeadProcess {
     station: Arc<Station>,
     head: Head,
     started: Instant,
-    stations: BTreeMap<ProcessId, Known>,
+    /// What it has in its store: stations, jobs and names, too.
+    saved: Saved,
     /// Processes that are owners, by their numbers.
     owners: BTreeSet<ProcessId>,
     jobs: BTreeMap<ProcessId, (Job, Instant)>,
-    names: BTreeMap<String, Named>,
     /// Which waits have failed, because they would never end.
     verdicts: Verdicts,
     /// Questions that nodes are still to answer.
     open: BTreeMap<u64, Open>,
     next_question: u64,
+    /// Of detached actors; their jobs without any, and since when; and their executables.
+    keeper: Option<Keeper>,
+    idle: BTreeMap<ProcessId, Instant>,
+    cache: Option<Cache>,
     is_ending: bool,
 }
 
@@ -65,20 +54,26 @@ struct Open {
 }
 
 impl HeadProcess {
-    pub(crate) fn new(station: Arc<Station>) -> Self {
-        HeadProcess {
+    /// Goes on where the last one was that had the same store.
+    pub(crate) fn new(station: Arc<Station>, saved: Saved, cache: Option<Cache>) -> Self {
+        let started = Instant::now();
+        let mut head = HeadProcess {
             station,
-            head: Head::new(),
-            started: Instant::now(),
-            stations: BTreeMap::new(),
-            owners: BTreeSet::new(),
-            jobs: BTreeMap::new(),
-            names: BTreeMap::new(),
+            head: Head::restarted(0, saved.memory()),
+            started,
+            owners: saved.owners().collect(),
+            jobs: saved.jobs.iter().map(|(driver, job)| (*driver, (job.clone(), started))).collect(),
+            saved,
             verdicts: Verdicts::default(),
             open: BTreeMap::new(),
             next_question: 1,
+            keeper: None,
+            idle: BTreeMap::new(),
+            cache,
             is_ending: false,
-        }
+        };
+        head.restore_detached();
+        head
     }
 
     /// Serves until it is told to end.
@@ -94,8 +89,8 @@ impl HeadProcess {
                 match happening {
                     Happening::Letters(letters) => letters.into_iter().for_each(|envelope| self.letter(envelope)),
                     Happening::Met { station, role, address, .. } => {
-                        if !matches!(role, Role::Guest) {
-                            self.stations.insert(station, Known { address, role });
+                        if !matches!(role, Role::Guest) && !self.head.has_buried(station) {
+                            self.saved.station(station, Known { address, role });
                         }
                     }
                     Happening::Lost { station, reason } => {
@@ -113,12 +108,14 @@ impl HeadProcess {
                     let mut out = Effects::default();
                     self.head.tick(self.now(), &mut out);
                     self.carry_out(out);
+                    self.look_after_detached();
                 }
                 if self.is_ending {
                     self.station.close(Duration::from_secs(2));
                 }
             },
         );
+        self.saved.clear();
     }
 
     fn now(&self) -> u64 {
@@ -130,6 +127,13 @@ impl HeadProcess {
     }
 
     fn carry_out(&mut self, out: Effects) {
+        for note in &out.notes {
+            self.saved.note(note);
+            if let Note::Died(process) = note {
+                self.is_dead(*process);
+            }
+        }
+        self.saved.flush();
         for (to, message) in out.sends {
             if let Message::Dead { process } = &message {
                 // Its workers have no address; what is said to them goes nowhere.
@@ -137,37 +141,52 @@ impl HeadProcess {
                     self.station.forget(*process);
                 }
             }
-            self.post(to, Letter::Control(message));
+            match to {
+                // It places the detached actors itself.
+                HEAD if matches!(message, Message::Home { .. }) => {}
+                HEAD => self.with_owner(|owner, out| owner.handle(HEAD, message, out)),
+                _ => self.post(to, Letter::Control(message)),
+            }
         }
     }
 
     /// A station is gone, and with it the workers that hung on it.
     fn gone(&mut self, station: ProcessId) {
-        if self.stations.remove(&station).is_none() {
+        if !self.saved.stations.contains_key(&station) {
             return;
         }
-        self.jobs.remove(&station);
         let mut out = Effects::default();
         let now = self.now();
         self.head.bury(now, station, &mut out);
         let with_it: Vec<_> = self.owners.iter().filter(|owner| owner.station() == station).copied().collect();
-        for owner in with_it {
-            self.owners.remove(&owner);
-            if owner != station {
-                self.head.bury(now, owner, &mut out);
-            }
+        for owner in with_it.into_iter().filter(|owner| *owner != station) {
+            self.head.bury(now, owner, &mut out);
         }
-        self.names.retain(|_, named| named.actor.owner.station() != station);
         self.carry_out(out);
+    }
+
+    /// A process is no more, for whatever reason.
+    fn is_dead(&mut self, process: ProcessId) {
+        self.owners.remove(&process);
+        self.jobs.remove(&process);
+        self.sends_nothing(process);
         let waiting: Vec<_> = self.open.keys().copied().collect();
         for question in waiting {
-            self.answered(question, station, None);
+            self.answered(question, process, None);
         }
     }
 
     fn letter(&mut self, envelope: Envelope) {
         let Envelope { from, letter, .. } = envelope;
         match letter {
+            Letter::Control(message) if is_for_owner(&message) => self.tell_owner(from, message),
+            Letter::WhereIsActor { actor } => self.where_is(from, actor),
+            Letter::ActorIs { actor, dead: Some(error), .. } => self.has_died(actor, error),
+            Letter::Kill { actor } => self.has_died(actor, super::node_process::died(actor, "it was killed")),
+            Letter::WantImage { driver, offset } => self.send_image(from, driver, offset),
+            Letter::ImagePart { driver, offset } => {
+                self.image_part(driver, offset, envelope.payload.into_iter().next().unwrap_or_default());
+            }
             Letter::Control(message) => {
                 if let Message::JoinOwner { .. } = &message {
                     self.owners.insert(from);
@@ -177,13 +196,23 @@ impl HeadProcess {
                 self.carry_out(out);
             }
             Letter::WhereIs { station } => {
-                let address = self.stations.get(&station).map(|known| known.address.clone());
+                let address = self.saved.stations.get(&station).map(|known| known.address.clone());
                 self.post(from, Letter::Station { station, address });
             }
             Letter::Unreachable { station } | Letter::Died { process: station } => self.gone_or_died(from, station),
             Letter::Leaving => self.gone(from.station()),
-            Letter::Register(job) => {
-                self.jobs.insert(from, (job, Instant::now()));
+            Letter::Register(job) if job.driver == from && !self.head.has_buried(from) => {
+                self.saved.job(job.clone());
+                self.saved.flush();
+                self.jobs.entry(from).or_insert((job, Instant::now()));
+            }
+            Letter::Names { names } => {
+                let is_over = |(name, named): &(&String, &Named)| named.actor.owner == from && !names.contains(*name);
+                let over = self.saved.names.iter().filter(is_over).map(|(name, _)| name.clone());
+                for name in over.collect::<Vec<_>>() {
+                    self.saved.unname(&name);
+                }
+                self.saved.flush();
             }
             Letter::WhichJob { driver } => {
                 let job = self.jobs.get(&driver).map(|(job, _)| job.clone());
@@ -206,7 +235,7 @@ impl HeadProcess {
     fn gone_or_died(&mut self, from: ProcessId, process: ProcessId) {
         match process.is_worker() {
             true if process.station() == from.station() => {
-                if self.owners.remove(&process) {
+                if self.owners.contains(&process) {
                     let mut out = Effects::default();
                     let now = self.now();
                     self.head.bury(now, process, &mut out);
@@ -220,22 +249,25 @@ impl HeadProcess {
 
     fn ask(&mut self, from: ProcessId, number: u64, question: Question) {
         let answer = match &question {
-            Question::Named { name } => match self.names.get(name) {
-                Some(named) => named.describe(),
-                None => json!({ "known": self.names.keys().collect::<Vec<_>>() }),
+            Question::Named { name } => match self.saved.names.get(name) {
+                Some(named) => self.describe(named),
+                None => json!({ "known": self.saved.names.keys().collect::<Vec<_>>() }),
             },
-            Question::Name { name, actor, number, type_name, detached } => match self.names.get(name) {
-                Some(named) => named.describe(),
-                None => {
-                    let (actor, number, detached) = (*actor, *number, *detached);
-                    let named = Named { actor, number, type_name: type_name.clone(), detached };
-                    self.names.insert(name.clone(), named);
+            Question::Name { name, actor, number, type_name } => match self.saved.names.get(name) {
+                // Who has not heard the answer of the last head asks again.
+                Some(named) if named.actor != *actor => self.describe(named),
+                _ => {
+                    let (actor, number, detached) = (*actor, *number, false);
+                    self.saved.name(name, Named { actor, number, type_name: type_name.clone(), detached });
+                    self.saved.flush();
                     json!({ "free": true })
                 }
             },
+            Question::Detach(detach) => return self.detach(from, number, (**detach).clone()),
             Question::Unname { name, actor } => {
-                if self.names.get(name).is_some_and(|named| named.actor == *actor) {
-                    self.names.remove(name);
+                if self.saved.names.get(name).is_some_and(|named| named.actor == *actor) {
+                    self.saved.unname(name);
+                    self.saved.flush();
                 }
                 json!({})
             }
@@ -272,6 +304,11 @@ impl HeadProcess {
         self.answer(from, number, &answer);
     }
 
+    fn describe(&self, named: &Named) -> Value {
+        json!({ "owner": named.actor.owner.0, "number": named.actor.number, "id": named.number,
+                "type": named.type_name, "detached": named.detached, "executable": self.executable_of(named.actor) })
+    }
+
     fn answer(&self, to: ProcessId, number: u64, answer: &Value) {
         let (letter, payload) = wire::answer(number, answer);
         self.station.post(&Envelope { from: HEAD, to, letter, payload });
@@ -279,14 +316,14 @@ impl HeadProcess {
 
     /// Tells everybody that the cluster ends, and ends.
     fn end(&mut self) {
-        for station in self.stations.keys() {
+        for station in self.saved.stations.keys() {
             self.post(*station, Letter::Leaving);
         }
         self.is_ending = true;
     }
 
     fn nodes(&self) -> impl Iterator<Item = ProcessId> + '_ {
-        self.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id)
+        self.saved.stations.iter().filter(|(_, known)| matches!(known.role, Role::Node)).map(|(id, _)| *id)
     }
 
     /// Tasks that no node has room for, and their jobs.
@@ -311,7 +348,7 @@ impl HeadProcess {
 
     fn list_jobs(&self) -> Value {
         let jobs = self.jobs.values().map(|(job, since)| {
-            let at = self.stations.get(&job.driver).map(|known| known.address.clone());
+            let at = self.saved.stations.get(&job.driver).map(|known| known.address.clone());
             json!({ "id": job.driver.to_string(), "program": job.name, "pid": job.pid, "address": at,
                     "since_seconds": since.elapsed().as_secs_f64(), "executable": job.image.hash.to_string(),
                     "bytes": job.image.size, "observes": job.observe })
@@ -326,7 +363,7 @@ impl HeadProcess {
             json!({ "head": { "address": self.station.address, "pid": std::process::id(),
                               "version": env!("CARGO_PKG_VERSION"), "platform": platform(),
                               "since_seconds": self.started.elapsed().as_secs_f64(),
-                              "names": self.names.len(), "tasks_without_a_node": self.head.holds().1 },
+                              "names": self.saved.names.len(), "tasks_without_a_node": self.head.holds().1 },
                     "jobs": self.list_jobs() })
         });
         let ours = self.next_question;

@@ -58,6 +58,7 @@ pub struct LocalClusterBuilder {
     resources: BTreeMap<String, f64>,
     labels: BTreeMap<String, String>,
     environment: Vec<(String, String)>,
+    durable: bool,
 }
 
 impl LocalClusterBuilder {
@@ -104,6 +105,13 @@ impl LocalClusterBuilder {
         self
     }
 
+    /// Whether the head keeps its state in a file, so that it can be killed and started again
+    /// ([`LocalCluster::restart_head`]); by default it does not.
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+
     /// An environment variable for the cluster's processes, and so for all that runs in its workers. They have this
     /// process's environment otherwise.
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -123,9 +131,7 @@ impl LocalClusterBuilder {
         let key = Key::generate().map_err(|error| failed("its key", &error))?;
         let key_file = directory.0.join("key");
         key.save(&key_file).map_err(|error| failed("its key", &error))?;
-        let setup =
-            HeadSetup { bind: "127.0.0.1:0".into(), key_file: Some(key_file), directory: Some(directory.0.clone()) };
-        let head = Role::start(&RoleSetup::Head(setup), &self.environment)?;
+        let head = Role::start(&head_setup(&directory, "127.0.0.1:0", self.durable), &self.environment)?;
         let mut cluster = LocalCluster { directory, key, head, nodes: Vec::new(), builder: self };
         for _ in 0..cluster.builder.nodes {
             cluster.add_node()?;
@@ -154,6 +160,7 @@ impl LocalCluster {
             resources: BTreeMap::new(),
             labels: BTreeMap::new(),
             environment: Vec::new(),
+            durable: false,
         }
     }
 
@@ -221,10 +228,40 @@ impl LocalCluster {
         drop(self.nodes.remove(number));
     }
 
+    /// Kills the head, as a power failure would. Nodes and programs go on for a minute
+    /// (`OUTRAY_HEAD_PATIENCE`, in seconds) and wait for it to be started again.
+    pub fn kill_head(&mut self) {
+        self.head.kill();
+    }
+
+    /// Starts the head again after [`kill_head`](LocalCluster::kill_head), at the same address.
+    ///
+    /// # Errors
+    /// As [`LocalClusterBuilder::start`]; and if the cluster is not [`durable`](LocalClusterBuilder::durable).
+    pub fn restart_head(&mut self) -> Result<()> {
+        if !self.builder.durable {
+            let reason = "the head of this local cluster keeps nothing to go on from: build it with `.durable(true)`";
+            return Err(Error::Unsupported { reason: reason.into() });
+        }
+        self.head.kill();
+        self.head = Role::start(&head_setup(&self.directory, &self.head.address, true), &self.builder.environment)?;
+        Ok(())
+    }
+
     /// The processes of the head and of the nodes.
     pub fn pids(&self) -> Vec<u32> {
         [&self.head].into_iter().chain(&self.nodes).map(|role| role.child.id()).collect()
     }
+}
+
+fn head_setup(directory: &Directory, bind: &str, durable: bool) -> RoleSetup {
+    RoleSetup::Head(HeadSetup {
+        bind: bind.into(),
+        key_file: Some(directory.0.join("key")),
+        state: durable.then(|| directory.0.join("state")),
+        cache: Some(directory.0.join("executables")),
+        directory: Some(directory.0.clone()),
+    })
 }
 
 /// A directory of this process's own, which is gone after it.
@@ -293,6 +330,11 @@ impl Role {
 }
 
 impl Role {
+    fn kill(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+
     /// Asks it to end, by the end of its pipe.
     fn ask_to_end(&mut self) {
         drop(self.child.stdin.take());
@@ -308,8 +350,7 @@ impl Role {
 
 impl Drop for Role {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -63,6 +63,7 @@ mod transport;
 
 pub(crate) mod actors;
 pub(crate) mod client;
+mod control_store;
 pub(crate) mod cycles;
 mod driver;
 pub(crate) mod groups;

@@ -11,6 +11,11 @@
 //! there is. A bundle is reserved when it is free; until then nothing else starts. Tasks in a
 //! bundle are given what was set aside, and wait for each other only.
 //!
+//! # Without a head
+//! When the head dies what is here goes on, and what fits is kept. What would be passed on to the head is kept back,
+//! until there is a new one. What was passed on to the last one may be lost: owners are told, ask for the tasks that
+//! they think are here (`Check`), and send again those that are not.
+//!
 //! # Invariants
 //! - What runs holds its demand, and all demands together fit the capacity.
 //! - A ready task lets at most [`PASSES`] younger ones pass that need less; then it is waited for.
@@ -182,11 +187,19 @@ pub(crate) struct Node {
     changed: bool,
     /// How often it tells its load while that changes, as the head wishes.
     pace: Nanos,
+    /// There is no head now; what is to be passed on waits.
+    is_headless: bool,
+    kept_back: Vec<TaskSpec>,
+    /// Those that waited so, and were passed on to the head that is there.
+    passed_on: BTreeSet<Key>,
+    /// Who had tasks here.
+    owners: BTreeSet<ProcessId>,
 }
 
 impl Node {
     pub(crate) fn new(id: ProcessId, capacity: Capacity, labels: Vec<Label>, out: &mut Effects) -> Self {
-        out.send(HEAD, Message::JoinNode { capacity: capacity.clone(), labels: labels.clone() });
+        let (load, bundles) = (Load::default(), Vec::new());
+        out.send(HEAD, Message::JoinNode { capacity: capacity.clone(), labels: labels.clone(), load, bundles });
         Node {
             id,
             free: capacity.clone(),
@@ -217,6 +230,48 @@ impl Node {
             told: 0,
             changed: false,
             pace: PACE,
+            is_headless: false,
+            kept_back: Vec::new(),
+            passed_on: BTreeSet::new(),
+            owners: BTreeSet::new(),
+        }
+    }
+
+    /// The head is gone.
+    pub(crate) fn head_is_gone(&mut self) {
+        self.is_headless = true;
+        self.passed_on.clear();
+    }
+
+    /// There is a head again, which knows nothing of what is here.
+    pub(crate) fn join_again(&mut self, now: Nanos, out: &mut Effects) {
+        self.is_headless = false;
+        (self.assigned, self.pace) = (0, PACE);
+        // What is not set aside yet it will ask for again.
+        self.bundles.retain(|_, bundle| bundle.held.is_some());
+        self.measure();
+        let bundles = self.bundles.iter().filter(|(_, bundle)| !bundle.closing);
+        let bundles = bundles.map(|((group, number), bundle)| (*group, *number, bundle.round)).collect();
+        let (capacity, labels, load) = (self.capacity.clone(), self.labels.clone(), self.load());
+        out.send(HEAD, Message::JoinNode { capacity, labels, load, bundles });
+        for spec in std::mem::take(&mut self.kept_back) {
+            self.passed_on.insert((spec.id, spec.attempt));
+            out.send(HEAD, Message::Place(spec));
+        }
+        for owner in &self.owners {
+            out.send(*owner, Message::Anew);
+        }
+        self.start(now, out);
+    }
+
+    /// Tells an owner which of these are not here.
+    fn check(&self, tasks: Vec<Key>, out: &mut Effects) {
+        let is_here = |key: &Key| {
+            let waits = || self.kept_back.iter().any(|spec| (spec.id, spec.attempt) == *key);
+            self.tasks.contains_key(key) || self.passed_on.contains(key) || waits()
+        };
+        for (task, attempt) in tasks.into_iter().filter(|key| !is_here(key)) {
+            out.send(task.owner, Message::Lacks { task, attempt });
         }
     }
 
@@ -268,6 +323,7 @@ impl Node {
                 }
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
+            Message::Check { tasks } => self.check(tasks, out),
             Message::Free { object, attempt } => self.free_object(object, attempt, out),
             Message::Pace { every } => self.pace = every,
             Message::Reserve { group, bundle, round, demand } => self.reserve((group, bundle), round, demand, out),
@@ -293,15 +349,18 @@ impl Node {
         }
     }
 
-    fn tell_load(&self, out: &mut Effects) {
-        let load = Load {
+    fn load(&self) -> Load {
+        Load {
             waiting: (self.tasks.len() as u32).saturating_sub(self.running),
             running: self.running - self.staying,
             mean: self.mean,
             assigned: self.assigned,
             room: (self.room != self.capacity).then(|| self.room.clone()),
-        };
-        out.send(HEAD, Message::Load(load));
+        }
+    }
+
+    fn tell_load(&self, out: &mut Effects) {
+        out.send(HEAD, Message::Load(self.load()));
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -339,7 +398,10 @@ impl Node {
         }
     }
 
-    fn pass_on(&self, spec: TaskSpec, out: &mut Effects) {
+    fn pass_on(&mut self, spec: TaskSpec, out: &mut Effects) {
+        if self.is_headless {
+            return self.kept_back.push(spec);
+        }
         self.tell_load(out);
         out.send(HEAD, Message::Place(spec));
     }
@@ -390,8 +452,11 @@ impl Node {
 
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].
     fn submitted(&mut self, spec: TaskSpec, out: &mut Effects) {
+        self.owners.insert(spec.id.owner);
         if self.should_keep(&spec) {
             self.keep(spec, out); // where its owner takes it to be
+        } else if self.is_headless {
+            self.kept_back.push(spec);
         } else {
             out.send(HEAD, Message::Place(spec));
         }
@@ -412,7 +477,7 @@ impl Node {
         };
         let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(transfer_time(spec.missing_bytes(self.id)));
-        let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec);
+        let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec) || self.is_headless;
         here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || must)
     }
 
@@ -430,6 +495,7 @@ impl Node {
         if self.dead.contains(&spec.id.owner) {
             return;
         }
+        self.owners.insert(spec.id.owner);
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
@@ -914,6 +980,7 @@ impl Node {
 
     /// Drops these attempts of a task. One that runs is told to stop, and holds its resources until it has.
     fn cancel(&mut self, id: ObjectId, attempts: RangeInclusive<u32>, out: &mut Effects) {
+        self.kept_back.retain(|spec| spec.id != id || !attempts.contains(&spec.attempt));
         let range = (id, *attempts.start())..=(id, *attempts.end());
         let keys: Vec<Key> = self.tasks.range(range).map(|(key, _)| *key).collect();
         for key in keys {
@@ -956,6 +1023,8 @@ impl Node {
     fn buried(&mut self, process: ProcessId, out: &mut Effects) {
         self.dead.insert(process);
         // It may have been an owner: its tasks and objects go.
+        self.owners.remove(&process);
+        self.kept_back.retain(|spec| spec.id.owner != process);
         let orphans: Vec<_> = self.tasks.keys().map(|key| key.0).filter(|id| id.owner == process).collect();
         for id in orphans {
             self.cancel(id, 0..=u32::MAX, out);
@@ -1003,7 +1072,7 @@ impl Node {
 
     /// What it holds: tasks, copies of objects, and objects on their way.
     pub(crate) fn holds(&self) -> (usize, usize, usize) {
-        (self.tasks.len(), self.store.len(), self.fetches.len())
+        (self.tasks.len() + self.kept_back.len(), self.store.len(), self.fetches.len())
     }
 
     /// Whether it sends large objects to other nodes, as far as it knows.
@@ -1051,7 +1120,11 @@ impl Node {
             };
             (task.seen(), lacking, format!("attempt {} {what}", key.1))
         });
-        seen.collect()
+        let kept_back = self.kept_back.iter().filter(|spec| spec.id == task).map(|spec| {
+            let seen = Seen { spec, lacking: 0, since: None, is_ahead: false };
+            (seen, None, format!("attempt {} waits for the head to come back", spec.attempt))
+        });
+        seen.chain(kept_back).collect()
     }
 
     /// The devices that a running task has, and the share of each.
@@ -1474,5 +1547,35 @@ mod tests {
         say(&mut node, HEAD, Message::Assign(second));
         let out = say(&mut node, OWNER, Message::Retire { task: first.id, attempt: 1 });
         assert_eq!(out.stops, [(first.id, 1)]);
+    }
+
+    #[test]
+    fn without_a_head_what_fits_is_kept_and_the_rest_is_kept_back_for_the_next_one() {
+        let mut node = node();
+        say(&mut node, HEAD, Message::Assign(task(1, true)));
+        say(&mut node, HEAD, Message::Assign(TaskSpec { demand: Arc::new(Demand::cpus(0)), ..task(2, false) }));
+        node.head_is_gone();
+        let big = || task(3, false);
+        assert!(say(&mut node, OWNER, Message::Submit(big())).sends.is_empty());
+        let spread = TaskSpec { strategy: Strategy::Spread, demand: Arc::new(Demand::cpus(0)), ..task(4, false) };
+        assert!(say(&mut node, OWNER, Message::Submit(spread)).sends.is_empty());
+        let lacking = |out: Effects| {
+            let lacks = out.sends.into_iter().filter_map(|(to, message)| match message {
+                Message::Lacks { task, attempt: 1 } if to == OWNER => Some(task.number),
+                _ => None,
+            });
+            lacks.collect::<Vec<_>>()
+        };
+        let check = || Message::Check { tasks: (1..=5).map(|number| (task(number, false).id, 1)).collect() };
+        assert_eq!(lacking(say(&mut node, OWNER, check())), [5]);
+        let mut out = Effects::default();
+        node.join_again(0, &mut out);
+        let [(HEAD, Message::JoinNode { .. }), rest @ ..] = &out.sends[..] else { panic!("{:?}", out.sends) };
+        let placed = rest.iter().filter(|(to, m)| *to == HEAD && matches!(m, Message::Place(_))).count();
+        assert_eq!(placed, 2);
+        assert!(matches!(rest.last(), Some((OWNER, Message::Anew))));
+        assert_eq!(lacking(say(&mut node, OWNER, check())), [5], "they are with the new head");
+        node.head_is_gone();
+        assert_eq!(lacking(say(&mut node, OWNER, check())), [3, 4, 5], "and lost with it");
     }
 }

@@ -29,7 +29,7 @@ use super::{
     signals,
     station::{Happening, Post, Station},
     store,
-    wire::{self, End, Envelope, Job, Letter, Order, Site, host},
+    wire::{self, End, Envelope, Job, Letter, Order, Role, Site, host},
 };
 use crate::error::{Error, Origin};
 use bytes::{Bytes, BytesMut};
@@ -54,6 +54,15 @@ pub(crate) const PART: usize = 1 << 20;
 
 /// How long the head may take to answer at first.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Names the seconds that nodes and programs go on without a head.
+const HEAD_PATIENCE: &str = "OUTRAY_HEAD_PATIENCE";
+
+/// How long nodes and programs go on without a head.
+pub(crate) fn head_patience() -> Duration {
+    let seconds = std::env::var(HEAD_PATIENCE).ok().and_then(|text| text.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+}
 
 pub(crate) struct Setup {
     pub(crate) capacity: Capacity,
@@ -99,6 +108,11 @@ struct State {
     questions: Questions,
     is_ending: bool,
     has_ended: bool,
+    /// The cluster that it is part of.
+    cluster: Option<u64>,
+    /// Since when there is no head, and why; and what that has to be told.
+    headless: Option<(Instant, String)>,
+    untold: Vec<Letter>,
     /// Why it ends, if nobody has asked for that.
     failed: Option<String>,
 }
@@ -215,6 +229,9 @@ impl NodeProcess {
                 questions: Questions::default(),
                 is_ending: false,
                 has_ended: false,
+                cluster: None,
+                headless: None,
+                untold: Vec::new(),
                 failed: None,
             }),
         });
@@ -236,9 +253,12 @@ impl NodeProcess {
             |happening| {
                 match happening {
                     Happening::Letters(letters) => self.receive(letters),
-                    Happening::Met { station, host, .. } => {
+                    Happening::Met { station, role, host, .. } => {
                         if host == ours {
                             self.state.lock().neighbours.insert(station);
+                        }
+                        if let Role::Head { cluster } = role {
+                            self.with(|state, out| self.head_is_there(state, cluster, out));
                         }
                         if station == HEAD
                             && let Some(joined) = joined.take()
@@ -256,6 +276,7 @@ impl NodeProcess {
                 if signals::is_end_asked() {
                     self.state.lock().is_ending = true;
                 }
+                self.miss_the_head();
                 let (until, is_ending) = self.with(|state, out| {
                     self.answer_late(state);
                     state.node.tick(self.now(), out);
@@ -449,7 +470,10 @@ impl NodeProcess {
                 state.dead_actors.insert(actor, error.clone());
                 // Its name is free from here on.
                 let dead = Letter::ActorIs { actor, place: None, dead: Some(error.clone()) };
-                self.send(state, self.envelope(actor.owner, dead, Vec::new()));
+                match actor.owner {
+                    HEAD => self.tell_head(state, dead),
+                    owner => self.send(state, self.envelope(owner, dead, Vec::new())),
+                }
                 match was_made {
                     true => state.node.ended(self.now(), actor, attempt, out),
                     false => state.node.finished(self.now(), actor, attempt, Outcome::Failed(error), out),
@@ -504,7 +528,7 @@ impl NodeProcess {
             }
             Letter::WaitsOf { look, asked, objects } => self.waits_asked(state, from, look, asked, objects),
             Letter::JobIs { driver, job } => self.job_is(state, driver, job, out),
-            Letter::ImagePart { offset } => self.image_part(state, from, offset, payload, out),
+            Letter::ImagePart { driver, offset } => self.image_part(state, driver, offset, payload, out),
             Letter::Ready { refused } => self.ready(state, from, refused, out),
             Letter::Pullable { object, size, attempt, address } => {
                 self.pull(state, from, Message::Pushed { object, size, attempt }, address, out);
@@ -749,7 +773,7 @@ impl NodeProcess {
     fn prepare(self: &Arc<Self>, job: Job) {
         let node = self.clone();
         std::thread::spawn(move || {
-            let driver = job.driver;
+            let (driver, source) = (job.driver, job.source);
             let found = match Image::current() {
                 Ok(ours) if *ours == job.image => Ok(Some(PathBuf::from("/proc/self/exe"))),
                 _ => node.cache.find(&job.image),
@@ -757,7 +781,8 @@ impl NodeProcess {
             match found {
                 Ok(Some(path)) => node.spawn(job, path),
                 Ok(None) => {
-                    node.station.post(&node.envelope(driver, Letter::WantImage { offset: 0 }, Vec::new()));
+                    let want = Letter::WantImage { driver, offset: 0 };
+                    node.station.post(&node.envelope(source, want, Vec::new()));
                 }
                 Err(error) => node.with(|state, out| node.refuse(state, driver, error.into(), out)),
             }
@@ -781,7 +806,8 @@ impl NodeProcess {
         entry.image.extend_from_slice(&part);
         let offset = entry.image.len() as u64;
         if offset < job.image.size {
-            return self.station.post(&self.envelope(driver, Letter::WantImage { offset }, Vec::new()));
+            let want = Letter::WantImage { driver, offset };
+            return self.station.post(&self.envelope(job.source, want, Vec::new()));
         }
         let content = std::mem::take(&mut entry.image).freeze();
         let node = self.clone();
@@ -961,7 +987,7 @@ impl NodeProcess {
             let error = died(call, why);
             out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
         }
-        self.station.post(&self.envelope(HEAD, Letter::Died { process: id }, Vec::new()));
+        self.tell_head(state, Letter::Died { process: id });
     }
 
     /// Those who look for cycles ask what these wait for: their workers know.
@@ -988,13 +1014,54 @@ impl NodeProcess {
         }
     }
 
-    /// A station is gone: if it was the head, nothing can go on.
-    fn lost(self: &Arc<Self>, station: ProcessId, reason: &str) {
-        if station == HEAD {
-            let why = format!("the head is gone: {reason}");
-            return self.fail(&mut self.state.lock(), why);
+    /// Tells the head, or the next one.
+    fn tell_head(&self, state: &mut State, letter: Letter) {
+        match state.headless {
+            None => self.station.post(&self.envelope(HEAD, letter, Vec::new())),
+            Some(_) => state.untold.push(letter),
         }
-        self.station.post(&self.envelope(HEAD, Letter::Unreachable { station }, Vec::new()));
+    }
+
+    /// A station is gone: if it was the head, what is here goes on, until there is another or patience is over.
+    fn lost(self: &Arc<Self>, station: ProcessId, reason: &str) {
+        let state = &mut *self.state.lock();
+        if station == HEAD {
+            state.headless = Some((Instant::now(), reason.to_owned()));
+            return state.node.head_is_gone();
+        }
+        self.tell_head(state, Letter::Unreachable { station });
+    }
+
+    fn miss_the_head(&self) {
+        let state = &mut *self.state.lock();
+        let Some((since, reason)) = &state.headless else { return };
+        let patience = head_patience();
+        if since.elapsed() >= patience {
+            let why = format!("the head is gone: {reason}; it did not come back within {patience:?}");
+            self.fail(state, why);
+        }
+    }
+
+    /// The head has answered: for the first time, or after it was gone, and knows nothing of what is here.
+    fn head_is_there(&self, state: &mut State, cluster: u64, out: &mut Effects) {
+        if *state.cluster.get_or_insert(cluster) != cluster {
+            let why = "the head is gone, and another one has taken its place that knows nothing of this cluster";
+            return self.fail(state, why.into());
+        }
+        if state.headless.take().is_none() {
+            return;
+        }
+        state.node.join_again(self.now(), out);
+        // It hears these after that.
+        let is_unknown = |entry: &(&ProcessId, &JobState)| entry.1.job.is_none();
+        let jobs: Vec<_> = state.jobs.iter().filter(is_unknown).map(|(driver, _)| *driver).collect();
+        let questions = jobs.into_iter().map(|driver| Letter::WhichJob { driver });
+        for letter in std::mem::take(&mut state.untold).into_iter().chain(questions) {
+            self.station.post(&self.envelope(HEAD, letter, Vec::new()));
+        }
+        for worker in state.workers.keys().copied().collect::<Vec<_>>() {
+            self.send(state, self.envelope(worker, Letter::HeadIsBack, Vec::new()));
+        }
     }
 }
 

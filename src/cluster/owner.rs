@@ -29,6 +29,12 @@
 //! The result of a task may be taken apart where it is made. Each part is an object of its own, which ends before its task
 //! does, and with it if that fails. A part that was lost is made again with all others.
 //!
+//! # When the head was started again
+//! Tasks that it had, or that were on their way to or from it, may be lost. Those that no node had are sent again. A
+//! node is asked for those that should be there (`Check`), now and when it has joined the new head (`Anew`): what it
+//! passed on later is with that one. What it lacks is sent again, as an attempt that does not count. If the
+//! earlier one is there after all, whichever ends first wins.
+//!
 //! # Invariants
 //! - A task ends once. Results of late attempts are dropped, and their copies freed.
 //! - A task whose node is dead, or its worker, is under way again, or has used up its attempts and failed.
@@ -39,7 +45,8 @@ use super::{
     capacity::Demand,
     head::BEAT,
     protocol::{
-        Arg, Effects, Failure, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy, TaskSpec, lost, ms,
+        Arg, Effects, Failure, GroupSpec, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy,
+        TaskSpec, lost, ms,
     },
     wire::Blob,
 };
@@ -87,6 +94,9 @@ pub(crate) enum Value {
     Stored { size: u64, holders: Vec<ProcessId> },
     Failed(Failure),
 }
+
+/// The node that something stays on, and its value.
+pub(crate) type There = (ProcessId, Arc<[u8]>);
 
 /// A placement group, as far as its owner knows.
 #[derive(Clone, Debug)]
@@ -143,6 +153,8 @@ enum Step {
     Revive(u64),
     /// Its node or worker died, as is said: another attempt.
     Again(u64, String),
+    /// The head lost it: another attempt, which does not count.
+    Resend(u64),
     /// This attempt of its task has ended so.
     End(u64, u32, State),
     /// Free it, if nobody needs it.
@@ -165,6 +177,8 @@ struct Record {
     parts: u64,
     /// Of the attempt that is under way or ended.
     attempt: u32,
+    /// Earlier attempts that do not count.
+    uncounted: u32,
     /// Where that attempt is, as far as is known, and where it comes from if it is on its way.
     at: Option<ProcessId>,
     via: Option<ProcessId>,
@@ -185,8 +199,24 @@ impl Record {
         matches!(self.state, State::Pending)
     }
 
+    /// Whether its task is on its way, and does not wait here.
+    fn is_sent(&self) -> bool {
+        self.is_under_way() && self.work.is_some() && self.missing.is_empty()
+    }
+
+    /// Whether that node has it, as far as is known. What is on its way there comes to a node that knows the new head,
+    /// or that says `Anew` after it.
+    fn should_be_at(&self, node: ProcessId) -> bool {
+        self.at == Some(node) && self.is_sent() && self.via.is_none() || self.stays_at() == Some(node)
+    }
+
     fn is_needed(&self) -> bool {
         self.handles > 0 || self.pins > 0 || !self.claims.is_empty()
+    }
+
+    /// How many attempts there were that count.
+    fn attempts(&self) -> u32 {
+        self.attempt - self.uncounted
     }
 
     /// Where it runs on, after it has finished.
@@ -198,11 +228,13 @@ impl Record {
 
 pub(crate) struct Owner {
     id: ProcessId,
+    /// The node that it is on, if there is one.
+    on: Option<ProcessId>,
     /// The node that its tasks go to first; without one they go to the head.
     node: Option<ProcessId>,
     records: BTreeMap<u64, Record>,
     next: u64,
-    groups: BTreeMap<u64, Group>,
+    groups: BTreeMap<u64, (GroupSpec, Group)>,
     /// Nodes that may be sent so many small tasks, and how many have been.
     grants: VecDeque<(ProcessId, u32)>,
     granted: u32,
@@ -223,9 +255,10 @@ impl Owner {
         origins: Box<dyn Fn(ObjectId) -> Box<Origin> + Send>,
         out: &mut Effects,
     ) -> Self {
-        out.send(HEAD, Message::JoinOwner { wish, on: wish });
+        out.send(HEAD, Message::JoinOwner { wish, on: wish, groups: Vec::new() });
         Owner {
             id,
+            on: wish,
             node: None,
             records: BTreeMap::new(),
             next: 1,
@@ -264,6 +297,7 @@ impl Owner {
                 part_of: None,
                 parts: 0,
                 attempt: 0,
+                uncounted: 0,
                 at: None,
                 via: None,
                 hop: 0,
@@ -385,8 +419,9 @@ impl Owner {
     ) -> ObjectId {
         let group = self.name(self.next);
         self.next += 1;
-        self.groups.insert(group.number, Group::Waiting);
-        out.send(HEAD, Message::CreateGroup { group, bundles, policy, patience });
+        let spec = GroupSpec { id: group, bundles, policy, patience, places: Vec::new() };
+        self.groups.insert(group.number, (spec.clone(), Group::Waiting));
+        out.send(HEAD, Message::CreateGroup(spec));
         group
     }
 
@@ -398,7 +433,70 @@ impl Owner {
     }
 
     pub(crate) fn group(&self, group: ObjectId) -> Option<&Group> {
-        self.groups.get(&group.number)
+        self.groups.get(&group.number).map(|(_, now)| now)
+    }
+
+    /// There is a head again, which knows nothing of what this owner has.
+    pub(crate) fn join_again(&mut self, out: &mut Effects) {
+        let groups = self.groups.values().filter_map(|(spec, now)| match now {
+            Group::Waiting => Some(spec.clone()),
+            Group::Ready(places) => Some(GroupSpec { places: places.clone(), ..spec.clone() }),
+            Group::Failed(_) => None,
+        });
+        out.send(HEAD, Message::JoinOwner { wish: self.node.or(self.on), on: self.on, groups: groups.collect() });
+        let mut nodes = BTreeSet::new();
+        for (number, record) in &self.records {
+            match record.at {
+                Some(node) if record.should_be_at(node) => drop(nodes.insert(node)),
+                None if record.is_sent() => self.steps.push(Step::Resend(*number)),
+                _ => {}
+            }
+        }
+        for node in nodes {
+            self.check(node, out);
+        }
+        self.run(out);
+    }
+
+    /// Asks a node for the tasks that should be there.
+    fn check(&self, node: ProcessId, out: &mut Effects) {
+        let there = self.records.iter().filter(|(_, record)| record.should_be_at(node));
+        let tasks: Vec<_> = there.map(|(number, record)| (self.name(*number), record.attempt)).collect();
+        if !tasks.is_empty() {
+            out.send(node, Message::Check { tasks });
+        }
+    }
+
+    /// The numbers of what is made from here on are not below this one.
+    pub(crate) fn count_from(&mut self, number: u64) {
+        self.next = self.next.max(number);
+    }
+
+    /// What another life of this owner has to know of something that stays, besides its work: the attempt, how many do
+    /// not count, and if it is there, the node and its value.
+    pub(crate) fn kept(&self, object: ObjectId) -> Option<(u32, u32, Option<There>)> {
+        let record = self.record(object)?;
+        let there = match &record.state {
+            State::Inline { value, .. } => record.stays_at().map(|node| (node, value.clone())),
+            _ => None,
+        };
+        Some((record.attempt, record.uncounted, there))
+    }
+
+    /// Takes up something that stays, from another life, with one handle. [`Owner::join_again`] is to follow, which
+    /// sends it again if it was not there.
+    pub(crate) fn restore(&mut self, number: u64, work: Work, (attempt, uncounted): (u32, u32), there: Option<There>) {
+        let next = std::mem::replace(&mut self.next, number);
+        let (state, at) = match there {
+            Some((node, value)) => (State::inline(value), Some(node)),
+            None => (State::Pending, None),
+        };
+        self.enter(state);
+        self.next = next.max(number + 1);
+        if let Some(record) = self.records.get_mut(&number) {
+            record.work = Some(work);
+            (record.attempt, record.uncounted, record.at) = (attempt, uncounted, at);
+        }
     }
 
     /// One more handle.
@@ -449,7 +547,7 @@ impl Owner {
         if !matches!(record.state, State::Ended) {
             return false;
         }
-        let (attempt, attempts) = (record.attempt, record.work.as_ref().map_or(0, |work| work.attempts));
+        let (attempt, attempts) = (record.attempts(), record.work.as_ref().map_or(0, |work| work.attempts));
         if attempt < attempts {
             record.told = false;
             self.steps.push(Step::Launch(object.number));
@@ -580,9 +678,18 @@ impl Owner {
                 self.group_is(group, Group::Failed(Arc::new(failure)), out);
             }
             Message::Home { node } => self.node = Some(node),
+            Message::Anew => self.check(from, out),
             Message::Grant { nodes } => {
                 let dead = &self.dead;
                 self.grants = nodes.into_iter().filter(|(node, _)| !dead.contains(node)).collect();
+            }
+            Message::Lacks { task, attempt } => {
+                let record = self.records.get(&task.number).filter(|record| record.attempt == attempt);
+                match record.map(|record| (record.is_sent() && record.at == Some(from), record.stays_at())) {
+                    Some((true, _)) => self.steps.push(Step::Resend(task.number)),
+                    Some((_, Some(node))) if node == from => self.stays_no_more(task.number, out),
+                    _ => {}
+                }
             }
             Message::Dead { process } => self.buried(process, out),
             Message::Fenced => out.fenced = true,
@@ -597,6 +704,7 @@ impl Owner {
                 Step::Launch(number) => self.launch(number, out),
                 Step::Revive(number) => self.revive(number, out),
                 Step::Again(number, why) => self.again(number, &why),
+                Step::Resend(number) => self.resend(number),
                 Step::End(number, attempt, state) => self.end(number, attempt, state, out),
                 Step::Settle(number) => self.settle(number, out),
             }
@@ -652,7 +760,7 @@ impl Owner {
 
     fn group_is(&mut self, group: ObjectId, now: Group, out: &mut Effects) {
         if let Some(known) = self.groups.get_mut(&group.number) {
-            *known = now;
+            known.1 = now;
             out.groups.push(group);
         }
     }
@@ -779,7 +887,7 @@ impl Owner {
             // The head is asked on the way on which it has heard of the group.
             Strategy::Bundle { group, bundle, node } => {
                 *node = match self.groups.get(&group.number) {
-                    Some(Group::Ready(places)) => places.get(*bundle as usize).copied(),
+                    Some((_, Group::Ready(places))) => places.get(*bundle as usize).copied(),
                     _ => None,
                 };
                 node.filter(|node| !self.dead.contains(node))
@@ -845,7 +953,7 @@ impl Owner {
 
     fn again(&mut self, number: u64, why: &str) {
         let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else { return };
-        let attempt = record.attempt;
+        let attempt = record.attempts();
         let why = match &record.work {
             None => why.to_owned(),
             Some(work) if attempt >= work.attempts => format!("{why}, in attempt {attempt} of {}", work.attempts),
@@ -855,8 +963,18 @@ impl Owner {
                 return self.steps.push(Step::Launch(number));
             }
         };
+        let attempt = record.attempt;
         self.steps.push(Step::End(number, attempt, State::Failed(self.lost(number, why))));
     }
+
+    /// As [`Owner::again`], for one that nobody has.
+    fn resend(&mut self, number: u64) {
+        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_sent()) else { return };
+        record.uncounted += 1;
+        self.unpin(number);
+        self.steps.push(Step::Launch(number));
+    }
+
     /// Gives up the pins of an attempt.
     fn unpin(&mut self, number: u64) {
         let work = self.records.get(&number).and_then(|record| record.work.clone());
@@ -988,7 +1106,7 @@ impl Owner {
             return;
         }
         let why = match &record.work {
-            Some(work) if record.attempt < work.attempts => return self.steps.push(Step::Launch(number)),
+            Some(work) if record.attempts() < work.attempts => return self.steps.push(Step::Launch(number)),
             Some(work) => {
                 format!("the nodes that had it died, and its task has used its {} attempts", work.attempts)
             }
@@ -1132,7 +1250,7 @@ mod tests {
     fn owner() -> Owner {
         let mut out = Effects::default();
         let mut owner = Owner::new(US, Some(NODE), Box::new(origin), &mut out);
-        assert!(matches!(out.sends[..], [(HEAD, Message::JoinOwner { wish: Some(NODE), on: Some(NODE) })]));
+        assert!(matches!(out.sends[..], [(HEAD, Message::JoinOwner { wish: Some(NODE), on: Some(NODE), .. })]));
         say(&mut owner, HEAD, Message::Home { node: NODE });
         owner
     }
@@ -1524,5 +1642,55 @@ mod tests {
         assert_eq!(say(&mut owner, HEAD, Message::Dead { process: NODE }).ended, [(actor, 2)]);
         assert!(!owner.restart(actor, &mut Effects::default()));
         assert!(matches!(owner.failure(actor).as_deref(), Some(Error::Lost { .. })));
+    }
+
+    #[test]
+    fn what_a_node_lacks_after_the_head_has_died_is_sent_again_and_does_not_count() {
+        let mut owner = owner();
+        let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+        let mut out = Effects::default();
+        owner.join_again(&mut out);
+        let [(HEAD, Message::JoinOwner { .. }), (NODE, Message::Check { tasks })] = &out.sends[..] else {
+            panic!("{:?}", out.sends)
+        };
+        assert_eq!(*tasks, [(task, 1)]);
+        let lacks = || Message::Lacks { task, attempt: 1 };
+        assert!(say(&mut owner, OTHER, lacks()).sends.is_empty(), "it should not be there");
+        let out = say(&mut owner, NODE, lacks());
+        assert!(matches!(&out.sends[..], [(NODE, Message::Submit(spec))] if spec.attempt == 2));
+        assert!(say(&mut owner, NODE, lacks()).sends.is_empty());
+        // The first attempt turns up, and ends first.
+        let finished = Message::Finished { task, attempt: 1, outcome: Outcome::Inline(Arc::from([7])) };
+        let out = say(&mut owner, OTHER, finished);
+        assert_eq!(out.done, [(task, true)]);
+        assert!(out.sends.iter().any(|(to, message)| *to == NODE && matches!(message, Message::Cancel { .. })));
+    }
+
+    #[test]
+    fn what_stays_is_taken_up_in_another_life_of_its_owner() {
+        let mut first = owner();
+        let (actor, _) = submit(&mut first, Vec::new(), 2, true);
+        let finished = Message::Finished { task: actor, attempt: 1, outcome: Outcome::Inline(Arc::from([0])) };
+        say(&mut first, NODE, finished);
+        let (attempt, uncounted, there) = first.kept(actor).expect("it is known");
+        assert_eq!((attempt, uncounted, there.as_ref().map(|there| there.0)), (1, 0, Some(NODE)));
+        let work = first.records.get(&actor.number).and_then(|record| record.work.clone()).expect("a task");
+        for is_there in [true, false] {
+            let mut second = owner();
+            second.restore(actor.number, work.clone(), (attempt, uncounted), there.clone().filter(|_| is_there));
+            let mut out = Effects::default();
+            second.join_again(&mut out);
+            assert!(second.next().0.number > actor.number);
+            match is_there {
+                true => {
+                    assert_eq!(second.place(actor), Some(NODE));
+                    let out = say(&mut second, NODE, Message::Lacks { task: actor, attempt: 1 });
+                    assert_eq!(out.ended, [(actor, 1)]);
+                    let mut out = Effects::default();
+                    assert!(second.restart(actor, &mut out));
+                }
+                false => assert!(out.sends.iter().any(|(_, m)| matches!(m, Message::Submit(s) if s.attempt == 2))),
+            }
+        }
     }
 }

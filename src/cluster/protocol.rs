@@ -6,6 +6,9 @@
 //! ([`Message::Dead`]). A process that was declared dead never comes back under the same number: if
 //! it lives after all, it is told so ([`Message::Fenced`]), gives up everything, and joins as a new one.
 //!
+//! The head may die and be started again. Then what was under way from and to it is lost, and it knows what it has
+//! kept ([`Note`]); it hears nobody who has not joined it in this life.
+//!
 //! An owner says nothing to others before the head has welcomed it ([`Message::Home`]): nobody would
 //! be told of the death of one that the head does not know.
 
@@ -137,6 +140,18 @@ pub(crate) enum Strategy {
     /// Out of what is set aside as this bundle of a placement group, which was on that node when the
     /// owner heard of it last.
     Bundle { group: ObjectId, bundle: u32, node: Option<ProcessId> },
+}
+
+/// A placement group, as its owner tells of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct GroupSpec {
+    pub(crate) id: ObjectId,
+    pub(crate) bundles: Vec<Demand>,
+    pub(crate) policy: Policy,
+    /// The head gives up after so long.
+    pub(crate) patience: Option<Nanos>,
+    /// Where the bundles are, if it has been ready.
+    pub(crate) places: Vec<ProcessId>,
 }
 
 /// How the bundles of a placement group lie on nodes.
@@ -302,11 +317,18 @@ pub(crate) enum Message {
     /// Owner of a task to the worker that said `Inside`: I have claimed them.
     Took { task: ObjectId },
 
-    /// Node to the head, once.
-    JoinNode { capacity: Capacity, labels: Vec<Label> },
-    /// Owner to the head, once: the node that it would like to send its tasks to, and the one that it is
-    /// on, which may say that it has died.
-    JoinOwner { wish: Option<ProcessId>, on: Option<ProcessId> },
+    /// Node to the head, once in each life of that: with what is set aside there already, each with its
+    /// group, its number and its round.
+    JoinNode { capacity: Capacity, labels: Vec<Label>, load: Load, bundles: Vec<(ObjectId, u32, u32)> },
+    /// Owner to the head, once in each life of that: the node that it would like to send its tasks to, the one
+    /// that it is on, which may say that it has died, and the placement groups that it has.
+    JoinOwner { wish: Option<ProcessId>, on: Option<ProcessId>, groups: Vec<GroupSpec> },
+    /// Node to an owner: there is a new head; what was passed on to the last one may be lost.
+    Anew,
+    /// Owner to a node: these attempts should be with you.
+    Check { tasks: Vec<(ObjectId, u32)> },
+    /// Node to the owner that asked: this one is not.
+    Lacks { task: ObjectId, attempt: u32 },
     /// Node to the head: this process here has ended.
     Died { process: ProcessId },
     /// Head to an owner: send your tasks to this node first. Comes again when that node has died.
@@ -320,7 +342,7 @@ pub(crate) enum Message {
     /// Head to a node: give up to `most` of your waiting tasks to `thief`.
     Steal { thief: ProcessId, capacity: Capacity, most: u32 },
     /// Owner to the head: set all of these aside, or none; give up after so long.
-    CreateGroup { group: ObjectId, bundles: Vec<Demand>, policy: Policy, patience: Option<Nanos> },
+    CreateGroup(GroupSpec),
     /// Owner to the head: nobody needs the group any more. Tasks that run in it go on.
     RemoveGroup { group: ObjectId },
     /// Head to a node: set this aside as soon as it is free.
@@ -344,9 +366,25 @@ pub(crate) enum Message {
     Fenced,
 }
 
+/// Who takes part, as the head remembers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Member {
+    Node { capacity: Capacity, labels: Vec<Label> },
+    Owner { on: Option<ProcessId> },
+}
+
+/// What the head has to remember if it is started again, and cannot learn from others.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Note {
+    Joined(ProcessId, Member),
+    Died(ProcessId),
+}
+
 /// What a state machine wants done.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
+    /// Of a head: to be kept before anything is sent.
+    pub(crate) notes: Vec<Note>,
     pub(crate) sends: Vec<(ProcessId, Message)>,
     /// Of a node: run these now.
     pub(crate) starts: Vec<TaskSpec>,

@@ -4,8 +4,10 @@
 use super::{
     bulk,
     capacity::Capacity,
+    control_store::{ControlStore, InFile, InMemory, Saved},
     driver::{bind_for, new_station, not_listening, own_host},
     head_process::HeadProcess,
+    image::Cache,
     node_process::{NodeProcess, PATIENCE, Setup},
     protocol::HEAD,
     secure::Key,
@@ -37,6 +39,10 @@ pub(crate) enum RoleSetup {
 pub(crate) struct HeadSetup {
     pub(crate) bind: String,
     pub(crate) key_file: Option<PathBuf>,
+    /// Where it keeps what it needs to go on when it is started again; nowhere if this is not given.
+    pub(crate) state: Option<PathBuf>,
+    /// Where it keeps the executables of detached actors.
+    pub(crate) cache: Option<PathBuf>,
     /// Removed when the pipe ends: whoever made it may have ended without.
     pub(crate) directory: Option<PathBuf>,
 }
@@ -79,10 +85,17 @@ fn thousandths(amount: f64) -> u64 {
 /// Runs a head until it is told to end; `ready` is told its address.
 pub(crate) fn head(setup: &HeadSetup, ready: impl FnOnce(&str)) -> Result<()> {
     let failed = |error: super::endpoint::StartError| Error::Unsupported { reason: error.to_string() };
-    let (station, post) =
-        Station::start(HEAD, Role::Head, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
+    let unusable = |error: super::control_store::StoreError| Error::Unsupported { reason: error.to_string() };
+    let store: Box<dyn ControlStore> = match &setup.state {
+        Some(directory) => Box::new(InFile::open(directory).map_err(unusable)?),
+        None => Box::new(InMemory::default()),
+    };
+    let saved = Saved::load(store, new_station()?.0).map_err(unusable)?;
+    let cache = setup.cache.clone().map(Cache::open).transpose()?;
+    let role = Role::Head { cluster: saved.cluster };
+    let (station, post) = Station::start(HEAD, role, &setup.bind, key(setup.key_file.as_ref())?).map_err(failed)?;
     ready(&station.address);
-    HeadProcess::new(station).run(post);
+    HeadProcess::new(station, saved, cache).run(post);
     Ok(())
 }
 

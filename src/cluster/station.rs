@@ -62,6 +62,8 @@ struct Routes {
     /// For those who cannot take it now.
     waiting: HashMap<ProcessId, VecDeque<Message>>,
     asked: HashSet<ProcessId>,
+    /// The head was there, and is gone: it is told nothing, for the next one would not understand it.
+    is_headless: bool,
     /// Stations that are no more.
     gone: HashSet<ProcessId>,
     /// Letters that are arriving in parts.
@@ -131,7 +133,7 @@ impl Station {
     pub(crate) fn post(&self, envelope: &Envelope) {
         let to = envelope.to.station();
         let routes = &mut *self.routes.lock();
-        if routes.gone.contains(&to) {
+        if routes.gone.contains(&to) || to == HEAD && routes.is_headless {
             return;
         }
         if let (Some(peer), false) = (routes.peers.get(&to), routes.waiting.contains_key(&to))
@@ -150,12 +152,15 @@ impl Station {
             if messages.is_empty() {
                 return;
             }
-        } else if to != HEAD && routes.asked.insert(to) {
-            let ask =
-                Envelope { from: self.me, to: HEAD, letter: Letter::WhereIs { station: to }, payload: Vec::new() };
-            self.send_to(routes, HEAD, self::messages(&ask));
+        } else if to != HEAD && routes.asked.insert(to) && !routes.is_headless {
+            self.ask_for(routes, to);
         }
         routes.waiting.insert(to, messages);
+    }
+
+    fn ask_for(&self, routes: &mut Routes, station: ProcessId) {
+        let ask = Envelope { from: self.me, to: HEAD, letter: Letter::WhereIs { station }, payload: Vec::new() };
+        self.send_to(routes, HEAD, messages(&ask));
     }
 
     fn send_to(&self, routes: &mut Routes, to: ProcessId, messages: Vec<Message>) {
@@ -254,7 +259,10 @@ impl Station {
                     if let Some(station) = station {
                         routes.peers.remove(&station);
                         routes.waiting.remove(&station);
-                        routes.gone.insert(station);
+                        match station == HEAD {
+                            true => routes.is_headless = true,
+                            false => drop(routes.gone.insert(station)),
+                        }
                     }
                     station
                 };
@@ -288,7 +296,7 @@ impl Station {
         match envelope.letter {
             Letter::Hello { role, address, version, host, platform } => {
                 let station = envelope.from.station();
-                if matches!(self.role, Role::Head)
+                if matches!(self.role, Role::Head { .. })
                     && let Some(reason) = misfit(&role, &version, &platform)
                 {
                     tracing::warn!("a process at {address} was refused: {reason}");
@@ -305,6 +313,12 @@ impl Station {
                     routes.peers.insert(station, peer);
                     routes.gone.remove(&station);
                     self.flush(routes, station);
+                    if station == HEAD && std::mem::take(&mut routes.is_headless) {
+                        let unanswered = |to: &&ProcessId| !routes.peers.contains_key(to) && **to != HEAD;
+                        for to in routes.waiting.keys().filter(unanswered).copied().collect::<Vec<_>>() {
+                            self.ask_for(routes, to);
+                        }
+                    }
                 }
                 happens(Happening::Met { station, role, address, host });
             }
@@ -475,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_head_refuses_other_versions_and_platforms_and_does_not_hear_them() {
-        let (head, events) = Station::start(HEAD, Role::Head, "127.0.0.1:0", None).expect("a head");
+        let (head, events) = Station::start(HEAD, Role::Head { cluster: 1 }, "127.0.0.1:0", None).expect("a head");
         let (tell, told) = mpsc::channel();
         let running = head.clone();
         let later = || Instant::now() + Duration::from_secs(3_600);

@@ -101,8 +101,13 @@ impl<T: Object> RemoteStream<T> {
 impl<T: Object> Sink for RemoteStream<T> {
     fn item(&self, from: ProcessId, number: u32, value: Bytes) {
         let item = self.client.item(from, self.id, number, value, self.meta.location);
+        let mut second = None; // dropped without the lock
         self.tell(|buffer| {
-            buffer.producer = Some(from);
+            // It may be made twice, when the head has died.
+            if *buffer.producer.get_or_insert(from) != from {
+                second = Some(item);
+                return;
+            }
             match item {
                 Ok(item) if !buffer.over => buffer.items.push_back(item),
                 Ok(_) => {}

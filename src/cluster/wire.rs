@@ -6,9 +6,10 @@
 //! upper bits are the station, its lower [`WORKER_BITS`] the worker there, 0 for the station itself.
 
 use super::{
+    capacity::Demand,
     cycles::{Entry, Ticket},
     image::Image,
-    protocol::{HEAD, Message, ObjectId, ProcessId},
+    protocol::{HEAD, Message, ObjectId, ProcessId, Strategy},
 };
 use crate::{
     error::{Error, Result},
@@ -17,7 +18,7 @@ use crate::{
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, Write},
     ops::Range,
@@ -366,16 +367,38 @@ pub(crate) struct Job {
     /// Its driver.
     pub(crate) driver: ProcessId,
     pub(crate) image: Image,
+    /// Who has the executable: the driver, or the head for actors that outlive theirs.
+    pub(crate) source: ProcessId,
     /// The executable's name, for people.
     pub(crate) name: String,
     pub(crate) observe: bool,
     pub(crate) pid: u32,
 }
 
+/// An actor that the head is to start and to own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Detach {
+    /// Who wishes that, and the how manieth wish it is: it is fulfilled once.
+    pub(crate) ticket: (ProcessId, u64),
+    pub(crate) job: Job,
+    pub(crate) name: String,
+    pub(crate) type_name: String,
+    pub(crate) demand: Demand,
+    pub(crate) strategy: Strategy,
+    /// Arguments that are to be there when it starts.
+    pub(crate) args: Vec<ObjectId>,
+    pub(crate) attempts: u32,
+    /// Encoded; the head puts another job in front.
+    pub(crate) order: Blob,
+}
+
 /// Who speaks, when a connection is new.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Role {
-    Head,
+    /// Of the cluster with this number, which stays the same when it is started again.
+    Head {
+        cluster: u64,
+    },
     Node,
     Driver,
     /// Asks a question and goes.
@@ -419,6 +442,12 @@ pub(crate) enum Letter {
     },
     /// A station ends, in good order.
     Leaving,
+    /// A node to its workers: there is a new head.
+    HeadIsBack,
+    /// An owner to a head that was started again: its actors have these names, and no others.
+    Names {
+        names: BTreeSet<String>,
+    },
 
     /// A driver to the head.
     Register(Job),
@@ -431,10 +460,13 @@ pub(crate) enum Letter {
         job: Option<Job>,
     },
     /// A node to a driver: send me your executable; and the answer, with a part of it.
+    /// The head answers for detached actors, and asks for them.
     WantImage {
+        driver: ProcessId,
         offset: u64,
     },
     ImagePart {
+        driver: ProcessId,
         offset: u64,
     },
 
@@ -674,8 +706,9 @@ pub(crate) enum Question {
         actor: ObjectId,
         number: u64,
         type_name: String,
-        detached: bool,
     },
+    /// Starts an actor that outlives its program; the answer says who it is, or that its name is taken.
+    Detach(Box<Detach>),
     /// Takes it away again.
     Unname {
         name: String,
@@ -817,7 +850,8 @@ mod tests {
             changed[if index < 100 { index } else { length - index + 99 }] = byte;
             // Anything but a panic.
             for bytes in [changed, noise, [&u64::MAX.to_le_bytes()[..]; 4].concat()] {
-                let _ = (Title::of(&bytes), Order::decode(&bytes.into()));
+                let _ = Title::of(&bytes);
+                let _ = Order::decode(&bytes.into());
             }
         }
     }

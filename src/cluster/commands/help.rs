@@ -22,17 +22,20 @@ usage: outray COMMAND [OPTIONS]
 `outray COMMAND --help` says more.";
 
 pub(super) const HEAD: &str = "\
-Starts the head of a cluster. It runs until Ctrl-C, SIGTERM or `outray stop`.
+Starts the head of a cluster. It runs until Ctrl-C, SIGTERM or `outray stop`, which end the cluster. If it ends in another
+way, start it again with the same options within a minute: the cluster goes on.
 
-usage: outray head [--bind HOST:PORT]
+usage: outray head [--bind HOST:PORT] [--state DIR]
 
   --bind HOST:PORT   where it listens; 127.0.0.1:6380 if this is not given. 0.0.0.0:PORT is all of this machine's
                      addresses. What other machines can reach needs a key: outray key new
+  --state DIR        where it keeps what it needs to go on; $XDG_STATE_HOME/outray/head-PORT, or
+                     ~/.local/state/outray/head-PORT, if this is not given
 
 The key is read from the file that OUTRAY_KEY_FILE names, or from ~/.outray/key.";
 
 pub(super) const NODE: &str = "\
-Starts a node: it runs tasks and actors. It runs until Ctrl-C, SIGTERM, `outray stop`, or the end of its head.
+Starts a node: it runs tasks and actors. It runs until Ctrl-C, SIGTERM, `outray stop`, or the end of its cluster.
 
 usage: outray node --head HOST:PORT [OPTIONS]
 

@@ -1,9 +1,9 @@
 //! The head's part in placement groups: where their bundles can lie, and who has said that they do.
 
-use super::Head;
+use super::{Head, REUNION};
 use crate::cluster::{
     capacity::{Capacity, Demand},
-    protocol::{Effects, Message, Nanos, ObjectId, Policy, ProcessId, ms},
+    protocol::{Effects, GroupSpec, Message, Nanos, ObjectId, Policy, ProcessId, ms},
 };
 use std::{
     cmp::Reverse,
@@ -45,7 +45,13 @@ struct Place {
 }
 
 impl Group {
-    pub(super) fn new(bundles: Vec<Demand>, policy: Policy, until: Option<Nanos>) -> Self {
+    pub(super) fn new(now: Nanos, spec: GroupSpec) -> Self {
+        let GroupSpec { bundles, policy, patience, .. } = spec;
+        let until = patience.map(|patience| now.saturating_add(patience));
+        Group::of(bundles, policy, until)
+    }
+
+    fn of(bundles: Vec<Demand>, policy: Policy, until: Option<Nanos>) -> Self {
         let places = bundles.iter().map(|_| None).collect();
         Group { bundles, policy, until, places, round: 0, since: 0, why: String::new() }
     }
@@ -104,7 +110,7 @@ impl Group {
 
     /// Why it could not lie on these nodes even if they were empty.
     fn never(&self, nodes: &[(ProcessId, Capacity)]) -> Option<String> {
-        let first = |count: usize| Group::new(self.bundles[..count].to_vec(), self.policy, None);
+        let first = |count: usize| Group::of(self.bundles[..count].to_vec(), self.policy, None);
         let all = first(self.bundles.len()).plan(nodes.to_vec()).err()?;
         // What is said is about the first bundle that is too much.
         let (count, why) = (1..self.bundles.len())
@@ -220,7 +226,7 @@ impl Head {
         let there = self.nodes.iter().map(|(id, view)| (*id, view.capacity.clone()));
         let departed = self.dead.iter().filter_map(|(id, departed)| Some((*id, departed.node.as_ref()?.0.clone())));
         let nodes: Vec<_> = there.chain(departed).collect();
-        if let Some(why) = group.never(&nodes).filter(|_| !nodes.is_empty()) {
+        if let Some(why) = group.never(&nodes).filter(|_| !nodes.is_empty() && !self.is_reuniting) {
             return out.send(id.owner, Message::GroupFailed { group: id, why: why.into() });
         }
         self.groups.insert(id, group);
@@ -343,6 +349,81 @@ impl Head {
         }
     }
 
+    /// A node has joined again, with what it had set aside.
+    pub(super) fn returned(
+        &mut self,
+        now: Nanos,
+        node: ProcessId,
+        bundles: Vec<(ObjectId, u32, u32)>,
+        out: &mut Effects,
+    ) {
+        let mut there = BTreeSet::new();
+        for (id, bundle, round) in bundles {
+            let Some(group) = self.groups.get_mut(&id) else {
+                match self.owners.contains_key(&id.owner) {
+                    // It was given up while there was no head.
+                    true => out.send(node, Message::Unreserve { group: id, bundle }),
+                    false => drop(self.unclaimed.insert((id, bundle), (node, round))),
+                }
+                continue;
+            };
+            there.insert((id, bundle));
+            match group.places.get_mut(bundle as usize) {
+                Some(slot) if slot.as_ref().is_none_or(|place| place.node == node && !place.reserved) => {
+                    group.round = group.round.max(round);
+                    *slot = Some(Place { node, round, reserved: true });
+                    self.tell_if_ready(id, out);
+                }
+                _ => out.send(node, Message::Unreserve { group: id, bundle }),
+            }
+        }
+        // What was said to be there, and is not.
+        let mut hit = Vec::new();
+        for (id, group) in &mut self.groups {
+            for (bundle, slot) in group.places.iter_mut().enumerate() {
+                let is_gone = |place: &mut Place| place.node == node && !there.contains(&(*id, bundle as u32));
+                if slot.take_if(is_gone).is_some() {
+                    hit.push(*id);
+                }
+            }
+        }
+        hit.dedup();
+        for group in hit {
+            self.place_group(now, group, out);
+        }
+    }
+
+    /// An owner has joined, perhaps again, and has these groups; others of its own it has given up.
+    pub(super) fn adopt(&mut self, now: Nanos, owner: ProcessId, groups: Vec<GroupSpec>, out: &mut Effects) {
+        for spec in groups {
+            let (id, places) = (spec.id, spec.places.clone());
+            let mut group = Group::new(now, spec);
+            (group.since, group.why) = (now + REUNION, "the nodes that have its bundles join again".into());
+            for (bundle, slot) in group.places.iter_mut().enumerate() {
+                let expected = places.get(bundle).filter(|node| self.expected.contains_key(node));
+                *slot = match self.unclaimed.remove(&(id, bundle as u32)) {
+                    Some((node, round)) => {
+                        group.round = group.round.max(round);
+                        Some(Place { node, round, reserved: true })
+                    }
+                    None => expected.map(|node| Place { node: *node, round: 0, reserved: false }),
+                };
+            }
+            self.groups.insert(id, group);
+            match self.groups.get(&id).is_some_and(Group::is_missing) {
+                true => self.place_group(now, id, out),
+                false => self.tell_if_ready(id, out),
+            }
+        }
+        self.unclaimed.retain(|(group, bundle), (node, _)| {
+            let is_theirs = group.owner == owner;
+            if is_theirs {
+                out.send(*node, Message::Unreserve { group: *group, bundle: *bundle });
+            }
+            !is_theirs
+        });
+    }
+
     /// All groups: how many bundles each has, and whether it is ready or what it waits for.
     pub(crate) fn groups(&self) -> impl Iterator<Item = (ObjectId, usize, String)> + '_ {
         self.groups.iter().map(|(id, group)| (*id, group.bundles.len(), self.explain_group(*id)))
@@ -363,12 +444,16 @@ mod tests {
     use super::*;
     use crate::cluster::{
         head::PATIENCE,
-        protocol::{Load, Strategy, TaskSpec},
+        protocol::{Load, Member, Note, Strategy, TaskSpec},
     };
     use std::sync::Arc;
 
     const OWNER: ProcessId = ProcessId(100);
     const GROUP: ObjectId = ObjectId { owner: OWNER, number: 1 };
+
+    fn spec(id: ObjectId, bundles: Vec<Demand>, policy: Policy, patience: Option<Nanos>) -> Message {
+        Message::CreateGroup(GroupSpec { id, bundles, policy, patience, places: Vec::new() })
+    }
 
     /// A head, and what it has said.
     struct Talk(Head, Effects);
@@ -377,7 +462,7 @@ mod tests {
         /// With nodes 1, 2 and so on, of so many CPUs and GPUs.
         fn new(nodes: &[(u32, usize)]) -> Self {
             let mut talk = Talk(Head::new(), Effects::default());
-            talk.say(OWNER, Message::JoinOwner { wish: None, on: None });
+            talk.say(OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() });
             nodes.iter().for_each(|(cpus, gpus)| talk.join(*cpus, *gpus));
             talk
         }
@@ -390,7 +475,8 @@ mod tests {
         fn join(&mut self, cpus: u32, gpus: usize) {
             let node = ProcessId(self.0.nodes.len() as u64 + 1);
             let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; gpus], ..Capacity::default() };
-            self.say(node, Message::JoinNode { capacity, labels: Vec::new() });
+            let (labels, bundles) = (Vec::new(), Vec::new());
+            self.say(node, Message::JoinNode { capacity, labels, load: Load::default(), bundles });
         }
 
         /// So much of a node is not taken for good.
@@ -400,7 +486,7 @@ mod tests {
 
         fn create(&mut self, bundles: &[Demand], policy: Policy, patience: Option<Nanos>) {
             let bundles = bundles.to_vec();
-            self.say(OWNER, Message::CreateGroup { group: GROUP, bundles, policy, patience });
+            self.say(OWNER, spec(GROUP, bundles, policy, patience));
         }
 
         /// Which nodes were asked for which bundle, in the last step.
@@ -568,7 +654,7 @@ mod tests {
         assert_eq!(talk.nodes_asked(), [1]);
         let group = ObjectId { number: 2, ..GROUP };
         let (bundles, policy) = (vec![cpus(1)], Policy::Pack);
-        talk.say(OWNER, Message::CreateGroup { group, bundles, policy, patience: None });
+        talk.say(OWNER, spec(group, bundles, policy, None));
         assert!(talk.asked().is_empty());
     }
 
@@ -657,5 +743,56 @@ mod tests {
         talk.0.bury(0, OWNER, &mut talk.1);
         assert!(talk.1.sends.iter().any(|(_, message)| matches!(message, Message::Unreserve { .. })));
         assert_eq!(talk.0.holds().2, 0);
+    }
+
+    /// The head is started again. The owner has the group, ready on these nodes, and the nodes join again in this
+    /// order, each with the bundles that it has.
+    fn again(talk: Talk, places: &[u64], nodes: &[(u64, &[u32])]) -> Talk {
+        let mut memory = crate::cluster::head::Memory::default();
+        let members = talk.0.nodes.iter().map(|(id, view)| (*id, view.capacity.clone())).collect::<Vec<_>>();
+        for (node, capacity) in &members {
+            let member = Member::Node { capacity: capacity.clone(), labels: Vec::new() };
+            memory.note(Note::Joined(*node, member));
+        }
+        let mut talk = Talk(Head::restarted(0, memory), Effects::default());
+        let (bundles, places) = (vec![cpus(1), cpus(1)], places.iter().map(|node| ProcessId(*node)).collect());
+        let spec = GroupSpec { id: GROUP, bundles, policy: Policy::StrictSpread, patience: None, places };
+        talk.say(OWNER, Message::JoinOwner { wish: None, on: None, groups: vec![spec] });
+        for (node, bundles) in nodes {
+            let node = ProcessId(*node);
+            let capacity = members.iter().find(|(id, _)| *id == node).map(|(_, capacity)| capacity.clone());
+            let bundles = bundles.iter().map(|bundle| (GROUP, *bundle, 3)).collect();
+            let (capacity, labels, load) = (capacity.unwrap_or_default(), Vec::new(), Load::default());
+            talk.say(node, Message::JoinNode { capacity, labels, load, bundles });
+        }
+        talk
+    }
+
+    #[test]
+    fn a_group_is_ready_again_when_its_nodes_have_joined_the_next_head() {
+        let talk = again(Talk::new(&[(1, 0), (1, 0)]), &[2, 1], &[(1, &[1]), (2, &[0])]);
+        let [(OWNER, Message::GroupReady { places, .. }), ..] = &talk.1.sends[..] else { panic!("{:?}", talk.1) };
+        assert_eq!(*places, [ProcessId(2), ProcessId(1)]);
+        assert!(talk.asked().is_empty());
+    }
+
+    #[test]
+    fn a_bundle_that_is_not_where_it_was_gets_another_place() {
+        let talk = again(Talk::new(&[(1, 0), (1, 0), (1, 0)]), &[2, 1], &[(3, &[]), (1, &[1]), (2, &[])]);
+        assert_eq!(talk.nodes_asked().len(), 1);
+        assert_ne!(talk.nodes_asked(), [1]);
+    }
+
+    #[test]
+    fn what_is_set_aside_for_a_group_that_was_given_up_is_given_back() {
+        let mut talk = again(Talk::new(&[(1, 0), (1, 0)]), &[2, 1], &[(1, &[1]), (2, &[0])]);
+        let other = ObjectId { number: 77, ..GROUP };
+        let capacity = Capacity::default();
+        let (labels, load, bundles) = (Vec::new(), Load::default(), vec![(other, 0, 1)]);
+        talk.say(ProcessId(9), Message::JoinNode { capacity, labels, load, bundles });
+        let is_given_back = |(to, message): &(ProcessId, Message)| {
+            *to == ProcessId(9) && matches!(message, Message::Unreserve { group, bundle: 0 } if *group == other)
+        };
+        assert!(talk.1.sends.iter().any(is_given_back), "{:?}", talk.1);
     }
 }

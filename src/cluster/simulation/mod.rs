@@ -66,6 +66,8 @@ pub struct Options {
     pub crashes: usize,
     /// Drivers that die.
     pub driver_crashes: usize,
+    /// Times that the head dies, and is started again with what it remembers. Not with `links`.
+    pub head_crashes: usize,
     /// Times that some processes cannot be reached by the others, or by some others; some last longer
     /// than the head's patience.
     pub partitions: usize,
@@ -99,6 +101,7 @@ impl Options {
             worker_crashes: 0,
             crashes: 0,
             driver_crashes: 0,
+            head_crashes: 0,
             partitions: 0,
             cancellations: 0,
             loss: 0,
@@ -119,6 +122,8 @@ pub struct Report {
     pub failed: usize,
     /// Attempts that were started.
     pub starts: usize,
+    /// Times that the head was started again.
+    pub head_starts: usize,
     /// Tasks that moved to an idle node.
     pub stolen: usize,
     /// Placement groups that were ready, each as often as it was.

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cluster::{
         capacity::{Capacity, Demand},
-        head::{BEAT, Head, PATIENCE},
+        head::{BEAT, Head, Memory, PATIENCE, REUNION},
         node::{Node, OWNER_DIED},
         owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, Owner, PUT_AND_LOST, Value},
         protocol::{
@@ -32,6 +32,11 @@ const LATENCY: (Nanos, Nanos) = (us(40), us(20));
 const RETRANSMISSION: Nanos = ms(20);
 /// Until a dead node is replaced.
 const REPLACEMENT: Nanos = ms(500);
+/// A head that has died is started again within this time.
+const HEADLESS: Nanos = ms(4_000);
+/// Until a process notices that the head has died, at most, and until it finds the next one.
+const NOTICED: Nanos = ms(300);
+const FOUND: Nanos = ms(1_500);
 /// If it has not ended by then, it never will.
 const LIMIT: Nanos = ms(600_000);
 
@@ -43,6 +48,8 @@ pub(super) enum Event {
         message: Message,
         /// Handles in the value that comes with it.
         parcel: Arc<[ObjectId]>,
+        /// Of the head: that it is from, or that it is meant for.
+        life: u64,
     },
     Tick(ProcessId),
     /// The head takes the next message.
@@ -59,6 +66,12 @@ pub(super) enum Event {
     CrashNode,
     CrashDriver,
     CrashWorker,
+    CrashHead,
+    StartHead,
+    /// A process sees that the head of this life is gone.
+    Headless(ProcessId, u64),
+    /// It finds the head of this life.
+    Found(ProcessId, u64),
     /// A node sees that one of its workers has died.
     Miss {
         node: ProcessId,
@@ -112,6 +125,16 @@ pub(super) struct World<'a> {
     queue: BTreeMap<(Nanos, u64), Event>,
     sequence: u64,
     pub(super) head: Head,
+    /// What the head has kept.
+    memory: Memory,
+    /// Counts the heads.
+    life: u64,
+    /// When the last head died, if there is none now.
+    headless: Option<Nanos>,
+    /// When the head of an earlier life died.
+    heads_died: HashMap<u64, Nanos>,
+    /// The head that a station has joined, or tries to.
+    joined: HashMap<ProcessId, u64>,
     /// What waits for the head, and whether it is busy.
     inbox: VecDeque<(ProcessId, Message)>,
     head_is_busy: bool,
@@ -148,6 +171,11 @@ impl<'a> World<'a> {
             queue: BTreeMap::new(),
             sequence: 0,
             head: Head::new(),
+            memory: Memory::default(),
+            life: 1,
+            headless: None,
+            heads_died: HashMap::new(),
+            joined: HashMap::new(),
             inbox: VecDeque::new(),
             head_is_busy: false,
             nodes: BTreeMap::new(),
@@ -177,6 +205,7 @@ impl<'a> World<'a> {
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
             let (shell, succeeded) = (Shell::new(id, owner), BTreeSet::new());
             let (groups, policies) = (Vec::new(), HashMap::new());
+            world.joined.insert(id, world.life);
             world.drivers.insert(id, Driver { shell, left, groups, policies, succeeded, finished: false });
             world.perform(id, out);
             world.at(world.start, Event::Act(id));
@@ -190,6 +219,7 @@ impl<'a> World<'a> {
             (options.crashes, busy + PATIENCE, (|| Event::CrashNode) as fn() -> Event),
             (options.driver_crashes, busy, || Event::CrashDriver),
             (options.worker_crashes, busy, || Event::CrashWorker),
+            (options.head_crashes, busy, || Event::CrashHead),
             (options.partitions, busy + PATIENCE, || Event::Cut),
             (options.cancellations, busy, || Event::Cancel),
         ] {
@@ -223,6 +253,9 @@ impl<'a> World<'a> {
         let mut out = Effects::default();
         let node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
         let (running, values, workers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        if self.headless.is_none() {
+            self.joined.insert(id, self.life);
+        }
         self.nodes.insert(id, SimNode { node, index, capacity, running, values, workers, tick: 0 });
         self.perform(id, out);
         if self.options.borrowing {
@@ -270,7 +303,72 @@ impl<'a> World<'a> {
         let last = self.arrivals.entry((from, to, bulk.is_some())).or_default();
         *last = arrival.max(*last + 1);
         let after = *last - self.now;
-        self.at(after, Event::Deliver { from, to, message, parcel });
+        let life = match (from, to) {
+            (HEAD, _) => self.life,
+            (_, HEAD) => self.joined(from),
+            _ => 0,
+        };
+        self.at(after, Event::Deliver { from, to, message, parcel, life });
+    }
+
+    /// The head that a process speaks to; workers go through their nodes.
+    fn joined(&self, process: ProcessId) -> u64 {
+        let station = self.workers.get(&process).map_or(process, |worker| worker.node);
+        self.joined.get(&station).copied().unwrap_or(0)
+    }
+
+    /// The head dies, and everybody notices that some time later.
+    fn crash_head(&mut self) {
+        if self.headless.is_some() {
+            return;
+        }
+        self.headless = Some(self.now);
+        self.heads_died.insert(self.life, self.now);
+        self.inbox.clear();
+        let stations: Vec<_> = self.nodes.keys().chain(self.drivers.keys()).copied().collect();
+        for station in stations {
+            let after = ms(1) + self.random.below(NOTICED);
+            self.at(after, Event::Headless(station, self.life));
+        }
+        let after = ms(1) + self.random.below(HEADLESS);
+        self.at(after, Event::StartHead);
+    }
+
+    fn start_head(&mut self) {
+        self.headless = None;
+        self.life += 1;
+        self.report.head_starts += 1;
+        self.head = Head::restarted(self.now, self.memory.clone());
+        let stations: Vec<_> = self.nodes.keys().chain(self.drivers.keys()).copied().collect();
+        for station in stations {
+            let after = NOTICED + self.random.below(FOUND);
+            self.at(after, Event::Found(station, self.life));
+        }
+    }
+
+    /// A process joins the head that was started again.
+    fn found(&mut self, process: ProcessId, life: u64) {
+        if life != self.life || self.headless.is_some() {
+            return;
+        }
+        let mut out = Effects::default();
+        if let Some(sim) = self.nodes.get_mut(&process) {
+            sim.node.head_is_gone(); // if it had not noticed
+            sim.node.join_again(self.now, &mut out);
+            let workers = sim.workers.clone();
+            self.joined.insert(process, life);
+            self.perform(process, out);
+            self.tick_later(process);
+            for worker in workers {
+                let after = self.random.below(ms(5));
+                self.at(after, Event::Found(worker, life));
+            }
+        } else {
+            if self.drivers.contains_key(&process) {
+                self.joined.insert(process, life);
+            }
+            self.with(process, |shell, out| shell.owner.join_again(out));
+        }
     }
 
     /// The handles in the value that comes with a message.
@@ -286,6 +384,7 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn perform(&mut self, process: ProcessId, out: Effects) {
+        out.notes.into_iter().for_each(|note| self.memory.note(note));
         for (to, message) in out.sends {
             match self.workers.get_mut(&process) {
                 Some(worker) if to != HEAD && worker.shell.owner.next().1.is_none() => {
@@ -428,13 +527,13 @@ impl<'a> World<'a> {
 
     /// Whether somebody dies, or is thought to.
     pub(super) fn has_faults(&self) -> bool {
-        let Options { crashes, driver_crashes, worker_crashes, partitions, .. } = self.options;
-        crashes + driver_crashes + worker_crashes + partitions > 0
+        let Options { crashes, driver_crashes, worker_crashes, partitions, head_crashes, .. } = self.options;
+        crashes + driver_crashes + worker_crashes + partitions + head_crashes > 0
     }
 
     pub(super) fn run(mut self) -> Result<Report, String> {
         let faults = self.has_faults();
-        let grace = if self.options.borrowing { GRACE + PATIENCE } else { 0 };
+        let grace = delay(self.options) + if self.options.borrowing { GRACE + PATIENCE } else { 0 };
         let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
@@ -477,7 +576,13 @@ impl<'a> World<'a> {
             let text = format!("{event:?}");
             let is_fault = matches!(
                 event,
-                Event::CrashNode | Event::CrashDriver | Event::CrashWorker | Event::Cut | Event::Join(_)
+                Event::CrashNode
+                    | Event::CrashDriver
+                    | Event::CrashWorker
+                    | Event::CrashHead
+                    | Event::StartHead
+                    | Event::Cut
+                    | Event::Join(_)
             );
             if is_fault || self.trace.iter().any(|part| text.contains(part)) {
                 println!("{:>14} ns {text}", self.now);
@@ -485,9 +590,11 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message, parcel } => self.deliver(from, to, message, parcel),
+            Event::Deliver { from, to, message, parcel, life } => self.deliver(from, to, message, parcel, life),
             Event::Tick(HEAD) => {
-                self.head.tick(self.now, &mut out);
+                if self.headless.is_none() {
+                    self.head.tick(self.now, &mut out);
+                }
                 self.at(BEAT, Event::Tick(HEAD));
                 self.perform(HEAD, out);
             }
@@ -524,6 +631,14 @@ impl<'a> World<'a> {
                     self.crash_worker(victim);
                 }
             }
+            Event::CrashHead => self.crash_head(),
+            Event::StartHead => self.start_head(),
+            Event::Headless(process, life) => {
+                if let Some(sim) = self.nodes.get_mut(&process).filter(|_| self.joined.get(&process) == Some(&life)) {
+                    sim.node.head_is_gone();
+                }
+            }
+            Event::Found(process, life) => self.found(process, life),
             Event::Miss { node, worker } => self.miss(node, worker),
             Event::Call { caller, node, actor, result } => self.called(caller, node, actor, result),
             Event::CrashNode => {
@@ -587,7 +702,7 @@ impl<'a> World<'a> {
         }
         for (from, to, message) in out.delivered {
             let parcel = self.parcel(from, &message);
-            self.at(0, Event::Deliver { from, to, message, parcel });
+            self.at(0, Event::Deliver { from, to, message, parcel, life: self.life });
         }
     }
 
@@ -596,9 +711,13 @@ impl<'a> World<'a> {
         from.get(at).copied()
     }
 
-    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, parcel: Arc<[ObjectId]>) {
+    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, parcel: Arc<[ObjectId]>, life: u64) {
+        if to == HEAD && (self.headless.is_some() || life != self.life) || from == HEAD && life != self.joined(to) {
+            return;
+        }
         // Of what a process had sent when it died, the first part arrives on each way, and the rest does not.
-        if let Some(crash) = self.crashed.get(&from) {
+        let crash = if from == HEAD { self.heads_died.get(&life) } else { self.crashed.get(&from) };
+        if let Some(crash) = crash {
             let cut = Random::new(self.options.seed ^ (from.0 << 32) ^ to.0).below(us(200));
             if self.now > crash + cut {
                 return;
@@ -676,6 +795,7 @@ impl<'a> World<'a> {
         } else if self.options.groups && (!driver.groups.is_empty() || !driver.shell.is_idle()) {
             self.give_up_some(id); // others may wait for what it holds
         } else if driver.shell.is_idle() {
+            let delay = delay(self.options);
             let shell = &mut driver.shell;
             // Everything is asked for once more: what was lost meanwhile is made again.
             let mut out = Effects::default();
@@ -690,7 +810,7 @@ impl<'a> World<'a> {
                         self.broken = Some(format!("{object:?} was there, and is lost: {why}"));
                     }
                     let place = shell.owner.place(*object).and_then(|place| self.crashed.get(&place));
-                    if place.is_some_and(|crash| crash + 3 * PATIENCE < self.now) {
+                    if place.is_some_and(|crash| crash + 3 * PATIENCE + delay < self.now) {
                         self.broken = Some(format!("{object:?} is thought to be on a node that is dead"));
                     }
                     for holder in shell.owner.holders(*object).into_iter().flatten() {
@@ -900,6 +1020,11 @@ impl SimNode {
             None => fits(&plain, &self.capacity),
         }
     }
+}
+
+/// How much later things may be noticed because there is no head.
+fn delay(options: &Options) -> Nanos {
+    options.head_crashes as u64 * (HEADLESS + REUNION)
 }
 
 fn fits(demands: &[&Demand], capacity: &Capacity) -> Result<(), String> {
