@@ -160,7 +160,7 @@ fn arrays(rt: &Runtime, cluster: &LocalCluster) {
     let array: Array<u8> = source.into();
     let put = || {
         let started = Instant::now();
-        assert_eq!(rt.submit(last, &rt.put(array.clone())).get(), Ok(1));
+        assert_eq!(rt.submit(last, rt.put(array.clone())).get(), Ok(1));
         started.elapsed()
     };
     say("put_cold", gigabytes(LARGE, put()), "GB/s", "100 MiB array, put and used by a task, the first");

@@ -170,8 +170,12 @@ pub(crate) fn pack_aside<T: Serialize + 'static>(value: &T, aside: plain::Aside,
 }
 
 pub(crate) fn unpack<T: DeserializeOwned + 'static>(packed: &Packed, what: &str) -> Result<T> {
-    let handles = Handles::Here(packed.handles.clone());
-    let beside = Beside { handles, buffers: Some(packed.buffers.clone()), ..Beside::default() };
+    let beside = Beside {
+        handles: Handles::Here(packed.handles.clone()),
+        buffers: Some(packed.buffers.clone()),
+        #[cfg(feature = "cluster")]
+        aside: Default::default(),
+    };
     from_message_pack(&packed.bytes, beside, what)
 }
 

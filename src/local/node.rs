@@ -229,6 +229,7 @@ pub(crate) trait Node: Any + Send + Sync {
     fn wanted(&self) {}
     /// Nobody here waits any more for what another process does. It ends as that process says: cancelled, or well
     /// if it was done already.
+    #[cfg(feature = "cluster")]
     fn withdraw(&self) {}
     /// Runs it on this thread if it is ready and not started.
     fn help(self: Arc<Self>) -> Help {

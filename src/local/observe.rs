@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::{
     cell::RefCell,
     sync::{Arc, Weak},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 /// Runs that a thread remembers; older ones make room.
@@ -44,7 +44,8 @@ pub(crate) struct ThreadLog {
 pub(crate) struct Recorder {
     started: Instant,
     /// The same as a date.
-    pub(crate) started_on: SystemTime,
+    #[cfg(feature = "cluster")]
+    pub(crate) started_on: std::time::SystemTime,
     logs: Mutex<Vec<Arc<ThreadLog>>>,
 }
 
@@ -55,7 +56,12 @@ thread_local! {
 
 impl Recorder {
     pub(crate) fn new() -> Self {
-        Recorder { started: Instant::now(), started_on: SystemTime::now(), logs: Mutex::default() }
+        Recorder {
+            started: Instant::now(),
+            #[cfg(feature = "cluster")]
+            started_on: std::time::SystemTime::now(),
+            logs: Mutex::default(),
+        }
     }
 
     pub(crate) fn logs(&self) -> Vec<Arc<ThreadLog>> {

@@ -272,11 +272,9 @@ impl<B: Body> TaskCell<B> {
     }
 
     fn end_pause(&self) {
-        if !self.pausing.swap(false, Ordering::AcqRel) {
-            return;
-        }
+        let _was_pausing = self.pausing.swap(false, Ordering::AcqRel);
         #[cfg(feature = "cluster")]
-        if let Some(client) = self.meta.core.client.get() {
+        if let Some(client) = self.meta.core.client.get().filter(|_| _was_pausing) {
             client.reclaim(self.meta.lent_cpu());
         }
     }

@@ -430,7 +430,8 @@ mod tests {
                 // No panic, and no numbers that are not there.
                 let found: Option<Vec<u64>> = read(&packed);
                 prop_assert!(found.is_none_or(|numbers| numbers.len() < 1_000));
-                let _: (Option<Arc<[f32]>>, Option<Box<[u128]>>) = (read(&packed), read(&packed));
+                let _: Option<Arc<[f32]>> = read(&packed);
+                let _: Option<Box<[u128]>> = read(&packed);
             }
         }
     }
