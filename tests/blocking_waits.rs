@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{AtomicBool, AtomicUsize, Gate, alone, give_others_a_chance, local, local_only, meet, until, watch};
+use common::{
+    AtomicBool, AtomicUsize, Gate, alone, assert_cycle, give_others_a_chance, local, local_only, meet, members, until,
+    watch,
+};
 use outray::{Actor, ActorPool, Error, ObjectRef, Queue, Result, Runtime};
 use std::{
     future::Future,
@@ -18,28 +21,6 @@ struct Idle;
 
 fn idle() -> Idle {
     Idle
-}
-
-/// The members of the cycle that an error names.
-#[track_caller]
-fn members(error: &Error) -> Vec<String> {
-    match error.root_cause() {
-        Error::WaitCycle { path } => path.clone(),
-        other => panic!("expected WaitCycle, got {other:?}"),
-    }
-}
-
-/// Whether the members are these, in this order, from wherever in the cycle the list starts.
-#[track_caller]
-fn assert_cycle(error: &Error, expected: &[&str]) {
-    let path = members(error);
-    let in_order = |start: usize| {
-        let turned = expected.iter().cycle().skip(start).take(expected.len());
-        path.len() == expected.len() && path.iter().zip(turned).all(|(label, part)| label.contains(part))
-    };
-    assert!((0..expected.len()).any(in_order), "expected the cycle {expected:?}, got {path:?}");
-    let text = error.to_string();
-    assert!(text.contains("waiting would never end") && text.contains(" -> "), "{text}");
 }
 
 // Depth.

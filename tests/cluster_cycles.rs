@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::watch;
-use outray::{Actor, Error, LocalCluster, ObjectRef, Queue, Result, Runtime};
+use common::{assert_cycle, members, watch};
+use outray::{Actor, LocalCluster, ObjectRef, Queue, Result, Runtime};
 use std::collections::BTreeSet;
 
 struct Node {
@@ -50,26 +50,6 @@ fn ring(nodes: usize) -> (LocalCluster, Runtime, Vec<Actor<Node>>) {
     let pids: BTreeSet<u32> = actors.iter().map(|actor| actor.call(Node::pid, ()).get().unwrap()).collect();
     assert_eq!(pids.len(), nodes);
     (cluster, rt, actors)
-}
-
-/// The members of the cycle that an error names.
-#[track_caller]
-fn members(error: &Error) -> Vec<String> {
-    match error.root_cause() {
-        Error::WaitCycle { path } => path.clone(),
-        other => panic!("expected WaitCycle, got {other:?}"),
-    }
-}
-
-/// Whether the members are these, in this order, from wherever in the cycle the list starts.
-#[track_caller]
-fn assert_cycle(error: &Error, expected: &[&str]) {
-    let path = members(error);
-    let in_order = |start: usize| {
-        let turned = expected.iter().cycle().skip(start).take(expected.len());
-        path.len() == expected.len() && path.iter().zip(turned).all(|(label, part)| label.contains(part))
-    };
-    assert!((0..expected.len()).any(in_order), "expected the cycle {expected:?}, got {path:?}");
 }
 
 #[test]

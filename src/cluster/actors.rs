@@ -520,7 +520,7 @@ where
     fn run(method: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Call(incoming, actor) = arrival.0 else { return Err(wrong_kind(Self::name())) };
         let Some(actor) = actor.any().downcast_ref::<Actor<S>>() else { return Err(wrong_kind(Self::name())) };
-        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+        let args: D = incoming.arguments::<Args, D>()?;
         let call = actor.take_call(MethodBody::new(method, args), incoming.options()?)?;
         let Incoming { client, reply, .. } = incoming;
         client.runs(reply.id, reply.attempt, &call.node(), None);
@@ -547,7 +547,7 @@ where
 
     fn run(new: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
-        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+        let args: D = incoming.arguments::<Args, D>()?;
         let defaults = ActorExtras::default();
         let extras = incoming.order.extras.as_deref().and_then(|extras| extras.actor.as_ref()).unwrap_or(&defaults);
         let mut checkpoint: Option<Checkpoint<S>> = None;

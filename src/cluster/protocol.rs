@@ -205,7 +205,7 @@ impl TaskSpec {
 
     /// Whether it asks for nothing but a CPU anywhere, and ends.
     pub(crate) fn is_plain(&self) -> bool {
-        is_plain(&self.demand, &self.strategy, self.stays)
+        matches!(self.strategy, Strategy::Default) && *self.demand == Demand::cpus(1_000) && !self.stays
     }
 
     /// Bytes of its arguments that `node` does not hold.
@@ -216,10 +216,6 @@ impl TaskSpec {
         };
         self.args.iter().map(missing).sum()
     }
-}
-
-pub(crate) fn is_plain(demand: &Demand, strategy: &Strategy, stays: bool) -> bool {
-    matches!(strategy, Strategy::Default) && *demand == Demand::cpus(1_000) && !stays
 }
 
 /// How an attempt ended.

@@ -231,7 +231,7 @@ where
 
     fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
-        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+        let args: D = incoming.arguments::<Args, D>()?;
         let options = incoming.options()?;
         let buffer = incoming.order.extras.as_ref().map_or(1, |extras| extras.buffer);
         let Incoming { client, reply, .. } = incoming;

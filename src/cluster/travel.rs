@@ -106,6 +106,11 @@ impl Incoming {
         serial::unpack_there(&self.order.parcel.bytes, self.order.parcel.is_row, self.imports.clone(), what)
     }
 
+    /// The arguments of a function that takes `Args`.
+    pub(crate) fn arguments<Args: 'static, D: DeserializeOwned + 'static>(&self) -> Result<D> {
+        serial::of_arguments::<Args, _>(self.decode("the arguments"))
+    }
+
     /// Options of what was submitted elsewhere.
     pub(crate) fn options(&self) -> Result<Box<Options>> {
         let order = &self.order;
@@ -227,7 +232,7 @@ where
     fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
         match arrival.0 {
             Arrived::Work(incoming) => {
-                let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+                let args: D = incoming.arguments::<Args, D>()?;
                 incoming.task(FnBody::new(function, args))
             }
             Arrived::Bare { worker, payload, result } => {
@@ -268,7 +273,7 @@ where
 
     fn run(function: F, arrival: Arrival<'_>) -> Result<()> {
         let Arrived::Work(incoming) = arrival.0 else { return Err(wrong_kind(Self::name())) };
-        let args: D = serial::of_arguments::<Args, _>(incoming.decode("the arguments"))?;
+        let args: D = incoming.arguments::<Args, D>()?;
         let options = incoming.options()?;
         let Incoming { client, reply, .. } = incoming;
         let cell = TaskCell::submit(client.core, Location::caller(), FnBody::new(function, args), Some(options))?;

@@ -8,6 +8,7 @@ mod where_to;
 pub(crate) use shared::{AtomicBool, AtomicU32, AtomicUsize, Notes};
 pub(crate) use where_to::{builder, local, local_only, not_yet, on_cluster};
 
+use outray::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
     future::{Future, IntoFuture},
@@ -68,6 +69,28 @@ pub(crate) fn at_once(what: &str, is_so: impl Fn() -> bool) {
 /// So many where nothing travels, and a hundredth where each does.
 pub(crate) fn many(number: usize) -> usize {
     if on_cluster() { number / 100 } else { number }
+}
+
+/// The members of the cycle that an error names.
+#[track_caller]
+pub(crate) fn members(error: &Error) -> Vec<String> {
+    match error.root_cause() {
+        Error::WaitCycle { path } => path.clone(),
+        other => panic!("expected WaitCycle, got {other:?}"),
+    }
+}
+
+/// Whether the members are these, in this order, from wherever in the cycle the list starts.
+#[track_caller]
+pub(crate) fn assert_cycle(error: &Error, expected: &[&str]) {
+    let path = members(error);
+    let in_order = |start: usize| {
+        let turned = expected.iter().cycle().skip(start).take(expected.len());
+        path.len() == expected.len() && path.iter().zip(turned).all(|(label, part)| label.contains(part))
+    };
+    assert!((0..expected.len()).any(in_order), "expected the cycle {expected:?}, got {path:?}");
+    let text = error.to_string();
+    assert!(text.contains("waiting would never end") && text.contains(" -> "), "{text}");
 }
 
 /// Lets everybody else run for a while: a chance to do what they must not. Never needed for a test
