@@ -64,6 +64,7 @@ pub mod buffer;
 pub mod cluster;
 mod error;
 mod function;
+pub mod gpu;
 mod local;
 mod object;
 mod observe;

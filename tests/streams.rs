@@ -89,6 +89,7 @@ fn the_producer_is_ahead_by_its_buffer_and_no_more() {
         let rt = local(2);
         for (buffer, ahead) in [(4, 4), (1, 1), (0, 1)] {
             PRODUCED.store(0, SeqCst);
+            DROPPED.store(false, SeqCst);
             let count = || Count { next: 0, produced: &PRODUCED, dropped: &DROPPED };
             let mut stream = rt.streaming(count).buffer(buffer).submit(()).values();
             for consumed in 0..20 {
@@ -97,6 +98,9 @@ fn the_producer_is_ahead_by_its_buffer_and_no_more() {
                 assert_eq!(PRODUCED.load(SeqCst), consumed + ahead, "buffer {buffer}, {consumed} consumed");
                 assert_eq!(stream.next(), Some(Ok(consumed)));
             }
+            // It goes on producing after the last item that was taken, and must not be counted in the next round.
+            drop(stream);
+            until("the producer is gone", || DROPPED.load(SeqCst));
         }
     });
 }
