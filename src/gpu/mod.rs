@@ -11,12 +11,24 @@ mod inventory;
 mod request;
 
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code)]
+#[expect(dead_code, reason = "leases come next")]
 mod device;
+#[cfg(feature = "gpu-unversioned")]
+#[expect(dead_code, reason = "leases come next")]
+mod driver;
+#[cfg(feature = "gpu-unversioned")]
+#[expect(dead_code, reason = "leases come next")]
+mod session;
 
 pub use error::GpuError;
 pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
+
+/// The version of cudarc whose types appear here.
+#[cfg(feature = "gpu-unversioned")]
+pub use cudarc;
+#[cfg(feature = "gpu-unversioned")]
+pub use session::Gpu;
 
 /// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.
 ///
