@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::sync::Mutex;
 
+mod kernels;
+use kernels::KERNELS;
+
 type R = c_uint;
 const OK: R = 0;
 const INVALID_VALUE: R = 1;
@@ -89,6 +92,10 @@ impl S {
     }
     fn base(&self, p: u64) -> Option<u64> {
         self.allocs.range(..=p).next_back().filter(|(b, a)| p < **b + a.len.max(1) as u64).map(|(b, _)| *b)
+    }
+    /// Whether all of it lies in one allocation.
+    fn holds(&self, p: u64, bytes: usize) -> bool {
+        self.base(p).is_some_and(|base| p + bytes as u64 <= base + self.allocs[&base].len as u64)
     }
     fn touch(&mut self, s: usize, p: u64, write: bool, what: &str) {
         let Some(b) = self.base(p) else {
@@ -518,10 +525,9 @@ pub unsafe extern "C" fn cuModuleLoadData(o: *mut usize, _img: *const c_void) ->
 pub extern "C" fn cuModuleUnload(_m: usize) -> R {
     OK
 }
-const KERNELS: [&CStr; 2] = [c"saxpy", c"fill"];
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleGetFunction(o: *mut usize, _m: usize, n: *const c_char) -> R {
-    match KERNELS.iter().position(|k| *k == CStr::from_ptr(n)) {
+    match KERNELS.iter().position(|k| k.name == CStr::from_ptr(n)) {
         Some(i) => {
             *o = i + 1;
             OK
@@ -543,36 +549,49 @@ pub unsafe extern "C" fn cuLaunchKernel(
     a: *mut *mut c_void,
     _x: *mut *mut c_void,
 ) -> R {
-    match f {
-        1 => {
-            // saxpy(float a, const float* x, float* y, int n)
-            let (al, x, y, n) = (
-                *(*a as *const f32),
-                *(*a.add(1) as *const u64),
-                *(*a.add(2) as *const u64),
-                *(*a.add(3) as *const i32) as usize,
-            );
-            st(|s| {
-                let k = s.key(h);
-                s.touch(k, x, false, "saxpy-x");
-                s.touch(k, y, true, "saxpy-y");
-            });
-            let (x, y) =
-                (std::slice::from_raw_parts(x as *const f32, n), std::slice::from_raw_parts_mut(y as *mut f32, n));
-            for i in 0..n {
-                y[i] += al * x[i];
-            }
-            OK
+    let Some(kernel) = f.checked_sub(1).and_then(|i| KERNELS.get(i)) else { return 400 };
+    let arguments = kernel.arguments(a);
+    let what = kernel.name.to_string_lossy();
+    st(|s| {
+        let k = s.key(h);
+        for (p, write) in kernel.accesses(&arguments) {
+            s.touch(k, p, write, &what);
         }
-        2 => {
-            let (v, y, n) = (*(*a as *const f32), *(*a.add(1) as *const u64), *(*a.add(2) as *const i32) as usize);
-            st(|s| {
-                let k = s.key(h);
-                s.touch(k, y, true, "fill");
-            });
-            std::slice::from_raw_parts_mut(y as *mut f32, n).fill(v);
-            OK
+    });
+    kernel.run(&arguments);
+    OK
+}
+/// Memory that work of another library uses.
+#[repr(C)]
+pub struct Access {
+    pub address: u64,
+    pub bytes: usize,
+    pub write: bool,
+}
+/// Work on a stream that another stand-in library does: what it uses, and a function that does it, with its arguments
+/// as bytes that can be copied and kept.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_cuda_submit(
+    h: usize,
+    what: *const c_char,
+    accesses: *const Access,
+    count: usize,
+    run: unsafe extern "C" fn(*const u8),
+    arguments: *const u8,
+    _bytes: usize,
+) -> R {
+    let what = CStr::from_ptr(what).to_string_lossy();
+    let accesses = if count == 0 { &[] } else { std::slice::from_raw_parts(accesses, count) };
+    let inside = st(|s| {
+        let k = s.key(h);
+        for access in accesses {
+            s.touch(k, access.address, access.write, &what);
         }
-        _ => 400,
+        accesses.iter().all(|access| s.holds(access.address, access.bytes))
+    });
+    if !inside {
+        return 700;
     }
+    run(arguments);
+    OK
 }
