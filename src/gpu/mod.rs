@@ -10,12 +10,18 @@ mod error;
 mod inventory;
 mod request;
 
+#[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
+mod blas;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod device;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod driver;
+#[cfg(feature = "gpu-unversioned")]
+mod graph;
+#[cfg(feature = "gpu-unversioned")]
+mod modules;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod session;
@@ -28,7 +34,7 @@ pub use request::{GpuRequest, NvLink, Share, Spread};
 #[cfg(feature = "gpu-unversioned")]
 pub use cudarc;
 #[cfg(feature = "gpu-unversioned")]
-pub use session::Gpu;
+pub use {graph::Graph, modules::Code, session::Gpu};
 
 /// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.
 ///
