@@ -4,8 +4,11 @@
 #[path = "common/fake_cuda.rs"]
 mod fake_cuda;
 
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg};
-use fake_cuda::{Fake, device, in_bare_child, in_child};
+use cudarc::{
+    driver::{CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg},
+    nvrtc::CompileOptions,
+};
+use fake_cuda::{device, in_bare_child, in_child};
 use outray::gpu::{Gpu, GpuError, cudarc};
 use std::{
     os::unix::fs::symlink,
@@ -221,6 +224,38 @@ fn without_nvrtc_nothing_is_compiled() {
 }
 
 #[test]
+fn a_source_is_compiled_once() {
+    const TEST: &str = "a_source_is_compiled_once";
+    let nvrtc = fake_cuda::path("fake_nvrtc");
+    let Some(fake) = in_child(TEST, &[("OUTRAY_CUDA_PATH", nvrtc.to_str().unwrap())]) else { return };
+    // SAFETY: the stand-in runs nothing when it is opened.
+    let library = unsafe { libloading::Library::new(&nvrtc) }.unwrap();
+    // SAFETY: that is its type in `testing/fake-nvrtc`.
+    let compilations = || unsafe { library.get::<extern "C" fn() -> usize>(b"fake_nvrtc_compilations").unwrap()() };
+    let [a, b] = [0, 1].map(|index| Gpu::open(&device(index)).unwrap());
+    let source = "extern \"C\" __global__ void saxpy(float a, const float* x, float* y, int n);";
+    let fast = CompileOptions { use_fast_math: Some(true), ..CompileOptions::default() };
+    for gpu in [&a, &b, &a] {
+        gpu.compile(source, "saxpy", CompileOptions::default()).unwrap();
+        gpu.compile(source, "fill", CompileOptions::default()).unwrap();
+        gpu.compile(source, "saxpy", fast.clone()).unwrap();
+    }
+    assert_eq!((compilations(), fake.module_loads()), (2, 4), "once for an architecture, and loaded on each device");
+    let log = |options| match a.compile("#error as it is wanted", "saxpy", options) {
+        Err(GpuError::Compile { log }) => log,
+        other => panic!("{other:?}"),
+    };
+    let text = log(CompileOptions::default());
+    assert!(text.contains("#error as it is wanted") && text.contains("--gpu-architecture=compute_90"), "{text}");
+    let mine = log(CompileOptions { arch: Some("sm_75"), ..CompileOptions::default() });
+    assert!(mine.contains("--gpu-architecture=sm_75") && !mine.contains("compute_90"), "{mine}");
+    let error = a.compile(source, "nothing", CompileOptions::default()).unwrap_err();
+    assert!(matches!(&error, GpuError::Driver { call, code: 500 } if call.contains("nothing")), "{error}");
+    let error = a.compile("a\0b", "saxpy", CompileOptions::default()).unwrap_err();
+    assert!(matches!(&error, GpuError::Compile { log } if log.contains("NUL")), "{error}");
+}
+
+#[test]
 fn a_fault_takes_the_device_and_no_other() {
     let Some(_fake) = in_child("a_fault_takes_the_device_and_no_other", &[]) else { return };
     let [gpu, same, other] = [0, 0, 1].map(|index| Gpu::open(&device(index)).unwrap());
@@ -369,6 +404,7 @@ fn a_recording_that_fails_leaves_the_stream_as_it_was() {
 #[cfg(feature = "gpu-blas")]
 mod blas {
     use super::*;
+    use fake_cuda::Fake;
 
     /// The stand-in for libcublas, under its name.
     fn in_child_with_cublas(test: &str) -> Option<Fake> {

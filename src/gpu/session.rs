@@ -132,3 +132,6 @@ impl Drop for Gpu {
         self.stream.device().give_back(self.stream.clone());
     }
 }
+
+#[cfg(test)]
+mod tests;
