@@ -13,17 +13,17 @@ mod request;
 #[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
 mod blas;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+#[allow(dead_code, reason = "leases come next")]
 mod device;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+#[allow(dead_code, reason = "leases come next")]
 mod driver;
 #[cfg(feature = "gpu-unversioned")]
 mod graph;
 #[cfg(feature = "gpu-unversioned")]
 mod modules;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+#[allow(dead_code, reason = "leases come next")]
 mod session;
 
 pub use error::GpuError;
