@@ -71,7 +71,7 @@ fn a_fault_of_another_device_is_not_ones_own() {
     let event = Gpu::lease(&broken, &[]).unwrap().finish().unwrap();
     let gpu = Gpu::lease(&sound, &[]).unwrap();
     assert_eq!(Device::known_fault(broken.info()), None);
-    fake.set_fault(0, 719);
+    fake.fault(0, 719);
     let error = gpu.ordered().wait(&event).unwrap_err();
     assert!(matches!(error, GpuError::Poisoned { device: 0, code: 719, .. }), "{error}");
     assert_eq!(Device::known_fault(broken.info()), Some(error));
