@@ -8,6 +8,7 @@
 
 mod error;
 mod inventory;
+pub(crate) mod placement;
 mod request;
 
 #[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
@@ -15,12 +16,10 @@ mod blas;
 #[cfg(feature = "gpu-unversioned")]
 mod buffer;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
-mod device;
+pub(crate) mod device;
 #[cfg(feature = "gpu-unversioned")]
 mod disk;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
 mod driver;
 #[cfg(feature = "gpu-unversioned")]
 mod graph;
@@ -31,13 +30,14 @@ mod modules;
 #[cfg(feature = "gpu-unversioned")]
 mod pinned;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
 mod session;
+#[cfg(feature = "gpu-unversioned")]
+pub(crate) mod sessions;
 #[cfg(feature = "gpu-unversioned")]
 mod store;
 
 pub use error::GpuError;
-pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
+pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, GpuLease, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
 
 #[cfg(feature = "gpu-unversioned")]
@@ -54,4 +54,14 @@ pub use {graph::Graph, modules::Code, session::Gpu, store::BufferStats};
 /// That there are none, and why: no support in this build, no driver, no device.
 pub fn detect() -> Result<std::sync::Arc<dyn DeviceSource>, GpuError> {
     Err(GpuError::NotBuilt)
+}
+
+/// The fault after which nothing runs on a device in this process, if one was seen.
+pub(crate) fn known_fault(device: &DeviceInfo) -> Option<GpuError> {
+    #[cfg(feature = "gpu-unversioned")]
+    return device::Device::known_fault(device);
+    #[cfg(not(feature = "gpu-unversioned"))]
+    let _ = device;
+    #[cfg(not(feature = "gpu-unversioned"))]
+    None
 }
