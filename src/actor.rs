@@ -598,7 +598,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
     /// [`Actor::ready`].
     ///
     /// # Errors
-    /// [`Error::NameTaken`], [`Error::Infeasible`], [`Error::InvalidOption`].
+    /// [`Error::NameTaken`], [`Error::Infeasible`], [`Error::Gpu`], [`Error::InvalidOption`].
     #[track_caller]
     pub fn try_start<In, T>(self, args: In) -> Result<Actor<S>>
     where

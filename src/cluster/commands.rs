@@ -17,7 +17,7 @@ use super::{
     signals,
     wire::Question,
 };
-use crate::error::Error;
+use crate::{error::Error, gpu::Inventory};
 use arguments::{Arguments, Wrong};
 use guest::Guest;
 use serde_json::Value;
@@ -173,7 +173,7 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
         cache: cache()?,
         store: None,
         cpus: None,
-        gpus: 0,
+        gpus: roles::Gpus::Machine,
         memory: None,
         resources: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -196,7 +196,7 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
             "--bind" => setup.bind = Some(arguments.address("--bind")?),
             "--advertise" => setup.advertise = Some(arguments.host("--advertise")?),
             "--cpus" => setup.cpus = Some(arguments.amount("--cpus")?),
-            "--gpus" => setup.gpus = arguments.count("--gpus")?,
+            "--gpus" => setup.gpus = roles::Gpus::Simulated(Inventory::simulated(arguments.count("--gpus")?)),
             "--memory" => setup.memory = Some(arguments.bytes("--memory")?),
             "--store" => setup.store = Some(arguments.bytes("--store")?),
             "--resource" => {

@@ -8,6 +8,7 @@
 
 mod error;
 mod inventory;
+pub(crate) mod placement;
 mod request;
 
 #[cfg(feature = "gpu-unversioned")]
@@ -15,7 +16,7 @@ mod request;
 mod device;
 
 pub use error::GpuError;
-pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
+pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, GpuLease, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
 
 /// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.

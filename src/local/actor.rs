@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     error::{Error, Origin, Result},
+    gpu::GpuLease,
     serial::Packed,
 };
 use crossbeam_utils::CachePadded;
@@ -391,8 +392,8 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         self.own_cpu.load(Ordering::Acquire)
     }
 
-    pub(crate) fn gpus(&self) -> Vec<(usize, u32)> {
-        self.grant.lock().as_ref().map(|grant| grant.gpus.clone()).unwrap_or_default()
+    pub(crate) fn gpus(&self) -> Vec<GpuLease> {
+        self.grant.lock().as_ref().map(|grant| grant.leases.clone()).unwrap_or_default()
     }
 
     fn name(&self) -> &str {
@@ -1363,7 +1364,7 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
         blockers
     }
 
-    fn gpus(&self) -> Vec<(usize, u32)> {
+    fn gpus(&self) -> Vec<GpuLease> {
         self.actor.gpus()
     }
 

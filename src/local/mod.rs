@@ -8,6 +8,7 @@
 pub(crate) mod actor;
 pub(crate) mod core;
 pub(crate) mod deterministic;
+pub(crate) mod gpus;
 pub(crate) mod idle;
 pub(crate) mod inbox;
 pub(crate) mod mailbox;

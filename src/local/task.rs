@@ -11,11 +11,14 @@ use super::{
     Core, Job, Work,
     node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot, slot_source},
     observe,
-    resources::{Applicant, Demand, Grant},
+    resources::{Applicant, Demand, Grant, Never},
     slot::{Slot, Waiter},
     thread, timer,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    gpu::GpuLease,
+};
 use parking_lot::Mutex;
 use std::{
     any::Any,
@@ -103,9 +106,9 @@ impl<B: Body> TaskCell<B> {
             let node: &dyn Node = &*cell;
             return Err(core.shutdown_error(node.label()));
         }
-        if let Some(reason) = demand.and_then(|demand| core.infeasible(&demand)) {
+        if let Some(why) = demand.and_then(|demand| core.infeasible(&demand)) {
             let node: &dyn Node = &*cell;
-            return Err(Error::Infeasible { origin: node.origin(), reason });
+            return Err(why.of(node.origin()));
         }
         if !cell.meta.is_from_elsewhere() {
             core.count(|c| &c.submitted);
@@ -364,6 +367,11 @@ impl<B: Body> Applicant for TaskCell<B> {
         self
     }
 
+    fn refused(self: Arc<Self>, why: Never) {
+        let node: &dyn Node = &*self;
+        node.fail(Arc::new(why.of(node.origin())));
+    }
+
     fn is_withdrawn(&self) -> bool {
         self.slot.is_done()
     }
@@ -452,8 +460,8 @@ impl<B: Body> Node for TaskCell<B> {
         self.grant().and_then(|grant| grant.lock().take())
     }
 
-    fn gpus(&self) -> Vec<(usize, u32)> {
-        self.grant().and_then(|g| g.lock().as_ref().map(|g| g.gpus.clone())).unwrap_or_default()
+    fn gpus(&self) -> Vec<GpuLease> {
+        self.grant().and_then(|g| g.lock().as_ref().map(|g| g.leases.clone())).unwrap_or_default()
     }
 }
 

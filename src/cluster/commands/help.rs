@@ -45,7 +45,8 @@ usage: outray node --head HOST:PORT [OPTIONS]
   --advertise HOST         the host that others are told, if it is not the one of --bind. With 0.0.0.0 there, it is the
                            address from which the head is reached if this is not given
   --cpus N                 CPUs for tasks; those of the machine if this is not given. 0.5 is possible
-  --gpus N                 GPUs for tasks; none if this is not given
+  --gpus N                 so many GPUs that exist only on paper, for trying out; 0 for none. Those of the machine if this
+                           is not given
   --memory SIZE            memory for tasks that ask for some, for example 4GiB; that of the machine if this is
                            not given
   --store SIZE             shared memory for objects; three tenths of the memory if this is not given. What is more goes
