@@ -261,7 +261,7 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
             #[cfg(feature = "cluster")]
             strategy: self.request.strategy.clone(),
             #[cfg(feature = "cluster")]
-            bundle: self.request.bundle.clone().into(),
+            bundle: self.request.bundle.clone(),
             #[cfg(feature = "cluster")]
             is_err_site: self.is_err_site,
             demand: demand.into(),
@@ -630,8 +630,8 @@ impl Context {
     /// when it is done, and whoever gets the device next comes after it. An actor has one session for all its calls.
     ///
     /// # Errors
-    /// [`GpuError::NotLeased`] where the task asked for fewer devices, or none; that there is no driver, or why the
-    /// device cannot be used.
+    /// [`GpuError::NotLeased`](crate::gpu::GpuError::NotLeased) where the task asked for fewer devices, or none; that
+    /// there is no driver, or why the device cannot be used.
     #[cfg(feature = "gpu-unversioned")]
     pub fn gpu(&self, index: usize) -> Result<std::sync::Arc<crate::gpu::Gpu>, crate::gpu::GpuError> {
         match self.node.sessions() {

@@ -248,7 +248,8 @@ fn a_device_that_has_failed_is_leased_to_nobody_and_the_others_are() {
 #[test]
 fn random_graphs_over_devices_give_what_a_loop_gives() {
     let Some(fake) = in_child("random_graphs_over_devices_give_what_a_loop_gives", &[]) else { return };
-    let seed = std::env::var("OUTRAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed =
+        std::env::var("OUTRAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let rt = runtime(4);

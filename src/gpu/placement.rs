@@ -112,6 +112,12 @@ fn scaled(bytes: u64, of: u32, parts: u32) -> u64 {
     u64::try_from(u128::from(bytes) * u128::from(of) / u128::from(parts)).unwrap_or(u64::MAX)
 }
 
+/// The part of the device's memory, in thousandths, rounded down.
+fn share_of(device: &DeviceInfo, bytes: u64) -> u32 {
+    let part = u128::from(bytes) * u128::from(WHOLE) / u128::from(device.memory_bytes.max(1));
+    u32::try_from(part).unwrap_or(WHOLE)
+}
+
 fn is_named(device: &DeviceInfo, name: &str) -> bool {
     let mut parts = device.name.as_bytes().windows(name.len().max(1));
     name.is_empty() || parts.any(|part| part.eq_ignore_ascii_case(name.as_bytes()))
@@ -305,8 +311,13 @@ impl Devices {
             }
             // A share comes from one device, so free shares of several do not add up.
             Share::Thousandths(_) => {
-                let with_memory = usable().filter(|(device, room)| has_memory(device, room, request));
-                let free = f64::from(with_memory.map(|(_, room)| room.thousandths).max().unwrap_or(0)) / 1e3;
+                let of = |(device, room): (&DeviceInfo, &Room)| match request.memory {
+                    Some(_) if has_memory(device, room, request) => room.thousandths,
+                    Some(_) => 0,
+                    // As much of it as there is of the memory that comes with it.
+                    None => room.thousandths.min(share_of(device, room.bytes)),
+                };
+                let free = f64::from(usable().map(of).max().unwrap_or(0)) / 1e3;
                 (f64::from(share) / 1e3, free, free.to_string())
             }
             Share::Whole => (f64::from(request.devices), roomy.len() as f64, roomy.len().to_string()),
