@@ -6,16 +6,24 @@
 //! CUDA driver runs the work. Neither library is needed to build, and a machine without them says so with a
 //! [`GpuError`].
 
+use std::sync::Arc;
+
 mod error;
 mod inventory;
 mod request;
 
+#[cfg(feature = "gpu-unversioned")]
+mod cuda;
+#[cfg(feature = "gpu-unversioned")]
+mod detect;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod device;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod driver;
+#[cfg(feature = "gpu-unversioned")]
+mod nvml;
 #[cfg(feature = "gpu-unversioned")]
 #[expect(dead_code, reason = "leases come next")]
 mod session;
@@ -24,16 +32,28 @@ pub use error::GpuError;
 pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
 
+#[cfg(feature = "gpu-unversioned")]
+pub use cuda::CudaSource;
 /// The version of cudarc whose types appear here.
 #[cfg(feature = "gpu-unversioned")]
 pub use cudarc;
 #[cfg(feature = "gpu-unversioned")]
+pub use nvml::NvmlSource;
+#[cfg(feature = "gpu-unversioned")]
 pub use session::Gpu;
 
-/// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.
+/// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing. The library is opened once
+/// for this process, which blocks for some milliseconds, and with libcuda up to seconds.
+///
+/// `OUTRAY_NVML_PATH` names the file to open in place of `libnvidia-ml.so.1`. Where `CUDA_VISIBLE_DEVICES` is set, what
+/// it hides is left out.
 ///
 /// # Errors
-/// That there are none, and why: no support in this build, no driver, no device.
-pub fn detect() -> Result<std::sync::Arc<dyn DeviceSource>, GpuError> {
-    Err(GpuError::NotBuilt)
+/// That nobody can be asked, and why: no support in this build, no driver, a driver that is too old or answers with an
+/// error. That the driver has no device may be said only by [`DeviceSource::inventory`].
+pub fn detect() -> Result<Arc<dyn DeviceSource>, GpuError> {
+    #[cfg(feature = "gpu-unversioned")]
+    return detect::detect();
+    #[cfg(not(feature = "gpu-unversioned"))]
+    return Err(GpuError::NotBuilt);
 }
