@@ -32,3 +32,26 @@ fn a_kernel_runs_on_the_device_with_that_uuid() {
     drop((x, y));
     assert_eq!((fake.used(0), fake.races()), (0, String::new()));
 }
+
+/// Two readers of one slice on streams of their own, then a free that waits for the second alone.
+#[test]
+fn the_checker_sees_what_cudarc_leaves_unordered() {
+    let Some(fake) = in_child("the_checker_sees_what_cudarc_leaves_unordered", &[]) else { return };
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    let [home, a, b] = [(); 3].map(|()| context.new_stream().unwrap());
+    let copy = |stream: &std::sync::Arc<cudarc::driver::CudaStream>, from: &_| {
+        let mut to = stream.alloc_zeros::<u8>(64).unwrap();
+        stream.memcpy_dtod(from, &mut to).unwrap();
+    };
+    let one_reader = home.clone_htod(&[1u8; 64]).unwrap();
+    copy(&a, &one_reader);
+    drop(one_reader);
+    assert_eq!(fake.races(), "");
+    let two_readers = home.clone_htod(&[1u8; 64]).unwrap();
+    copy(&a, &two_readers);
+    copy(&b, &two_readers);
+    assert_eq!(fake.races(), "");
+    drop(two_readers);
+    let races = fake.races();
+    assert!(races.contains("free") && races.contains("not ordered after read"), "{races}");
+}

@@ -1,6 +1,7 @@
-//! The kernels that modules of this driver have, whatever their image: those of `examples/support/kernels.cu`, by name.
+//! The kernels that modules of this driver have, whatever their image: those of `examples/support/kernels.cu`, by name,
+//! and `trap`, which accesses memory that is not there.
 
-use std::ffi::{c_void, CStr};
+use std::ffi::{CStr, c_void};
 
 /// What a parameter of a kernel is. Pointers say what the kernel does through them.
 #[derive(Clone, Copy)]
@@ -11,7 +12,7 @@ pub(crate) enum Parameter {
     Write,
 }
 
-use Parameter::{Read, Write, F32, I32};
+use Parameter::{F32, I32, Read, Write};
 
 pub(crate) struct Kernel {
     pub(crate) name: &'static CStr,
@@ -84,7 +85,7 @@ impl Kernel {
     }
 }
 
-pub(crate) const KERNELS: [Kernel; 8] = [
+pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel { name: c"saxpy", parameters: &[F32, Read, Write, I32], run: saxpy },
     Kernel { name: c"fill", parameters: &[F32, Write, I32], run: fill },
     Kernel { name: c"bias_relu", parameters: &[Write, Read, I32, I32], run: bias_relu },
@@ -93,7 +94,11 @@ pub(crate) const KERNELS: [Kernel; 8] = [
     Kernel { name: c"cross_entropy_gradient", parameters: &[Write, Read, I32, I32], run: cross_entropy_gradient },
     Kernel { name: c"column_sums", parameters: &[Read, Write, I32, I32], run: column_sums },
     Kernel { name: c"sgd", parameters: &[Write, Write, Read, Read, F32, F32, I32], run: sgd },
+    Kernel { name: c"trap", parameters: &[], run: trap },
 ];
+
+/// Never runs: the device faults.
+unsafe fn trap(_: Arguments<'_>) {}
 
 unsafe fn saxpy(a: Arguments<'_>) {
     let n = a.count(3);

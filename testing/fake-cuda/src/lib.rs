@@ -1,597 +1,669 @@
-//! A stand-in libcuda for tests. "Device memory" is host memory, work runs at submission, and a
-//! happens-before checker (one vector clock per stream) reports any access that real hardware
-//! would be free to reorder. Kernels are looked up by name from a small built-in table.
+//! A stand-in libcuda for tests: the part of the driver API that this project comes to call, itself or through cudarc.
+//!
+//! "Device memory" is host memory, work runs when it is submitted, kernels are Rust functions found by name
+//! ([`kernels`]), and a checker ([`state`]) reports every order that hardware could have chosen otherwise. It tests
+//! calls, not CUDA: there is no time in it, and nothing runs at the same time.
+//!
+//! Devices are in the reverse of the order in which the stand-in for NVML has them, so that whoever mixes up the two
+//! numbers fails. `FAKE_CUDA_DEVICES`, `FAKE_CUDA_BYTES` (each device's memory), `FAKE_CUDA_INIT` (what `cuInit` says)
+//! and `FAKE_CUDA_VERSION` are read at the first call; the functions `fake_cuda_*` look and change things later.
+//!
+//! Faults are as on hardware: the call that gives the work succeeds, and every later one in that device's context
+//! fails.
+
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref, clippy::too_many_arguments)]
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
-use std::sync::Mutex;
+// Every function here is called as CUDA documents it: pointers to results are valid, and so on. What each of them
+// writes through is what its caller gave it for that.
+#![allow(unsafe_op_in_unsafe_fn)]
 
 mod kernels;
+mod state;
+
 use kernels::KERNELS;
+use state::{
+    CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, Capture, Code, ILLEGAL_ADDRESS, INVALID_CONTEXT, INVALID_DEVICE,
+    INVALID_HANDLE, INVALID_PTX, INVALID_VALUE, NO_DEVICE, NOT_FOUND, OK, OUT_OF_MEMORY, context, in_context,
+    set_context, submit, synchronize, with,
+};
+use std::{
+    alloc::Layout,
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    ptr, slice,
+    sync::Arc,
+};
 
-type R = c_uint;
-const OK: R = 0;
-const INVALID_VALUE: R = 1;
-const OOM: R = 2;
-const NO_DEVICE: R = 100;
-const INVALID_DEVICE: R = 101;
-const INVALID_CONTEXT: R = 201;
-const NOT_FOUND: R = 500;
+// What tests see and change
 
-type Clock = HashMap<usize, u64>;
-fn join(a: &mut Clock, b: &Clock) {
-    for (k, v) in b {
-        let e = a.entry(*k).or_insert(0);
-        *e = (*e).max(*v);
-    }
-}
-
-struct Alloc {
-    len: usize,
-    dev: usize,
-    write: Option<(usize, u64)>,
-    reads: Vec<(usize, u64)>,
-    _mem: Box<[u64]>,
-}
-#[derive(Default)]
-struct S {
-    n: usize,
-    cap: usize,
-    init_code: R,
-    used: [usize; 16],
-    allocs: BTreeMap<u64, Alloc>,
-    streams: HashMap<usize, (usize, Clock)>,        // handle -> (device, clock)
-    events: HashMap<usize, (usize, Option<Clock>)>, // handle -> (device, captured clock)
-    host: Clock,
-    next: usize,
-    ticks: u64,
-    races: Vec<String>,
-    log: Vec<String>,
-    pinned: BTreeMap<u64, (usize, Vec<(usize, u64)>)>, // page-locked host memory: length, copies in flight
-}
-static ST: Mutex<Option<S>> = Mutex::new(None);
-thread_local!(static CUR: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
-fn st<T>(f: impl FnOnce(&mut S) -> T) -> T {
-    let mut g = ST.lock().unwrap_or_else(|e| e.into_inner());
-    f(g.get_or_insert_with(|| S {
-        n: std::env::var("FAKE_CUDA_DEVICES").ok().and_then(|v| v.parse().ok()).unwrap_or(4),
-        cap: std::env::var("FAKE_CUDA_BYTES").ok().and_then(|v| v.parse().ok()).unwrap_or(1 << 20),
-        init_code: std::env::var("FAKE_CUDA_INIT").ok().and_then(|v| v.parse().ok()).unwrap_or(0),
-        next: 0x1000,
-        ..Default::default()
-    }))
-}
-fn cur_dev() -> usize {
-    CUR.get().wrapping_sub(1)
-}
-impl S {
-    fn handle(&mut self) -> usize {
-        self.next += 0x10;
-        self.next
-    }
-    /// Stream 0 is per device; give it a pseudo handle.
-    fn key(&self, s: usize) -> usize {
-        if s == 0 {
-            0x100 + cur_dev()
-        } else {
-            s
-        }
-    }
-    fn tick(&mut self, s: usize) -> (usize, u64) {
-        self.ticks += 1;
-        let t = self.ticks;
-        let host = self.host.clone();
-        let dev = cur_dev();
-        let e = self.streams.entry(s).or_insert((dev, Clock::new()));
-        join(&mut e.1, &host);
-        e.1.insert(s, t);
-        (s, t)
-    }
-    fn after(&self, s: usize, (os, ot): (usize, u64)) -> bool {
-        self.streams[&s].1.get(&os).copied().unwrap_or(0) >= ot
-    }
-    fn base(&self, p: u64) -> Option<u64> {
-        self.allocs.range(..=p).next_back().filter(|(b, a)| p < **b + a.len.max(1) as u64).map(|(b, _)| *b)
-    }
-    /// Whether all of it lies in one allocation.
-    fn holds(&self, p: u64, bytes: usize) -> bool {
-        self.base(p).is_some_and(|base| p + bytes as u64 <= base + self.allocs[&base].len as u64)
-    }
-    fn touch(&mut self, s: usize, p: u64, write: bool, what: &str) {
-        let Some(b) = self.base(p) else {
-            self.races.push(format!("{what}: access to unallocated {p:#x}"));
-            return;
-        };
-        let a = &self.allocs[&b];
-        if let Some(w) = a.write {
-            if !self.after(s, w) {
-                self.races.push(format!("{what}: stream {s:#x} not ordered after write on stream {:#x}", w.0));
-            }
-        }
-        if write {
-            for r in self.allocs[&b].reads.clone() {
-                if !self.after(s, r) {
-                    self.races.push(format!("{what}: stream {s:#x} not ordered after read on stream {:#x}", r.0));
-                }
-            }
-        }
-        let t = self.tick(s);
-        let a = self.allocs.get_mut(&b).unwrap();
-        if write {
-            a.write = Some(t);
-            a.reads.clear();
-        } else {
-            a.reads.push(t);
-        }
-        self.log.push(format!("{what} s={s:#x} p={b:#x}"));
-    }
-    /// A copy on `s` touches page-locked host memory at `p`.
-    fn host_copy(&mut self, s: usize, p: u64) {
-        let t = self.tick(s);
-        if let Some((b, x)) = self.pinned.range_mut(..=p).next_back() {
-            if p < *b + x.0.max(1) as u64 {
-                x.1.push(t);
-            }
-        }
-    }
-    /// The host touches (or frees) it: every copy must have been waited for by the host.
-    fn host_touch(&mut self, p: u64, what: &str) {
-        let Some((_, x)) = self.pinned.range(..=p).next_back() else { return };
-        for &(s, t) in &x.1 {
-            if self.host.get(&s).copied().unwrap_or(0) < t {
-                self.races.push(format!("{what}: the host has not waited for the copy on stream {s:#x}"));
-            }
-        }
-    }
-    fn alloc(&mut self, s: usize, n: usize) -> Result<u64, R> {
-        let d = cur_dev();
-        if self.used[d] + n > self.cap {
-            return Err(OOM);
-        }
-        self.used[d] += n;
-        let mut mem = vec![0xA5A5_A5A5_A5A5_A5A5u64; n / 8 + 1].into_boxed_slice();
-        let p = mem.as_mut_ptr() as u64;
-        let t = self.tick(s);
-        self.allocs.insert(p, Alloc { len: n, dev: d, write: Some(t), reads: vec![], _mem: mem });
-        Ok(p)
-    }
-    fn free(&mut self, p: u64) -> R {
-        match self.allocs.remove(&p) {
-            Some(a) => {
-                self.used[a.dev] -= a.len;
-                OK
-            }
-            None => INVALID_VALUE,
-        }
-    }
+/// What the checker has found since the last call, in lines; at most `room` bytes of it are written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_cuda_races(out: *mut u8, room: usize) -> usize {
+    let text = with(|state| std::mem::take(&mut state.races).join("\n"));
+    let len = text.len().min(room);
+    ptr::copy_nonoverlapping(text.as_ptr(), out, len);
+    len
 }
 
-// ---- test control --------------------------------------------------------------------------
+/// Bytes that are allocated on the device with this ordinal.
 #[unsafe(no_mangle)]
-pub extern "C" fn fake_cuda_races(out: *mut u8, cap: usize) -> usize {
-    let s = st(|s| std::mem::take(&mut s.races).join("\n"));
-    let n = s.len().min(cap);
-    unsafe { std::ptr::copy_nonoverlapping(s.as_ptr(), out, n) };
-    n
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn fake_cuda_used(d: usize) -> usize {
-    st(|s| s.used[d])
+pub extern "C" fn fake_cuda_used(ordinal: usize) -> usize {
+    with(|state| state.used[ordinal])
 }
 
-// ---- driver API ----------------------------------------------------------------------------
+/// From now on every call in the device's context fails with this code.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuInit(_: c_uint) -> R {
-    st(|s| {
-        if s.init_code != 0 {
-            s.init_code
-        } else if s.n == 0 {
-            NO_DEVICE
-        } else {
-            OK
-        }
-    })
+pub extern "C" fn fake_cuda_fault(ordinal: usize, code: Code) {
+    with(|state| state.set_fault(ordinal, code));
 }
+
+/// While the device is held, it finishes nothing that it was given since.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDriverGetVersion(o: *mut c_int) -> R {
-    *o = 13000;
-    OK
+pub extern "C" fn fake_cuda_hold(ordinal: usize, hold: bool) {
+    with(|state| state.hold(ordinal, hold));
 }
+
+/// How many modules were loaded until now.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetErrorString(c: R, o: *mut *const c_char) -> R {
-    *o = match c {
-        2 => c"out of memory",
-        100 => c"no CUDA-capable device is detected",
-        _ => c"fake error",
-    }
-    .as_ptr();
-    OK
+pub extern "C" fn fake_cuda_module_loads() -> usize {
+    with(|state| state.module_loads)
 }
+
+/// The host reads page-locked memory there.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetErrorName(c: R, o: *mut *const c_char) -> R {
-    *o = match c {
-        2 => c"CUDA_ERROR_OUT_OF_MEMORY",
-        _ => c"CUDA_ERROR_FAKE",
-    }
-    .as_ptr();
-    OK
+pub extern "C" fn fake_cuda_host_read(address: u64) {
+    with(|state| state.host_touch(address, "host read of pinned memory"));
 }
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetCount(o: *mut c_int) -> R {
-    *o = st(|s| s.n as c_int);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGet(o: *mut c_int, i: c_int) -> R {
-    if (i as usize) < st(|s| s.n) {
-        *o = i;
-        OK
-    } else {
-        INVALID_DEVICE
-    }
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetName(o: *mut c_char, n: c_int, _d: c_int) -> R {
-    let s = c"NVIDIA H200";
-    if (n as usize) < 12 {
-        return INVALID_VALUE;
-    }
-    std::ptr::copy_nonoverlapping(s.as_ptr(), o, 12);
-    OK
-}
-/// CUDA orders fastest-first, NVML by PCI bus: the fake reverses the order so tests cannot confuse them.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetUuid_v2(o: *mut [u8; 16], d: c_int) -> R {
-    let n = st(|s| s.n);
-    let mut u = [0u8; 16];
-    u[15] = (n - 1 - d as usize) as u8;
-    *o = u;
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetUuid(o: *mut [u8; 16], d: c_int) -> R {
-    cuDeviceGetUuid_v2(o, d)
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceTotalMem_v2(o: *mut usize, _d: c_int) -> R {
-    *o = st(|s| s.cap);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetAttribute(o: *mut c_int, a: c_uint, _d: c_int) -> R {
-    *o = match a {
-        75 => 9,
-        76 => 0,
-        115 => 1,
-        _ => 1,
-    };
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceCanAccessPeer(o: *mut c_int, _a: c_int, _b: c_int) -> R {
-    *o = 1;
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(o: *mut usize, d: c_int) -> R {
-    *o = d as usize + 1;
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_d: c_int) -> R {
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuCtxGetCurrent(o: *mut usize) -> R {
-    *o = CUR.get();
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSetCurrent(c: usize) -> R {
-    CUR.set(c);
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSetFlags(_f: c_uint) -> R {
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxEnablePeerAccess(_c: usize, _f: c_uint) -> R {
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSynchronize() -> R {
-    if CUR.get() == 0 {
-        return INVALID_CONTEXT;
-    }
-    let d = cur_dev();
-    st(|s| {
-        let cs: Vec<_> = s.streams.values().filter(|x| x.0 == d).map(|x| x.1.clone()).collect();
-        for c in cs {
-            join(&mut s.host, &c);
-        }
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuStreamCreate(o: *mut usize, _f: c_uint) -> R {
-    if CUR.get() == 0 {
-        return INVALID_CONTEXT;
-    }
-    let d = cur_dev();
-    *o = st(|s| {
-        let h = s.handle();
-        s.streams.insert(h, (d, Clock::new()));
-        h
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuStreamDestroy_v2(_s: usize) -> R {
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuStreamSynchronize(h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        if let Some(c) = s.streams.get(&k).map(|x| x.1.clone()) {
-            join(&mut s.host, &c);
-        }
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuStreamWaitEvent(h: usize, e: usize, _f: c_uint) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.tick(k);
-        if let Some((_, Some(c))) = s.events.get(&e) {
-            let c = c.clone();
-            join(&mut s.streams.get_mut(&k).unwrap().1, &c);
-        }
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventCreate(o: *mut usize, _f: c_uint) -> R {
-    let d = cur_dev();
-    *o = st(|s| {
-        let h = s.handle();
-        s.events.insert(h, (d, None));
-        h
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuEventDestroy_v2(e: usize) -> R {
-    st(|s| {
-        s.events.remove(&e);
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuEventRecord(e: usize, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.tick(k);
-        let c = s.streams[&k].1.clone();
-        let d = s.streams[&k].0;
-        match s.events.get_mut(&e) {
-            Some(x) if x.0 == d => {
-                x.1 = Some(c);
-                OK
-            }
-            Some(_) => 400,
-            None => 400,
-        }
-    })
-}
-/// Alternates NOT_READY and OK, so that callers cannot rely on the first answer.
-#[unsafe(no_mangle)]
-pub extern "C" fn cuEventQuery(e: usize) -> R {
-    if st(|s| {
-        s.ticks += 1;
-        s.ticks % 2 == 0
-    }) {
-        600
-    } else {
-        cuEventSynchronize(e)
-    }
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuEventSynchronize(e: usize) -> R {
-    st(|s| {
-        if let Some((_, Some(c))) = s.events.get(&e) {
-            let c = c.clone();
-            join(&mut s.host, &c);
-        }
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventElapsedTime_v2(o: *mut f32, _a: usize, _b: usize) -> R {
-    *o = 0.5;
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemGetInfo_v2(f: *mut usize, t: *mut usize) -> R {
-    let d = cur_dev();
-    st(|s| {
-        *t = s.cap;
-        *f = s.cap - s.used[d];
-    });
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemAllocAsync(o: *mut u64, n: usize, h: usize) -> R {
-    match st(|s| {
-        let k = s.key(h);
-        s.alloc(k, n)
-    }) {
-        Ok(p) => {
-            *o = p;
-            OK
-        }
-        Err(e) => e,
-    }
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemAlloc_v2(o: *mut u64, n: usize) -> R {
-    cuMemAllocAsync(o, n, 0)
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemFreeAsync(p: u64, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.touch(k, p, true, "free");
-        s.free(p)
-    })
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemFree_v2(p: u64) -> R {
-    st(|s| s.free(p))
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemHostAlloc(o: *mut *mut c_void, n: usize, _f: c_uint) -> R {
-    *o = std::alloc::alloc_zeroed(std::alloc::Layout::from_size_align(n.max(1), 64).unwrap()) as _;
-    if (*o).is_null() {
-        return OOM;
-    }
-    let p = *o as u64;
-    st(|s| s.pinned.insert(p, (n, vec![])));
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemFreeHost(p: *mut c_void) -> R {
-    st(|s| {
-        s.host_touch(p as u64, "free of pinned memory");
-        s.pinned.remove(&(p as u64));
-    });
-    OK
-} // leaks: test library
-#[unsafe(no_mangle)]
-pub extern "C" fn fake_cuda_host_read(p: u64) {
-    st(|s| s.host_touch(p, "host read of pinned memory"))
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemsetD8Async(p: u64, v: u8, n: usize, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.touch(k, p, true, "memset");
-    });
-    std::ptr::write_bytes(p as *mut u8, v, n);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(d: u64, s0: *const c_void, n: usize, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.touch(k, d, true, "htod");
-        s.host_copy(k, s0 as u64);
-    });
-    std::ptr::copy_nonoverlapping(s0 as *const u8, d as *mut u8, n);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(d: *mut c_void, s0: u64, n: usize, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.touch(k, s0, false, "dtoh");
-        s.host_copy(k, d as u64);
-    });
-    std::ptr::copy_nonoverlapping(s0 as *const u8, d as *mut u8, n);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyDtoDAsync_v2(d: u64, s0: u64, n: usize, h: usize) -> R {
-    st(|s| {
-        let k = s.key(h);
-        s.touch(k, s0, false, "dtod-src");
-        s.touch(k, d, true, "dtod-dst");
-    });
-    std::ptr::copy_nonoverlapping(s0 as *const u8, d as *mut u8, n);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyPeerAsync(d: u64, _dc: usize, s0: u64, _sc: usize, n: usize, h: usize) -> R {
-    cuMemcpyDtoDAsync_v2(d, s0, n, h)
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleLoadData(o: *mut usize, _img: *const c_void) -> R {
-    *o = 0x77;
-    OK
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn cuModuleUnload(_m: usize) -> R {
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleGetFunction(o: *mut usize, _m: usize, n: *const c_char) -> R {
-    match KERNELS.iter().position(|k| k.name == CStr::from_ptr(n)) {
-        Some(i) => {
-            *o = i + 1;
-            OK
-        }
-        None => NOT_FOUND,
-    }
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuLaunchKernel(
-    f: usize,
-    _gx: c_uint,
-    _gy: c_uint,
-    _gz: c_uint,
-    _bx: c_uint,
-    _by: c_uint,
-    _bz: c_uint,
-    _sh: c_uint,
-    h: usize,
-    a: *mut *mut c_void,
-    _x: *mut *mut c_void,
-) -> R {
-    let Some(kernel) = f.checked_sub(1).and_then(|i| KERNELS.get(i)) else { return 400 };
-    let arguments = kernel.arguments(a);
-    let what = kernel.name.to_string_lossy();
-    st(|s| {
-        let k = s.key(h);
-        for (p, write) in kernel.accesses(&arguments) {
-            s.touch(k, p, write, &what);
-        }
-    });
-    kernel.run(&arguments);
-    OK
-}
+
 /// Memory that work of another library uses.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Access {
     pub address: u64,
     pub bytes: usize,
     pub write: bool,
 }
+
 /// Work on a stream that another stand-in library does: what it uses, and a function that does it, with its arguments
 /// as bytes that can be copied and kept.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fake_cuda_submit(
-    h: usize,
+    stream: usize,
     what: *const c_char,
     accesses: *const Access,
     count: usize,
     run: unsafe extern "C" fn(*const u8),
     arguments: *const u8,
-    _bytes: usize,
-) -> R {
-    let what = CStr::from_ptr(what).to_string_lossy();
-    let accesses = if count == 0 { &[] } else { std::slice::from_raw_parts(accesses, count) };
-    let inside = st(|s| {
-        let k = s.key(h);
-        for access in accesses {
-            s.touch(k, access.address, access.write, &what);
-        }
-        accesses.iter().all(|access| s.holds(access.address, access.bytes))
-    });
-    if !inside {
-        return 700;
+    bytes: usize,
+) -> Code {
+    let what = CStr::from_ptr(what).to_string_lossy().into_owned();
+    let accesses = if count == 0 { Vec::new() } else { slice::from_raw_parts(accesses, count).to_vec() };
+    // Aligned for whatever they are.
+    let mut words = vec![0_u128; bytes.div_ceil(16)];
+    if bytes > 0 {
+        ptr::copy_nonoverlapping(arguments, words.as_mut_ptr().cast(), bytes);
     }
-    run(arguments);
+    if with(|state| accesses.iter().any(|access| !state.holds(access.address, access.bytes))) {
+        return ILLEGAL_ADDRESS;
+    }
+    let work = move |state: &mut state::State, stream: usize| {
+        for access in &accesses {
+            state.touch(stream, access.address, access.write, &what)?;
+        }
+        // SAFETY: what it uses is there; its arguments are those that came with it.
+        unsafe { run(words.as_ptr().cast()) };
+        Ok(())
+    };
+    submit(stream, Arc::new(work))
+}
+
+// The driver and its devices
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuInit(_flags: c_uint) -> Code {
+    with(|state| match state.init {
+        OK if state.devices == 0 => NO_DEVICE,
+        code => code,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> Code {
+    *version = with(|state| state.version);
     OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorString(code: Code, text: *mut *const c_char) -> Code {
+    *text = match code {
+        OUT_OF_MEMORY => c"out of memory",
+        NO_DEVICE => c"no CUDA-capable device is detected",
+        ILLEGAL_ADDRESS => c"an illegal memory access was encountered",
+        _ => c"an error of the stand-in driver",
+    }
+    .as_ptr();
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_char) -> Code {
+    *name = match code {
+        OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        NO_DEVICE => c"CUDA_ERROR_NO_DEVICE",
+        ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        _ => c"CUDA_ERROR_STAND_IN",
+    }
+    .as_ptr();
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> Code {
+    *count = with(|state| state.devices as c_int);
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Code {
+    match usize::try_from(ordinal) {
+        Ok(known) if known < with(|state| state.devices) => {
+            *device = ordinal;
+            OK
+        }
+        _ => INVALID_DEVICE,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, room: c_int, _device: c_int) -> Code {
+    let text = c"NVIDIA H200".to_bytes_with_nul();
+    if usize::try_from(room).is_ok_and(|room| room < text.len()) {
+        return INVALID_VALUE;
+    }
+    ptr::copy_nonoverlapping(text.as_ptr().cast(), name, text.len());
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) -> Code {
+    *uuid = [0; 16];
+    (*uuid)[15] = with(|state| state.devices - 1 - device as usize) as u8;
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetUuid(uuid: *mut [u8; 16], device: c_int) -> Code {
+    cuDeviceGetUuid_v2(uuid, device)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _device: c_int) -> Code {
+    *bytes = with(|state| state.capacity);
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, device: c_int) -> Code {
+    *value = match attribute {
+        // The number on the PCI bus.
+        33 => with(|state| state.devices as c_int) - device,
+        34 | 50 => 0,
+        // The compute capability.
+        75 => 9,
+        76 => 0,
+        // Memory pools, and whatever else is asked, are supported.
+        _ => 1,
+    };
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut c_int, _device: c_int, _peer: c_int) -> Code {
+    *can = 1;
+    OK
+}
+
+// Contexts: each device has its primary one
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) -> Code {
+    *context = device as usize + 1;
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> Code {
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxGetCurrent(current: *mut usize) -> Code {
+    *current = context();
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSetCurrent(context: usize) -> Code {
+    set_context(context);
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSetFlags(_flags: c_uint) -> Code {
+    in_context(|_, _| OK)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxEnablePeerAccess(_context: usize, _flags: c_uint) -> Code {
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSynchronize() -> Code {
+    match context().checked_sub(1) {
+        Some(device) => synchronize(|state| state.until_device(device)),
+        None => INVALID_CONTEXT,
+    }
+}
+
+// Streams
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, _flags: c_uint) -> Code {
+    in_context(|state, device| {
+        *stream = state.add_stream(device);
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> Code {
+    with(|state| state.streams.remove(&stream).map_or(INVALID_HANDLE, |_| OK))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamSynchronize(stream: usize) -> Code {
+    let Some(stream) = with(|state| state.stream(stream)) else { return INVALID_HANDLE };
+    synchronize(|state| state.until_stream(stream))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> Code {
+    with(|state| state.wait(stream, event))
+}
+
+/// The function must not call CUDA, and so it may run here.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchHostFunc(
+    stream: usize,
+    function: unsafe extern "C" fn(*mut c_void),
+    data: *mut c_void,
+) -> Code {
+    let data = data as usize;
+    let work = move |_: &mut state::State, _| {
+        // SAFETY: the caller promises that the function can be called with it on any thread.
+        unsafe { function(data as *mut c_void) };
+        Ok(())
+    };
+    submit(stream, Arc::new(work))
+}
+
+// Capture of a stream's work. Work of other streams cannot be joined to it, and memory cannot be allocated in it.
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamBeginCapture_v2(stream: usize, _mode: c_uint) -> Code {
+    in_context(|state, _| match state.stream(stream).and_then(|stream| state.streams.get_mut(&stream)) {
+        Some(stream) if stream.capture.is_none() => {
+            stream.capture = Some(Capture::default());
+            OK
+        }
+        Some(_) => INVALID_VALUE,
+        None => INVALID_HANDLE,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> Code {
+    *graph = 0;
+    in_context(|state, _| {
+        let capture = state.stream(stream).and_then(|stream| state.streams.get_mut(&stream)?.capture.take());
+        match capture {
+            None => INVALID_VALUE,
+            Some(Capture { invalid: true, .. }) => CAPTURE_INVALIDATED,
+            Some(Capture { work, .. }) => {
+                let handle = state.handle();
+                state.graphs.insert(handle, work.into());
+                *graph = handle;
+                OK
+            }
+        }
+    })
+}
+
+/// 0: no, 1: yes, 2: yes, and it will fail.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamIsCapturing(stream: usize, status: *mut c_uint) -> Code {
+    with(|state| {
+        let Some(stream) = state.stream(stream) else { return INVALID_HANDLE };
+        *status = state.capture(stream).map_or(0, |capture| 1 + u32::from(capture.invalid));
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGraphInstantiateWithFlags(executable: *mut usize, graph: usize, _flags: u64) -> Code {
+    in_context(|state, _| {
+        let Some(work) = state.graphs.get(&graph).cloned() else { return INVALID_HANDLE };
+        *executable = state.handle();
+        state.graphs.insert(*executable, work);
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphUpload(_executable: usize, _stream: usize) -> Code {
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphLaunch(executable: usize, stream: usize) -> Code {
+    let Some(graph) = with(|state| state.graphs.get(&executable).cloned()) else { return INVALID_HANDLE };
+    let play = move |state: &mut state::State, stream: usize| graph.iter().try_for_each(|work| work(state, stream));
+    submit(stream, Arc::new(play))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphExecDestroy(executable: usize) -> Code {
+    with(|state| state.graphs.remove(&executable).map_or(INVALID_HANDLE, |_| OK))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphDestroy(graph: usize) -> Code {
+    cuGraphExecDestroy(graph)
+}
+
+// Events
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> Code {
+    in_context(|state, device| {
+        *event = state.add_event(device);
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventDestroy_v2(event: usize) -> Code {
+    with(|state| state.events.remove(&event).map_or(INVALID_HANDLE, |_| OK))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> Code {
+    with(|state| state.record(event, stream))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventQuery(event: usize) -> Code {
+    with(|state| state.query(event))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(event: usize) -> Code {
+    synchronize(|state| state.until_event(event))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, _start: usize, _end: usize) -> Code {
+    *milliseconds = 0.5;
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: usize, end: usize) -> Code {
+    cuEventElapsedTime(milliseconds, start, end)
+}
+
+// Memory of devices
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Code {
+    in_context(|state, device| {
+        *free = state.free_bytes(device);
+        *total = state.capacity;
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: usize) -> Code {
+    in_context(|state, device| {
+        let Some(stream) = state.stream(stream) else { return INVALID_HANDLE };
+        match state.allocate(stream, bytes, device) {
+            Ok(allocated) => {
+                *address = allocated;
+                OK
+            }
+            Err(code) => code,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> Code {
+    cuMemAllocAsync(address, bytes, 0)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemFreeAsync(address: u64, stream: usize) -> Code {
+    in_context(|state, _| {
+        let Some(stream) = state.stream(stream) else { return INVALID_HANDLE };
+        if state.capture(stream).is_some() {
+            return CAPTURE_UNSUPPORTED;
+        }
+        match state.touch(stream, address, true, "free") {
+            Ok(()) => state.free(address),
+            Err(_) => INVALID_VALUE,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemFree_v2(address: u64) -> Code {
+    in_context(|state, _| state.free(address))
+}
+
+/// Each device has its own pool, which gives back at once what is freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetDefaultMemPool(pool: *mut usize, device: c_int) -> Code {
+    *pool = device as usize + 1;
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemPoolSetAttribute(_pool: usize, _attribute: c_uint, _value: *mut u64) -> Code {
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemPoolGetAttribute(pool: usize, _attribute: c_uint, value: *mut u64) -> Code {
+    *value = with(|state| state.used[pool - 1]) as u64;
+    OK
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemPoolTrimTo(_pool: usize, _keep: usize) -> Code {
+    OK
+}
+
+// Page-locked memory of the host
+
+fn pinned_layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), 64).ok()
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, _flags: c_uint) -> Code {
+    in_context(|state, _| {
+        let Some(layout) = pinned_layout(bytes) else { return OUT_OF_MEMORY };
+        let memory = std::alloc::alloc_zeroed(layout);
+        if memory.is_null() {
+            return OUT_OF_MEMORY;
+        }
+        state.pin(memory as u64, bytes);
+        *address = memory.cast();
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFreeHost(address: *mut c_void) -> Code {
+    let Some(bytes) = with(|state| state.unpin(address as u64)) else { return INVALID_VALUE };
+    if let Some(layout) = pinned_layout(bytes) {
+        std::alloc::dealloc(address.cast(), layout);
+    }
+    OK
+}
+
+// Copies. Addresses that are no device's are refused at once, as the driver does.
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemsetD8Async(address: u64, value: u8, bytes: usize, stream: usize) -> Code {
+    copy(stream, &[(address, bytes, true, "memset")], None, move || {
+        // SAFETY: `copy` saw that it is there.
+        unsafe { ptr::write_bytes(address as *mut u8, value, bytes) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> Code {
+    let from = from as u64;
+    copy(stream, &[(to, bytes, true, "copy to the device")], Some(from), move || move_bytes(from, to, bytes))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) -> Code {
+    let to = to as u64;
+    copy(stream, &[(from, bytes, false, "copy to the host")], Some(to), move || move_bytes(from, to, bytes))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) -> Code {
+    let accesses = [(from, bytes, false, "source of a copy"), (to, bytes, true, "target of a copy")];
+    copy(stream, &accesses, None, move || move_bytes(from, to, bytes))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyPeerAsync(
+    to: u64,
+    _to_context: usize,
+    from: u64,
+    _from_context: usize,
+    bytes: usize,
+    stream: usize,
+) -> Code {
+    cuMemcpyDtoDAsync_v2(to, from, bytes, stream)
+}
+
+fn move_bytes(from: u64, to: u64, bytes: usize) {
+    // SAFETY: `copy` saw that the device's memory is there; the caller promises the host's until the copy is over.
+    unsafe { ptr::copy(from as *const u8, to as *mut u8, bytes) }
+}
+
+fn copy(
+    stream: usize,
+    accesses: &[(u64, usize, bool, &'static str)],
+    host: Option<u64>,
+    run: impl Fn() + Send + Sync + 'static,
+) -> Code {
+    if with(|state| accesses.iter().any(|(address, bytes, ..)| *bytes > 0 && !state.holds(*address, *bytes))) {
+        // A freed block says who came too late.
+        with(|state| {
+            if let Some(stream) = state.stream(stream) {
+                for (address, _, write, what) in accesses {
+                    let _ = state.touch(stream, *address, *write, what);
+                }
+            }
+        });
+        return INVALID_VALUE;
+    }
+    let accesses = accesses.to_vec();
+    let work = move |state: &mut state::State, stream: usize| {
+        for (address, bytes, write, what) in &accesses {
+            if *bytes > 0 {
+                state.touch(stream, *address, *write, what)?;
+            }
+        }
+        if let Some(host) = host {
+            state.host_copy(stream, host);
+        }
+        run();
+        Ok(())
+    };
+    submit(stream, Arc::new(work))
+}
+
+// Kernels
+
+/// Any image is good, except text that begins with `invalid`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_void) -> Code {
+    in_context(|state, device| {
+        if slice::from_raw_parts(image.cast::<u8>(), 1) == b"i" && CStr::from_ptr(image.cast()) == c"invalid" {
+            return INVALID_PTX;
+        }
+        state.module_loads += 1;
+        *module = state.handle();
+        state.modules.insert(*module, device);
+        OK
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleUnload(module: usize) -> Code {
+    with(|state| state.modules.remove(&module).map_or(INVALID_HANDLE, |_| OK))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) -> Code {
+    in_context(|state, device| {
+        if state.modules.get(&module) != Some(&device) {
+            return INVALID_HANDLE;
+        }
+        match KERNELS.iter().position(|kernel| kernel.name == CStr::from_ptr(name)) {
+            Some(at) => {
+                *function = at + 1;
+                OK
+            }
+            None => NOT_FOUND,
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchKernel(
+    function: usize,
+    _grid_x: c_uint,
+    _grid_y: c_uint,
+    _grid_z: c_uint,
+    _block_x: c_uint,
+    _block_y: c_uint,
+    _block_z: c_uint,
+    _shared_bytes: c_uint,
+    stream: usize,
+    arguments: *mut *mut c_void,
+    _extra: *mut *mut c_void,
+) -> Code {
+    let Some(kernel) = function.checked_sub(1).and_then(|at| KERNELS.get(at)) else { return INVALID_HANDLE };
+    let arguments = kernel.arguments(arguments);
+    let work = move |state: &mut state::State, stream: usize| {
+        let what = kernel.name.to_string_lossy();
+        for (address, write) in kernel.accesses(&arguments) {
+            state.touch(stream, address, write, &what)?;
+        }
+        if kernel.name == c"trap" {
+            return Err(ILLEGAL_ADDRESS);
+        }
+        // SAFETY: what it points to is there; the caller promises that it is long enough.
+        unsafe { kernel.run(&arguments) };
+        Ok(())
+    };
+    submit(stream, Arc::new(work))
 }
