@@ -57,3 +57,13 @@ pub fn detect() -> Result<Arc<dyn DeviceSource>, GpuError> {
     #[cfg(not(feature = "gpu-unversioned"))]
     return Err(GpuError::NotBuilt);
 }
+
+#[cfg(all(test, not(feature = "gpu-unversioned")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_gpus_says_so() {
+        assert_eq!(detect().map(|_| ()).unwrap_err(), GpuError::NotBuilt);
+    }
+}

@@ -37,6 +37,7 @@ fn run_child(test: &str, environment: &[(&str, &str)]) {
         .args([test, "--exact", "--nocapture"])
         .env(CHILD, test)
         .env_remove("OUTRAY_CUDA_PATH")
+        .env_remove("CUDA_VISIBLE_DEVICES")
         .envs(environment.iter().copied())
         .output()
         .unwrap();
