@@ -67,6 +67,11 @@ pub enum GpuError {
         /// What the compiler said.
         log: String,
     },
+    /// A buffer could not be written to disk, or read back.
+    Spill {
+        /// What the system said.
+        detail: String,
+    },
     /// Another call into NVML or CUDA failed.
     Driver {
         /// The call.
@@ -98,6 +103,7 @@ impl fmt::Display for GpuError {
             Self::DeviceLost { device } => write!(f, "GPU {device} is lost: it fell off the bus or needs a reset"),
             Self::MissingLibrary { library } => write!(f, "{library} is not installed, or the loader does not find it"),
             Self::Compile { log } => write!(f, "the kernel does not compile: {log}"),
+            Self::Spill { detail } => write!(f, "a buffer that left its device could not be kept on disk: {detail}"),
             Self::Driver { call, code } => write!(f, "{call} failed with code {code}"),
         }
     }

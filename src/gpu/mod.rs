@@ -12,35 +12,55 @@ mod error;
 mod inventory;
 mod request;
 
+#[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
+mod blas;
+#[cfg(feature = "gpu-unversioned")]
+mod buffer;
 #[cfg(feature = "gpu-unversioned")]
 mod cuda;
 #[cfg(feature = "gpu-unversioned")]
 mod detect;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+#[allow(dead_code, reason = "leases come next")]
 mod device;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+mod disk;
+#[cfg(feature = "gpu-unversioned")]
+#[allow(dead_code, reason = "leases come next")]
 mod driver;
+#[cfg(feature = "gpu-unversioned")]
+mod graph;
+#[cfg(feature = "gpu-unversioned")]
+mod memory;
+#[cfg(feature = "gpu-unversioned")]
+mod modules;
 #[cfg(feature = "gpu-unversioned")]
 mod nvml;
 #[cfg(feature = "gpu-unversioned")]
-#[expect(dead_code, reason = "leases come next")]
+mod pinned;
+#[cfg(feature = "gpu-unversioned")]
+#[allow(dead_code, reason = "leases come next")]
 mod session;
+#[cfg(feature = "gpu-unversioned")]
+mod store;
 
 pub use error::GpuError;
 pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
 
-#[cfg(feature = "gpu-unversioned")]
-pub use cuda::CudaSource;
 /// The version of cudarc whose types appear here.
 #[cfg(feature = "gpu-unversioned")]
 pub use cudarc;
 #[cfg(feature = "gpu-unversioned")]
-pub use nvml::NvmlSource;
-#[cfg(feature = "gpu-unversioned")]
-pub use session::Gpu;
+pub use {
+    buffer::{DeviceBuffer, DeviceVec, ReadGuard, View, ViewMut, WriteGuard, set_pinned_budget},
+    cuda::CudaSource,
+    graph::Graph,
+    modules::Code,
+    nvml::NvmlSource,
+    session::Gpu,
+    store::BufferStats,
+};
 
 /// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing. The library is opened once
 /// for this process, which blocks for some milliseconds, and with libcuda up to seconds.

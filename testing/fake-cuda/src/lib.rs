@@ -49,6 +49,19 @@ pub extern "C" fn fake_cuda_used(ordinal: usize) -> usize {
     with(|state| state.used[ordinal])
 }
 
+/// Bytes of page-locked memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_cuda_pinned() -> usize {
+    with(|state| state.pinned_bytes())
+}
+
+/// From now on every so many waits of streams for events, and of the host, are not done, as if the caller had
+/// forgotten them; 0 for none.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_cuda_forget_waits(streams: u64, host: u64) {
+    with(|state| state.forget_waits = [streams, host]);
+}
+
 /// From now on every call in the device's context fails with this code.
 #[unsafe(no_mangle)]
 pub extern "C" fn fake_cuda_fault(ordinal: usize, code: Code) {
@@ -528,7 +541,7 @@ pub unsafe extern "C" fn cuMemFreeHost(address: *mut c_void) -> Code {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemsetD8Async(address: u64, value: u8, bytes: usize, stream: usize) -> Code {
-    copy(stream, &[(address, bytes, true, "memset")], None, move || {
+    copy(stream, &[(address, bytes, true, "memset")], move |_, _| {
         // SAFETY: `copy` saw that it is there.
         unsafe { ptr::write_bytes(address as *mut u8, value, bytes) }
     })
@@ -537,19 +550,28 @@ pub extern "C" fn cuMemsetD8Async(address: u64, value: u8, bytes: usize, stream:
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> Code {
     let from = from as u64;
-    copy(stream, &[(to, bytes, true, "copy to the device")], Some(from), move || move_bytes(from, to, bytes))
+    copy(stream, &[(to, bytes, true, "copy to the device")], move |state, stream| {
+        // SAFETY: `copy` saw that the device's memory is there; the caller promises the host's until the copy is over.
+        unsafe { state.host_copy(stream, to, from, bytes, false) }
+    })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) -> Code {
     let to = to as u64;
-    copy(stream, &[(from, bytes, false, "copy to the host")], Some(to), move || move_bytes(from, to, bytes))
+    copy(stream, &[(from, bytes, false, "copy to the host")], move |state, stream| {
+        // SAFETY: as above.
+        unsafe { state.host_copy(stream, from, to, bytes, true) }
+    })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) -> Code {
     let accesses = [(from, bytes, false, "source of a copy"), (to, bytes, true, "target of a copy")];
-    copy(stream, &accesses, None, move || move_bytes(from, to, bytes))
+    copy(stream, &accesses, move |_, _| {
+        // SAFETY: `copy` saw that both are there.
+        unsafe { ptr::copy(from as *const u8, to as *mut u8, bytes) }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -564,16 +586,10 @@ pub extern "C" fn cuMemcpyPeerAsync(
     cuMemcpyDtoDAsync_v2(to, from, bytes, stream)
 }
 
-fn move_bytes(from: u64, to: u64, bytes: usize) {
-    // SAFETY: `copy` saw that the device's memory is there; the caller promises the host's until the copy is over.
-    unsafe { ptr::copy(from as *const u8, to as *mut u8, bytes) }
-}
-
 fn copy(
     stream: usize,
     accesses: &[(u64, usize, bool, &'static str)],
-    host: Option<u64>,
-    run: impl Fn() + Send + Sync + 'static,
+    run: impl Fn(&mut state::State, usize) + Send + Sync + 'static,
 ) -> Code {
     if with(|state| accesses.iter().any(|(address, bytes, ..)| *bytes > 0 && !state.holds(*address, *bytes))) {
         // A freed block says who came too late.
@@ -593,10 +609,7 @@ fn copy(
                 state.touch(stream, *address, *write, what)?;
             }
         }
-        if let Some(host) = host {
-            state.host_copy(stream, host);
-        }
-        run();
+        run(state, stream);
         Ok(())
     };
     submit(stream, Arc::new(work))

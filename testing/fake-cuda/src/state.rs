@@ -60,6 +60,9 @@ pub(crate) struct State {
     pub(crate) graphs: HashMap<usize, Arc<[Work]>>,
     pub(crate) modules: HashMap<usize, usize>,
     pub(crate) module_loads: usize,
+    /// Every so many waits of streams, and waits of the host, are not done: what the checker must see.
+    pub(crate) forget_waits: [u64; 2],
+    waits: [u64; 2],
     host: Clock,
     next: usize,
     ticks: u64,
@@ -79,8 +82,26 @@ struct Block {
 
 struct Pinned {
     len: usize,
-    /// Copies that the host may not have waited for.
-    copies: Vec<Stamp>,
+    /// Those that the host has not waited for.
+    copies: Vec<HostCopy>,
+}
+
+/// A copy between a device and page-locked memory.
+struct HostCopy {
+    stamp: Stamp,
+    address: u64,
+    bytes: Vec<u8>,
+    kind: HostCopyKind,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum HostCopyKind {
+    /// From the host: these are the bytes that were there, and still have to be when the host has waited.
+    Out,
+    /// To the host, where they are not before somebody has waited.
+    Late,
+    /// To the host, where a copy that came after it has found them.
+    In,
 }
 
 #[derive(Default)]
@@ -179,7 +200,10 @@ pub(crate) fn synchronize(until: impl Fn(&State) -> Result<(usize, u64, Clock), 
             return state.fault[device];
         }
         if state.held[device].is_none_or(|held| tick <= held) {
-            join(&mut state.host, &clock);
+            if !state.forgets(1) {
+                join(&mut state.host, &clock);
+                state.settle();
+            }
             return OK;
         }
         guard = RELEASED.wait(guard).unwrap_or_else(PoisonError::into_inner);
@@ -201,6 +225,11 @@ impl State {
 
     pub(crate) fn free_bytes(&self, device: usize) -> usize {
         self.capacity.saturating_sub(self.used[device])
+    }
+
+    fn forgets(&mut self, kind: usize) -> bool {
+        self.waits[kind] += 1;
+        self.forget_waits[kind] > 0 && self.waits[kind].is_multiple_of(self.forget_waits[kind])
     }
 
     /// From now on every call in the device's context fails so.
@@ -320,6 +349,9 @@ impl State {
             return CAPTURED_EVENT;
         }
         self.tick(stream);
+        if self.forgets(0) {
+            return OK;
+        }
         if let (Some(clock), Some(stream)) = (clock, self.streams.get_mut(&stream)) {
             join(&mut stream.clock, &clock);
         }
@@ -344,6 +376,7 @@ impl State {
         }
         it.complete = true;
         join(&mut self.host, clock);
+        self.settle();
         OK
     }
 
@@ -428,31 +461,106 @@ impl State {
         self.pinned.insert(address, Pinned { len, copies: Vec::new() });
     }
 
+    pub(crate) fn pinned_bytes(&self) -> usize {
+        self.pinned.values().map(|pinned| pinned.len).sum()
+    }
+
     pub(crate) fn unpin(&mut self, address: u64) -> Option<usize> {
         self.host_touch(address, "free of pinned memory");
         self.pinned.remove(&address).map(|pinned| pinned.len)
     }
 
-    /// A copy on the stream uses the host's memory there.
-    pub(crate) fn host_copy(&mut self, stream: usize, address: u64) {
+    fn pinned_at(&self, address: u64) -> Option<u64> {
+        let (start, pinned) = self.pinned.range(..=address).next_back()?;
+        (address < start + pinned.len.max(1) as u64).then_some(*start)
+    }
+
+    /// A copy on the stream between a device and `bytes` of the host at `address`. `into`: to the host.
+    ///
+    /// To page-locked memory the bytes come when the host, or a copy from there, has waited for this one; who looks
+    /// earlier finds others. What a copy takes from there must not change before the host has waited.
+    ///
+    /// # Safety
+    /// Both are there and so long. Of page-locked memory the host's part is until it is given back.
+    pub(crate) unsafe fn host_copy(&mut self, stream: usize, device: u64, address: u64, bytes: usize, into: bool) {
         let stamp = self.tick(stream);
-        if let Some((start, pinned)) = self.pinned.range_mut(..=address).next_back()
-            && address < start + pinned.len.max(1) as u64
-        {
-            pinned.copies.push(stamp);
+        let (from, to) = if into { (device, address) } else { (address, device) };
+        if let Some(start) = self.pinned_at(address) {
+            let end = address + bytes as u64;
+            let overlaps =
+                |copy: &&mut HostCopy| copy.address < end && address < copy.address + copy.bytes.len() as u64;
+            let (clock, races) = (&self.streams[&stream].clock, &mut self.races);
+            let Some(pinned) = self.pinned.get_mut(&start) else { return };
+            for copy in pinned.copies.iter_mut().filter(overlaps) {
+                let (other, time) = copy.stamp;
+                if (into || copy.kind != HostCopyKind::Out) && clock.get(&other).is_none_or(|known| *known < time) {
+                    races.push(format!(
+                        "page-locked memory: stream {stream:#x} not ordered after copy on stream {other:#x}"
+                    ));
+                }
+                if copy.kind == HostCopyKind::Late {
+                    copy.arrive();
+                }
+            }
+            // SAFETY: as the caller promises.
+            let moved = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) }.to_vec();
+            let kind = if into { HostCopyKind::Late } else { HostCopyKind::Out };
+            if into {
+                // SAFETY: as the caller promises.
+                unsafe { std::ptr::write_bytes(to as *mut u8, 0xDB, bytes) };
+            }
+            pinned.copies.push(HostCopy { stamp, address, bytes: moved, kind });
+            if into {
+                return;
+            }
+        }
+        // SAFETY: as the caller promises.
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+    }
+
+    /// The host has waited for something.
+    fn settle(&mut self) {
+        let (host, races) = (&self.host, &mut self.races);
+        for pinned in self.pinned.values_mut() {
+            pinned.copies.retain_mut(|copy| {
+                let (stream, time) = copy.stamp;
+                if host.get(&stream).is_none_or(|known| *known < time) {
+                    return true;
+                }
+                match copy.kind {
+                    HostCopyKind::Late => copy.arrive(),
+                    HostCopyKind::Out if copy.is_changed() => {
+                        races.push(format!("the host wrote to what a copy on stream {stream:#x} was still to read"));
+                    }
+                    HostCopyKind::Out | HostCopyKind::In => {}
+                }
+                false
+            });
         }
     }
 
     /// The host uses it, or frees it: it must have waited for every copy.
     pub(crate) fn host_touch(&mut self, address: u64, what: &str) {
-        let Some((start, pinned)) = self.pinned.range(..=address).next_back() else { return };
-        if address >= start + pinned.len.max(1) as u64 {
-            return;
-        }
-        for (stream, time) in &pinned.copies {
-            if self.host.get(stream).is_none_or(|known| known < time) {
+        let Some(start) = self.pinned_at(address) else { return };
+        for copy in &self.pinned[&start].copies {
+            let (stream, time) = copy.stamp;
+            if self.host.get(&stream).is_none_or(|known| *known < time) {
                 self.races.push(format!("{what}: the host has not waited for the copy on stream {stream:#x}"));
             }
         }
+    }
+}
+
+impl HostCopy {
+    fn arrive(&mut self) {
+        self.kind = HostCopyKind::In;
+        // SAFETY: page-locked memory that was not given back: it is in the table.
+        unsafe { std::ptr::copy_nonoverlapping(self.bytes.as_ptr(), self.address as *mut u8, self.bytes.len()) };
+    }
+
+    fn is_changed(&self) -> bool {
+        // SAFETY: as above, and the host is here, in this call.
+        let now = unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes.len()) };
+        now != self.bytes
     }
 }
