@@ -17,7 +17,7 @@ pub(super) fn detect() -> Result<Arc<dyn DeviceSource>, GpuError> {
 fn open() -> Result<Arc<dyn DeviceSource>, GpuError> {
     let path = env::var_os(nvml::PATH).filter(|path| !path.is_empty());
     let without = match NvmlSource::open(path.as_deref().map(Path::new)) {
-        Ok(nvml) => return Ok(Arc::new(nvml.as_cuda_sees_it()?)),
+        Ok(nvml) => return Ok(Arc::new(nvml.shown_by_cuda()?)),
         Err(error) => error,
     };
     match (CudaSource::open(), without) {

@@ -86,7 +86,7 @@ impl NvmlSource {
 
     /// Leaves out what `CUDA_VISIBLE_DEVICES` hides from this process. Its numbers count in CUDA's order, which follows
     /// the devices' speed, so CUDA is asked what they mean.
-    pub(super) fn as_cuda_sees_it(mut self) -> Result<Self, GpuError> {
+    pub(super) fn shown_by_cuda(mut self) -> Result<Self, GpuError> {
         if env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
             self.cuda = Some(driver::probe()?);
         }
