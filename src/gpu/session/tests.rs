@@ -29,7 +29,7 @@ fn a_session_comes_after_the_events_that_it_was_given() {
     drop(other);
     let done = first.finish().unwrap();
     drop(another);
-    let ordered = Gpu::lease(&device, &[done.clone()]).unwrap();
+    let ordered = Gpu::lease(&device, std::slice::from_ref(&done)).unwrap();
     assert_ne!(ordered.ordered().id(), done.stream());
     zero(&ordered, &mut slice);
     assert_eq!(fake.races(), "");
