@@ -12,6 +12,7 @@ mod error;
 mod inventory;
 mod request;
 
+// What calls the driver. With unsafe code: `blas`, `buffer`, `device`, `driver`, `graph`, `memory`, `pinned`, `store`.
 #[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
 mod blas;
 #[cfg(feature = "gpu-unversioned")]
