@@ -56,6 +56,10 @@
 //! - `rayon`: `rayon` calls inside a task use exactly the CPUs that the task leased.
 //! - `tokio`: [`Builder`] takes a tokio runtime in which `async` tasks are polled.
 
+/// What unit tests share with the others names the crate as those do.
+#[cfg(all(test, feature = "gpu-unversioned"))]
+extern crate self as outray;
+
 mod actor;
 mod args;
 mod array;

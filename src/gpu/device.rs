@@ -4,7 +4,7 @@
 //! that a second reader hides the first from whoever writes or frees it. Order comes from the events here alone.
 #![allow(unsafe_code)]
 
-use super::{DeviceInfo, GpuError, driver};
+use super::{DeviceInfo, GpuError, driver, modules::Modules};
 use crate::sync::Mutex;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::{
@@ -27,7 +27,11 @@ pub(crate) struct Device {
     streams: Mutex<Vec<Arc<Lane>>>,
     /// Events that nobody looks at any more, to be recorded again.
     events: Mutex<Vec<RawEvent>>,
+    modules: Modules,
 }
+
+/// By CUDA's ordinal.
+static OPEN: OnceLock<Vec<Mutex<Option<Arc<Device>>>>> = OnceLock::new();
 
 impl Device {
     /// The device, with the primary context of this process on it; the first call for a device makes it, and blocks
@@ -39,7 +43,6 @@ impl Device {
     /// Those of [`driver::probe`]; `Infeasible` where CUDA does not show the device to this process; what the first
     /// calls say, and what an earlier user's fault left behind.
     pub(crate) fn open(info: &DeviceInfo) -> Result<Arc<Device>, GpuError> {
-        static OPEN: OnceLock<Vec<Mutex<Option<Arc<Device>>>>> = OnceLock::new();
         let driver = driver::probe()?;
         let hidden = || GpuError::Infeasible {
             reason: format!("CUDA does not show {} to this process; CUDA_VISIBLE_DEVICES may hide it", info.uuid),
@@ -52,6 +55,14 @@ impl Device {
             None => slot.insert(Arc::new(Device::new(info, ordinal)?)).clone(),
         };
         device.check().map(|()| device)
+    }
+
+    /// The fault that this process has met on a device. Touches neither the driver nor the device.
+    pub(crate) fn known_fault(info: &DeviceInfo) -> Option<GpuError> {
+        let open = OPEN.get()?;
+        let ordinal = driver::probe().ok()?.ordinal(&info.uuid)?;
+        let device = open.get(ordinal)?.lock().clone()?;
+        device.check().err()
     }
 
     fn new(info: &DeviceInfo, ordinal: usize) -> Result<Device, GpuError> {
@@ -69,12 +80,14 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         // A thread that waits sleeps: its CPU belongs to other tasks.
         context.set_blocking_synchronize().map_err(|error| failed("cuCtxSetFlags", error))?;
+        keep_freed_memory(&context);
         Ok(Device {
             info: info.clone(),
             context,
             poison: OnceLock::new(),
             streams: Mutex::new(Vec::new()),
             events: Mutex::new(Vec::new()),
+            modules: Modules::default(),
         })
     }
 
@@ -147,9 +160,22 @@ impl Device {
         }
     }
 
-    /// Bytes that an allocation could still have, as the driver counts; 0 where it does not say.
+    /// The device's modules.
+    pub(super) fn modules(&self) -> &Modules {
+        &self.modules
+    }
+
+    /// Asks the driver whether the context still works. A fault shows at the first call after it.
+    pub(crate) fn look(&self) -> Result<(), GpuError> {
+        self.bind()?;
+        result::mem_get_info().map(drop).map_err(|error| self.error("cuMemGetInfo", error))
+    }
+
+    /// Bytes that an allocation could still have, as the driver counts, with what the pool of freed memory keeps; 0
+    /// where it does not say.
     pub(crate) fn free_bytes(&self) -> u64 {
-        self.bind().ok().and_then(|()| result::mem_get_info().ok()).map_or(0, |(free, _)| free as u64)
+        let free = self.bind().ok().and_then(|()| result::mem_get_info().ok()).map_or(0, |(free, _)| free as u64);
+        free + kept_bytes(&self.context).unwrap_or(0)
     }
 
     /// That an allocation of so many bytes failed for want of room.
@@ -186,6 +212,40 @@ impl Device {
     }
 }
 
+fn pool(context: &CudaContext) -> Option<sys::CUmemoryPool> {
+    if !context.has_async_alloc() {
+        return None;
+    }
+    let mut pool = MaybeUninit::uninit();
+    // SAFETY: the driver writes the handle where it returns success, and only then it is read.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(pool.as_mut_ptr(), context.cu_device()).result().ok()?;
+        Some(pool.assume_init())
+    }
+}
+
+/// Without this the driver gives freed memory back at each synchronization, and the next allocation maps it again.
+fn keep_freed_memory(context: &CudaContext) {
+    let Some(pool) = pool(context) else { return };
+    let mut all = u64::MAX;
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the attribute is a `u64`. Where it is refused, allocations are slower, no more.
+    let _ = unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()) }.result();
+}
+
+/// Bytes that the device's pool has and nobody uses.
+fn kept_bytes(context: &CudaContext) -> Option<u64> {
+    let pool = pool(context)?;
+    let read = |attribute| {
+        let mut bytes = 0_u64;
+        // SAFETY: both attributes are `u64`s.
+        unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) }.result().ok().map(|()| bytes)
+    };
+    let reserved = read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let used = read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    Some(reserved.saturating_sub(used))
+}
+
 /// Work in its order on one device.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
@@ -199,6 +259,8 @@ struct Lane {
     /// Never used again, unlike the driver's handles.
     id: u64,
     raw: Arc<CudaStream>,
+    #[cfg(feature = "gpu-blas")]
+    blas: OnceLock<super::blas::Blas>,
 }
 
 /// A point in a stream's work.
@@ -229,7 +291,12 @@ impl Stream {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         device.bind()?;
         let raw = device.context.new_stream().map_err(|error| device.error("cuStreamCreate", error))?;
-        let lane = Lane { id: NEXT.fetch_add(1, Ordering::Relaxed), raw };
+        let lane = Lane {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            raw,
+            #[cfg(feature = "gpu-blas")]
+            blas: OnceLock::new(),
+        };
         Ok(Stream { lane: Arc::new(lane), device: device.clone() })
     }
 
@@ -243,6 +310,12 @@ impl Stream {
 
     pub(crate) fn raw(&self) -> &Arc<CudaStream> {
         &self.lane.raw
+    }
+
+    /// Its cuBLAS handle, once there is one.
+    #[cfg(feature = "gpu-blas")]
+    pub(super) fn blas(&self) -> &OnceLock<super::blas::Blas> {
+        &self.lane.blas
     }
 
     /// All that was given to the stream until now.

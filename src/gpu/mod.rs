@@ -10,9 +10,12 @@ mod error;
 mod inventory;
 mod request;
 
+#[cfg(all(feature = "gpu-unversioned", feature = "gpu-blas"))]
+mod blas;
 #[cfg(feature = "gpu-unversioned")]
 mod buffer;
 #[cfg(feature = "gpu-unversioned")]
+#[expect(dead_code, reason = "leases come next")]
 mod device;
 #[cfg(feature = "gpu-unversioned")]
 mod disk;
@@ -20,7 +23,11 @@ mod disk;
 #[expect(dead_code, reason = "leases come next")]
 mod driver;
 #[cfg(feature = "gpu-unversioned")]
+mod graph;
+#[cfg(feature = "gpu-unversioned")]
 mod memory;
+#[cfg(feature = "gpu-unversioned")]
+mod modules;
 #[cfg(feature = "gpu-unversioned")]
 mod pinned;
 #[cfg(feature = "gpu-unversioned")]
@@ -39,9 +46,7 @@ pub use buffer::{DeviceBuffer, DeviceVec, ReadGuard, View, ViewMut, WriteGuard, 
 #[cfg(feature = "gpu-unversioned")]
 pub use cudarc;
 #[cfg(feature = "gpu-unversioned")]
-pub use session::Gpu;
-#[cfg(feature = "gpu-unversioned")]
-pub use store::BufferStats;
+pub use {graph::Graph, modules::Code, session::Gpu, store::BufferStats};
 
 /// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.
 ///

@@ -1,9 +1,12 @@
 use super::{
-    DeviceInfo, GpuError,
+    Code, DeviceInfo, GpuError,
     device::{Device, Event, Stream},
 };
-use cudarc::driver::{CudaContext, CudaStream, DriverError};
-use std::sync::Arc;
+use cudarc::{
+    driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError},
+    nvrtc::CompileOptions,
+};
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// A device as a body uses it: its context, and a stream that nobody else has meanwhile.
 ///
@@ -12,6 +15,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Gpu {
     stream: Stream,
+    /// The stream's work is recorded, not run.
+    recording: AtomicBool,
 }
 
 impl Gpu {
@@ -28,13 +33,20 @@ impl Gpu {
 
     /// A session on a leased device, whose work comes after these events.
     pub(crate) fn lease(device: &Arc<Device>, after: &[Event]) -> Result<Gpu, GpuError> {
-        let gpu = Gpu { stream: device.stream()? };
+        // Also takes what destructors of earlier bodies left for the next caller.
+        device.bind()?;
+        let gpu = Gpu { stream: device.stream()?, recording: AtomicBool::new(false) };
         after.iter().try_for_each(|event| gpu.stream.wait(event)).map(|()| gpu)
     }
 
-    /// A point behind all that was given to the stream until now.
-    pub(crate) fn record(&self) -> Result<Event, GpuError> {
+    /// The session's end: a point behind all that was given to the stream. The stream goes to whoever is next.
+    pub(crate) fn finish(self) -> Result<Event, GpuError> {
         self.stream.record()
+    }
+
+    /// Whether the stream's work is being recorded: nothing can be allocated, freed or waited for then.
+    pub(crate) fn recording(&self) -> &AtomicBool {
+        &self.recording
     }
 
     /// The stream, with its number.
@@ -60,6 +72,36 @@ impl Gpu {
         self.stream.device().context()
     }
 
+    /// The module of this code, loaded at the first use on the device. That blocks while the driver translates PTX.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`] where the driver does not take the code.
+    pub fn module(&self, code: impl Into<Code>) -> Result<Arc<CudaModule>, GpuError> {
+        let device = self.stream.device();
+        Ok(device.modules().load(device, code.into())?.module().clone())
+    }
+
+    /// A kernel of this code, which is loaded at the first use on the device.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`] where the driver does not take the code; `NOT_FOUND` (500) where it has no such kernel.
+    pub fn function(&self, code: impl Into<Code>, name: &str) -> Result<CudaFunction, GpuError> {
+        let device = self.stream.device();
+        device.modules().load(device, code.into())?.function(device, name)
+    }
+
+    /// A kernel of a source in CUDA C++, which NVRTC compiles at its first use, for this device's architecture unless
+    /// `options` say otherwise. That blocks, for some hundred milliseconds and more; later uses find it by source and
+    /// options.
+    ///
+    /// # Errors
+    /// `MissingLibrary` where NVRTC is not installed (see `OUTRAY_CUDA_PATH`), [`GpuError::Compile`] with what it said,
+    /// `NOT_FOUND` (500) where the source has no such kernel (`extern "C"` keeps its name).
+    pub fn compile(&self, source: &str, name: &str, options: CompileOptions) -> Result<CudaFunction, GpuError> {
+        let device = self.stream.device();
+        device.modules().compile(device, source, options)?.function(device, name)
+    }
+
     /// Blocks until all that was given to the stream is done.
     ///
     /// # Errors
@@ -78,8 +120,18 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// The fault after which nothing runs on this device in this process, if one was seen.
+    pub fn fault(&self) -> Option<GpuError> {
+        self.stream.device().check().err()
+    }
+}
+
 impl Drop for Gpu {
     fn drop(&mut self) {
         self.stream.device().give_back(self.stream.clone());
     }
 }
+
+#[cfg(test)]
+mod tests;
