@@ -11,7 +11,8 @@ use outray::{
     Runtime,
     gpu::{DeviceBuffer, DeviceVec, Gpu, GpuError, ReadGuard, WriteGuard, cudarc, set_pinned_budget},
 };
-use std::sync::Barrier;
+use proptest::prelude::*;
+use std::sync::{Arc, Barrier, Mutex};
 
 const KIB: usize = 1 << 10;
 
@@ -375,7 +376,7 @@ fn a_lost_device_takes_only_what_was_there_alone() {
     // The bytes of `alone` are on the device, those of the others somewhere else too.
     let mut alone = alone.try_into_mut().unwrap();
     drop(alone.write(&lost).unwrap());
-    fake.fault(0, 700);
+    fake.set_fault(0, 700);
     let error = alone.to_vec().unwrap_err();
     assert!(matches!(error, GpuError::Poisoned { device: 0, code: 700, .. }), "{error}");
     assert_eq!(alone.read(&lost).unwrap_err(), error);
@@ -445,4 +446,245 @@ fn tasks_pass_buffers_on() {
         }
     }
     assert_clean(&fake);
+}
+
+/// Something done with buffers: what, and three numbers that say with which.
+type Step = (u8, u8, u8, u16);
+
+fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec((0..24u8, any::<u8>(), any::<u8>(), any::<u16>()), 1..most)
+}
+
+enum Slot {
+    Empty,
+    Mine(DeviceVec<u32>, Vec<u32>),
+    Shared(DeviceBuffer<u32>, Arc<Vec<u32>>),
+}
+
+type Exchange = Mutex<Vec<(DeviceBuffer<u32>, Arc<Vec<u32>>)>>;
+
+/// What a thread has: sessions on two devices, and buffers, each with what must be in it.
+struct Bench<'a> {
+    gpus: Vec<Gpu>,
+    slots: Vec<Slot>,
+    exchange: &'a Exchange,
+    /// How often other numbers were there.
+    wrong: usize,
+}
+
+impl<'a> Bench<'a> {
+    fn new(exchange: &'a Exchange) -> Self {
+        let gpus = [0, 0, 0, 1, 1].map(open).into();
+        Bench { gpus, slots: (0..6).map(|_| Slot::Empty).collect(), exchange, wrong: 0 }
+    }
+
+    /// No room is no fault: budgets are small.
+    fn allow<T>(result: Result<T, GpuError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(GpuError::OutOfMemory { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Up to 200 KiB, different ones for each number.
+    fn data(number: u16) -> Vec<u32> {
+        let len = [0, 1, 4000, 16384, 50000][usize::from(number) % 5];
+        (0..len).map(|i: u32| i.wrapping_mul(7919) ^ (u32::from(number) << 12)).collect()
+    }
+
+    /// What the stream sees. The stand-in runs it at once; nothing waits for it.
+    fn check(&mut self, slot: usize, gpu: usize) {
+        let gpu = &self.gpus[gpu];
+        let (guard, expected) = match &self.slots[slot] {
+            Slot::Empty => return,
+            Slot::Mine(vec, expected) => (vec.read(gpu), &expected[..]),
+            Slot::Shared(buffer, expected) => (buffer.read(gpu), &expected[..]),
+        };
+        let Some(guard) = Self::allow(guard) else { return };
+        let mut seen = vec![0; expected.len()];
+        gpu.stream().memcpy_dtoh(&guard, &mut seen).unwrap();
+        self.wrong += usize::from(seen != expected);
+    }
+
+    fn step(&mut self, (what, a, b, number): Step) {
+        let (slot, other) = (usize::from(a) % 6, usize::from(b) % 6);
+        let (one, two) = (usize::from(b) % 5, usize::from(a) % 5);
+        match what {
+            0 | 1 => {
+                let data = Self::data(number);
+                if let Some(vec) = Self::allow(self.gpus[one].upload(&data)) {
+                    self.slots[slot] = Slot::Mine(vec, data);
+                }
+            }
+            2 => {
+                let data = vec![0; Self::data(number).len()];
+                if let Some(vec) = Self::allow(self.gpus[one].zeros(data.len())) {
+                    self.slots[slot] = Slot::Mine(vec, data);
+                }
+            }
+            3 | 4 => {
+                let Slot::Mine(vec, data) = &mut self.slots[slot] else { return };
+                let Some(mut guard) = Self::allow(vec.write(&self.gpus[one])) else { return };
+                data.iter_mut().for_each(|x| *x ^= u32::from(number));
+                guard.copy_from_slice(data).unwrap();
+            }
+            5 => {
+                let Slot::Mine(vec, data) = &mut self.slots[slot] else { return };
+                let Some(mut guard) = Self::allow(vec.write(&self.gpus[one])) else { return };
+                let from = data.len() / 2;
+                self.gpus[one].stream().memset_zeros(&mut guard.slice_mut(from..)).unwrap();
+                data[from..].fill(0);
+            }
+            6..=9 => self.check(slot, one),
+            10 => {
+                let (seen, expected) = match &self.slots[slot] {
+                    Slot::Empty => return,
+                    Slot::Mine(vec, expected) => (vec.to_vec().unwrap(), &expected[..]),
+                    Slot::Shared(buffer, expected) => (buffer.to_vec().unwrap(), &expected[..]),
+                };
+                self.wrong += usize::from(seen != expected);
+            }
+            11 | 12 => {
+                self.slots[slot] = match std::mem::replace(&mut self.slots[slot], Slot::Empty) {
+                    Slot::Mine(vec, data) => Slot::Shared(vec.freeze(), Arc::new(data)),
+                    other => other,
+                }
+            }
+            13 => {
+                if let Slot::Shared(buffer, data) = &self.slots[slot] {
+                    self.slots[other] = Slot::Shared(buffer.clone(), data.clone());
+                }
+            }
+            14 => {
+                self.slots[slot] = match std::mem::replace(&mut self.slots[slot], Slot::Empty) {
+                    Slot::Shared(buffer, data) => match buffer.try_into_mut() {
+                        Ok(vec) => Slot::Mine(vec, data.to_vec()),
+                        Err(buffer) => Slot::Shared(buffer, data),
+                    },
+                    other => other,
+                }
+            }
+            15 => self.slots[slot] = Slot::Empty,
+            // Two at the same time, on two streams, into a third that is new.
+            16 | 17 => {
+                let (Slot::Shared(from, data), Slot::Shared(also, _)) = (&self.slots[slot], &self.slots[other]) else {
+                    return;
+                };
+                let (gpu, elsewhere) = (&self.gpus[one], &self.gpus[two]);
+                let Some(mut vec) = Self::allow(gpu.zeros(data.len())) else { return };
+                {
+                    let Some(also) = Self::allow(also.read(elsewhere)) else { return };
+                    let Some(from) = Self::allow(from.read(gpu)) else { return };
+                    let Some(mut to) = Self::allow(vec.write(gpu)) else { return };
+                    gpu.stream().memcpy_dtod(&from, &mut to).unwrap();
+                    elsewhere.stream().memcpy_dtoh(&also, &mut vec![0; also.len()]).unwrap();
+                }
+                let data = data.to_vec();
+                self.slots[usize::from(number) % 6] = Slot::Mine(vec, data);
+            }
+            18 => self.gpus[one].set_buffer_budget(1024 * (200 + u64::from(number) % 500)).unwrap(),
+            19 => set_pinned_budget(1024 * (u64::from(number) % 512)),
+            // Whatever is here and not in use has to go.
+            20 => drop(Self::allow(self.gpus[one].zeros::<u8>(1024 * (100 + usize::from(number) % 900)))),
+            21 => match (&mut self.slots[slot], number % 4) {
+                (Slot::Mine(vec, data), 0) => {
+                    let Some(mut guard) = Self::allow(vec.write(&self.gpus[one])) else { return };
+                    data.fill(5);
+                    guard.copy_from_slice(data).unwrap();
+                    std::mem::forget(guard);
+                }
+                (Slot::Shared(buffer, _), 1) => {
+                    std::mem::forget(Self::allow(buffer.read(&self.gpus[one])));
+                }
+                _ => {}
+            },
+            22 => {
+                if let Slot::Shared(buffer, data) = &self.slots[slot] {
+                    let mut exchange = self.exchange.lock().unwrap();
+                    exchange.push((buffer.clone(), data.clone()));
+                    let first = (exchange.len() > 4).then(|| exchange.remove(0));
+                    drop(exchange);
+                    drop(first);
+                }
+            }
+            _ => {
+                let found = self.exchange.lock().unwrap().get(other).cloned();
+                if let Some((buffer, data)) = found {
+                    self.slots[slot] = Slot::Shared(buffer, data);
+                }
+            }
+        }
+    }
+}
+
+fn run(threads: &[Vec<Step>]) -> usize {
+    let exchange = Exchange::default();
+    for index in [0, 1] {
+        open(index).set_buffer_budget(500 << 10).unwrap();
+    }
+    set_pinned_budget(256 << 10);
+    let work = |steps: &[Step]| {
+        let mut bench = Bench::new(&exchange);
+        steps.iter().for_each(|step| bench.step(*step));
+        bench.wrong
+    };
+    match threads {
+        [steps] => work(steps),
+        _ => std::thread::scope(|scope| {
+            let threads: Vec<_> = threads.iter().map(|steps| scope.spawn(|| work(steps))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        }),
+    }
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+#[test]
+fn whatever_is_done_with_buffers_is_in_order() {
+    let Some(fake) = in_child("whatever_is_done_with_buffers_is_in_order", &[]) else { return };
+    proptest!(config(300), |(steps in steps(120))| {
+        prop_assert_eq!(run(&[steps]), 0);
+        prop_assert_eq!(fake.races(), "");
+        prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
+    });
+    let stats = open(0).buffer_stats().unwrap();
+    println!("{stats:?}");
+    assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
+}
+
+#[test]
+fn whatever_threads_do_with_buffers_is_in_order() {
+    let Some(fake) = in_child("whatever_threads_do_with_buffers_is_in_order", &[]) else { return };
+    proptest!(config(100), |(threads in prop::collection::vec(steps(120), 3))| {
+        prop_assert_eq!(run(&threads), 0);
+        prop_assert_eq!(fake.races(), "");
+        prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
+    });
+    let stats = open(0).buffer_stats().unwrap();
+    println!("{stats:?}");
+    assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
+}
+
+/// The check of the checks: where waits are left out, the same steps are reported.
+#[test]
+fn a_wait_that_is_left_out_is_seen() {
+    let Some(fake) = in_child("a_wait_that_is_left_out_is_seen", &[]) else { return };
+    let seed: u64 = std::env::var("SEED").map_or(7, |seed| seed.parse().unwrap());
+    println!("SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for (streams, host) in [(1, 0), (3, 0), (10, 0), (0, 1), (0, 3), (0, 10)] {
+        let mut seen = 0;
+        for _ in 0..60 {
+            let steps = (0..120).map(|_| (rng.u8(0..24), rng.u8(..), rng.u8(..), rng.u16(..))).collect();
+            fake.forget_waits(streams, host);
+            let wrong = run(&[steps]);
+            fake.forget_waits(0, 0);
+            seen += usize::from(wrong > 0 || !fake.races().is_empty());
+        }
+        println!("every {streams}th wait of a stream, every {host}th of the host: seen in {seen} of 60 runs");
+        assert!(seen > 0, "{streams} {host}");
+    }
 }

@@ -12,14 +12,14 @@ use crate::{Array, Element};
 use bytes::Bytes;
 use cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, LaunchArgs, PushKernelArg, SyncOnDrop,
-    sys::CUdeviceptr,
+    sys::{CUdeviceptr, CUresult},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::{
     fmt,
     marker::PhantomData,
     ops::{Bound, RangeBounds},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 /// Numbers on a device that are being written: what [`DeviceBuffer`] is made of.
@@ -65,9 +65,13 @@ pub struct DeviceVec<T> {
 /// }
 /// ```
 pub struct DeviceBuffer<T> {
-    /// The outer count is that of the handles alone.
-    object: Arc<Arc<Object>>,
+    handle: Arc<Handle>,
     elements: PhantomData<T>,
+}
+
+/// What clones of a buffer share. The store may have the object too, for a moment, and does not count.
+struct Handle {
+    object: Arc<Object>,
 }
 
 /// What reads a buffer on a session's stream, between [`DeviceBuffer::read`] and its end.
@@ -80,6 +84,7 @@ pub struct DeviceBuffer<T> {
 ///
 /// Not inside of a graph capture: take guards before it, and let go of them after the last launch of the graph.
 pub struct ReadGuard<'a, T> {
+    gpu: &'a Gpu,
     object: &'a Arc<Object>,
     view: View<'a, T>,
 }
@@ -87,6 +92,7 @@ pub struct ReadGuard<'a, T> {
 /// What writes a [`DeviceVec`] on a session's stream, between [`DeviceVec::write`] and its end. As [`ReadGuard`], with
 /// `.arg(&mut guard)`.
 pub struct WriteGuard<'a, T> {
+    gpu: &'a Gpu,
     object: &'a Arc<Object>,
     span: Span,
     view: ViewMut<'a, T>,
@@ -116,6 +122,17 @@ pub fn set_pinned_budget(bytes: u64) {
 }
 
 impl Gpu {
+    /// The stream, unless its work is being recorded.
+    fn running(&self) -> Result<&Stream, GpuError> {
+        match self.recording().load(Ordering::Relaxed) {
+            false => Ok(self.ordered()),
+            true => Err(GpuError::Driver {
+                call: "the use of a buffer inside of Gpu::capture".into(),
+                code: CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED as u32,
+            }),
+        }
+    }
+
     /// So many zeros on this device.
     ///
     /// # Errors
@@ -125,7 +142,7 @@ impl Gpu {
     /// # Blocking
     /// Only to make room on disk.
     pub fn zeros<T: Element + DeviceRepr>(&self, len: usize) -> Result<DeviceVec<T>, GpuError> {
-        let stream = self.ordered();
+        let stream = self.running()?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| stream.device().out_of_memory(u64::MAX))?;
         Object::zeros(stream, bytes).map(DeviceVec::new)
     }
@@ -138,7 +155,7 @@ impl Gpu {
     /// # Blocking
     /// While the numbers are copied to page-locked memory, some megabytes ahead of the device.
     pub fn upload<T: Element + DeviceRepr>(&self, numbers: &[T]) -> Result<DeviceVec<T>, GpuError> {
-        Object::upload(self.ordered(), bytemuck::cast_slice(numbers)).map(DeviceVec::new)
+        Object::upload(self.running()?, bytemuck::cast_slice(numbers)).map(DeviceVec::new)
     }
 
     /// What buffers have of the device's memory.
@@ -181,10 +198,10 @@ impl<T: Element + DeviceRepr> DeviceVec<T> {
     /// # Errors
     /// As [`DeviceBuffer::read`].
     pub fn write<'a>(&'a mut self, gpu: &'a Gpu) -> Result<WriteGuard<'a, T>, GpuError> {
-        let stream = gpu.ordered();
+        let stream = gpu.running()?;
         let span = self.object.hold_alone(stream)?;
         let view = ViewMut { stream, at: span.at(), len: self.len(), elements: PhantomData };
-        Ok(WriteGuard { object: &self.object, span, view })
+        Ok(WriteGuard { gpu, object: &self.object, span, view })
     }
 
     /// For work on the stream of `gpu` that only reads.
@@ -205,14 +222,18 @@ impl<T: Element + DeviceRepr> DeviceVec<T> {
 
     /// Publishes it: nobody writes it from now on. Costs nothing.
     pub fn freeze(self) -> DeviceBuffer<T> {
-        DeviceBuffer { object: Arc::new(self.object), elements: PhantomData }
+        DeviceBuffer::new(self.object)
     }
 }
 
 impl<T: Element + DeviceRepr> DeviceBuffer<T> {
+    fn new(object: Arc<Object>) -> Self {
+        DeviceBuffer { handle: Arc::new(Handle { object }), elements: PhantomData }
+    }
+
     /// How many numbers.
     pub fn len(&self) -> usize {
-        self.object.bytes() / size_of::<T>()
+        self.handle.object.bytes() / size_of::<T>()
     }
 
     /// Whether there are none.
@@ -230,7 +251,7 @@ impl<T: Element + DeviceRepr> DeviceBuffer<T> {
     /// # Blocking
     /// Only if it comes back from disk, or while another thread moves it.
     pub fn read<'a>(&'a self, gpu: &'a Gpu) -> Result<ReadGuard<'a, T>, GpuError> {
-        ReadGuard::new(&self.object, gpu)
+        ReadGuard::new(&self.handle.object, gpu)
     }
 
     /// The numbers, on the host. Blocks until they are there. Needs no lease, and no device if they are on the host.
@@ -238,7 +259,7 @@ impl<T: Element + DeviceRepr> DeviceBuffer<T> {
     /// # Errors
     /// `Poisoned` or `DeviceLost` where the only copy was on a device that is lost; what the disk says.
     pub fn to_vec(&self) -> Result<Vec<T>, GpuError> {
-        to_vec(&self.object)
+        to_vec(&self.handle.object)
     }
 
     /// To write it again, where it is: possible if this is the only handle. Never copies.
@@ -246,9 +267,9 @@ impl<T: Element + DeviceRepr> DeviceBuffer<T> {
     /// # Errors
     /// The buffer as it was: there are other handles. An object's value counts as one.
     pub fn try_into_mut(self) -> Result<DeviceVec<T>, Self> {
-        match Arc::try_unwrap(self.object) {
-            Ok(object) => Ok(DeviceVec::new(object)),
-            Err(object) => Err(DeviceBuffer { object, elements: PhantomData }),
+        match Arc::try_unwrap(self.handle) {
+            Ok(Handle { object }) => Ok(DeviceVec::new(object)),
+            Err(handle) => Err(DeviceBuffer { handle, elements: PhantomData }),
         }
     }
 }
@@ -261,7 +282,7 @@ fn to_vec<T: Element>(object: &Object) -> Result<Vec<T>, GpuError> {
 /// On the host, until it is read with a device. No copy.
 impl<T: Element + DeviceRepr> From<Array<T>> for DeviceBuffer<T> {
     fn from(array: Array<T>) -> Self {
-        DeviceBuffer { object: Arc::new(Object::plain(Bytes::from(array))), elements: PhantomData }
+        DeviceBuffer::new(Object::plain(Bytes::from(array)))
     }
 }
 
@@ -274,14 +295,14 @@ impl<T: Element + DeviceRepr> From<Vec<T>> for DeviceBuffer<T> {
 
 impl<T> Clone for DeviceBuffer<T> {
     fn clone(&self) -> Self {
-        DeviceBuffer { object: self.object.clone(), elements: PhantomData }
+        DeviceBuffer { handle: self.handle.clone(), elements: PhantomData }
     }
 }
 
 /// Blocks until the numbers are on the host.
 impl<T: Element + DeviceRepr> Serialize for DeviceBuffer<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let array = match self.object.plain_bytes().map(Array::<T>::from_bytes) {
+        let array = match self.handle.object.plain_bytes().map(Array::<T>::from_bytes) {
             Some(Ok(array)) => array,
             _ => self.to_vec().map_err(ser::Error::custom)?.into(),
         };
@@ -303,7 +324,7 @@ impl<T: Element> fmt::Debug for DeviceVec<T> {
 
 impl<T: Element> fmt::Debug for DeviceBuffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe::<T>(f, "DeviceBuffer", &self.object)
+        describe::<T>(f, "DeviceBuffer", &self.handle.object)
     }
 }
 
@@ -314,10 +335,10 @@ fn describe<T>(f: &mut fmt::Formatter<'_>, name: &str, object: &Object) -> fmt::
 
 impl<'a, T: Element> ReadGuard<'a, T> {
     fn new(object: &'a Arc<Object>, gpu: &'a Gpu) -> Result<Self, GpuError> {
-        let stream = gpu.ordered();
+        let stream = gpu.running()?;
         let span = object.hold(stream)?;
         let view = View { stream, at: span.at(), len: span.bytes() / size_of::<T>(), elements: PhantomData };
-        Ok(ReadGuard { object, view })
+        Ok(ReadGuard { gpu, object, view })
     }
 
     /// How many numbers.
@@ -420,13 +441,20 @@ impl<'a, T> View<'a, T> {
 
 impl<T> Drop for ReadGuard<'_, T> {
     fn drop(&mut self) {
-        self.object.let_go(self.view.stream.device(), self.view.stream);
+        end(self.gpu, self.object);
     }
 }
 
 impl<T> Drop for WriteGuard<'_, T> {
     fn drop(&mut self) {
-        self.object.let_go(self.view.stream.device(), self.view.stream);
+        end(self.gpu, self.object);
+    }
+}
+
+fn end(gpu: &Gpu, object: &Object) {
+    // An event of now would be part of the graph, and none of what it runs. As if the guard were leaked, then.
+    if gpu.running().is_ok() {
+        object.let_go(gpu.ordered().device(), gpu.ordered());
     }
 }
 

@@ -134,5 +134,5 @@ pub(super) fn synchronize(device: &Device) -> Result<(), GpuError> {
 /// Whether what is given to the stream becomes part of a graph instead of running; also where the driver does not say.
 pub(super) fn is_capturing(stream: &Stream) -> bool {
     let none = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    stream.device().bind().is_err() || stream.raw().capture_status().map_or(true, |status| status != none)
+    stream.device().bind().is_err() || stream.raw().capture_status() != Ok(none)
 }

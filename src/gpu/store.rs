@@ -96,7 +96,10 @@ pub(super) struct Store {
 
 /// Objects that may have to go, by when they were used last.
 #[derive(Debug, Default)]
-struct Registry(Mutex<BTreeMap<u64, (Arc<AtomicU64>, Weak<Object>)>>);
+struct Registry(Mutex<BTreeMap<u64, Entry>>);
+
+/// When it was used, and what it is.
+type Entry = (Arc<AtomicU64>, Weak<Object>);
 
 /// The bytes of one buffer.
 #[derive(Debug)]
@@ -361,9 +364,8 @@ impl Copy {
     fn free(&mut self) -> Result<(), GpuError> {
         let Copy { store, memory, accesses, .. } = self;
         if self.guards > 0 || self.writing {
+            // Guards are of this device. Copies to others are noted below all the same.
             memory::synchronize(&store.device)?;
-            accesses.reads.clear();
-            accesses.write = None;
         }
         let mut before = accesses.before_write();
         if let (Some((stream, _)), None) = (before.next(), before.next())
@@ -575,9 +577,15 @@ impl Object {
     ) -> Result<Moving<'a>, GpuError> {
         let source = state.source(true)?;
         let moving = Moving::begin(self, state);
+        if let Source::Device(store, _, Some(written)) = &source
+            && let Err(error) = stream.wait(written)
+        {
+            self.forget(&store.device);
+            return Err(error);
+        }
         let copy = self.load(&source, stream);
         if let Source::Device(store, ..) = &source {
-            // If nothing was copied that does no harm.
+            // Whether it was copied or not: the stream has come after the write, as a reader does.
             self.let_go(&store.device, stream);
         }
         let mut copy = copy?;
@@ -592,16 +600,14 @@ impl Object {
         Ok(moving)
     }
 
+    /// A copy from `source`; from a device `stream` comes after its write already.
     fn load(&self, source: &Source, stream: &Stream) -> Result<Copy, GpuError> {
         let store = Store::of(stream.device())?;
         let mut copy = store.allocate(stream, self.number, self.bytes)?;
         let span = copy.memory.span();
         match source {
-            Source::Device(from, source, written) => {
-                written.iter().try_for_each(|written| stream.wait(written))?;
-                // SAFETY: the source is held, and the stream comes after its write. The new memory is in the stream's order.
-                unsafe { span.copy(stream, &from.device, *source) }?;
-            }
+            // SAFETY: the source is held, and the stream comes after its write. The new memory is in the stream's order.
+            Source::Device(from, source, _) => unsafe { span.copy(stream, &from.device, *source) }?,
             Source::Host(Host::Pinned(pinned)) => {
                 stream.wait(&pinned.written)?;
                 // SAFETY: nobody writes to the block after the copy that the stream waits for.
@@ -644,7 +650,12 @@ impl Object {
             Source::Host(Host::Disk(file)) => file.read(0, to)?,
             Source::Device(store, span, written) => {
                 // Waited for here and not by the stream: others stand behind it.
-                let mut result = written.map_or(Ok(()), |written| written.synchronize());
+                if let Some(written) = written
+                    && let Err(error) = written.synchronize()
+                {
+                    self.forget(&store.device);
+                    return Err(error);
+                }
                 let mut offset = 0;
                 let sink = |bytes: &[u8]| {
                     to[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -652,7 +663,7 @@ impl Object {
                     Ok(())
                 };
                 // SAFETY: the write is over, and the copy is held.
-                result = result.and_then(|()| unsafe { download(&store.copies, span, sink) });
+                let result = unsafe { download(&store.copies, span, sink) };
                 self.let_go(&store.device, &store.copies);
                 result?;
             }
@@ -712,10 +723,12 @@ impl State {
                 Ok(Source::Device(copy.store.clone(), copy.memory.span(), written))
             }
             (Some(host), _) => Ok(Source::Host(host.clone())),
-            (None, _) => match self.copies.first() {
-                Some(copy) => copy.store.device.check().and_then(|()| unreachable!("a healthy copy is a source")),
-                None => unreachable!("a buffer is somewhere, or on its way"),
-            },
+            // What is nowhere is being moved, and whoever asks has waited for that. So there are copies on lost devices.
+            (None, _) => Err(self
+                .copies
+                .iter()
+                .find_map(|copy| copy.store.device.check().err())
+                .unwrap_or_else(|| GpuError::Spill { detail: "the bytes are nowhere".into() })),
         }
     }
 }
