@@ -301,13 +301,13 @@ fn a_wild_address_is_a_fault() {
 fn a_lost_device_says_so() {
     let Some(fake) = in_child("a_lost_device_says_so", &[]) else { return };
     let gpu = Gpu::open(&device(1)).unwrap();
-    fake.set_fault(1, 46);
+    fake.fault(1, 46);
     assert_eq!(gpu.synchronize(), Err(GpuError::DeviceLost { device: 1 }));
     assert_eq!(Gpu::open(&device(1)).unwrap_err(), GpuError::DeviceLost { device: 1 });
     Gpu::open(&device(0)).unwrap().synchronize().unwrap();
-    // One that was lost before its first use.
-    fake.set_fault(3, 46);
-    assert_eq!(Gpu::open(&device(3)).unwrap_err(), GpuError::DeviceLost { device: 3 });
+    // Of one that was never used the driver does not say more than this.
+    fake.fault(3, 46);
+    assert_eq!(Gpu::open(&device(3)).unwrap_err(), GpuError::Unavailable { device: 3 });
 }
 
 #[test]
@@ -380,6 +380,34 @@ fn a_graph_runs_what_was_recorded_as_often_as_it_is_launched() {
 }
 
 #[test]
+fn a_graph_works_on_buffers_whose_guards_are_held() {
+    let Some(fake) = in_child("a_graph_works_on_buffers_whose_guards_are_held", &[]) else { return };
+    let [maker, gpu] = [(); 2].map(|()| Gpu::open(&device(0)).unwrap());
+    let x = maker.upload(&[1.0f32, 2.0]).unwrap().freeze();
+    let mut y = maker.upload(&[0.0f32; 2]).unwrap();
+    let kernel = gpu.function(PTX, "saxpy").unwrap();
+    let inside = gpu.capture(|gpu| x.read(gpu).map(drop));
+    assert!(matches!(inside, Err(GpuError::Driver { code: 905, .. })), "{inside:?}");
+    let (from, mut to) = (x.read(&gpu).unwrap(), y.write(&gpu).unwrap());
+    let step = gpu
+        .capture(|gpu| {
+            let mut launch = gpu.stream().launch_builder(&kernel);
+            launch.arg(&1.0f32).arg(&from).arg(&mut to).arg(&2i32);
+            // SAFETY: the kernel's arguments are these, and both buffers have two elements.
+            gpu.check("cuLaunchKernel", unsafe { launch.launch(LaunchConfig::for_num_elems(2)) }.map(drop))
+        })
+        .unwrap();
+    for _ in 0..5 {
+        // SAFETY: both guards are held.
+        unsafe { step.launch(&gpu) }.unwrap();
+    }
+    drop((from, to));
+    assert_eq!(y.to_vec().unwrap(), [5.0, 10.0]);
+    drop((x, y));
+    assert_eq!(fake.races(), "");
+}
+
+#[test]
 fn a_recording_that_fails_leaves_the_stream_as_it_was() {
     let Some(fake) = in_child("a_recording_that_fails_leaves_the_stream_as_it_was", &[]) else { return };
     let gpu = Gpu::open(&device(0)).unwrap();
@@ -403,8 +431,8 @@ fn a_recording_that_fails_leaves_the_stream_as_it_was() {
 
 #[cfg(feature = "gpu-blas")]
 mod blas {
+    use super::fake_cuda::Fake;
     use super::*;
-    use fake_cuda::Fake;
 
     /// The stand-in for libcublas, under its name.
     fn in_child_with_cublas(test: &str) -> Option<Fake> {

@@ -230,8 +230,13 @@ impl Client {
         let extras = Extras { actor: Some(actor), cpu, ..Extras::default() };
         let function = Site::of::<ActorEntry<F, D, Args, S>>()?;
         let name = options.name.clone();
-        let submitted =
-            Options { name: name.clone(), demand: Some(demand).into(), strategy, bundle, ..Options::default() };
+        let submitted = Options {
+            name: name.clone(),
+            demand: Some(demand).into(),
+            strategy,
+            bundle: bundle.into(),
+            ..Options::default()
+        };
         if detached {
             let what = (function, packed, &*dependencies);
             let restarts = options.max_restarts;

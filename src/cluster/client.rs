@@ -393,6 +393,11 @@ impl Client {
         }
         let cell = self.under_way.lock().remove(&object);
         // Actors are counted where they are; a part counts with the whole.
+        // A placement group that only the task held is given back.
+        let options = cell.as_ref().filter(|cell| cell.kind() != "actor").and_then(|cell| cell.meta().options.as_ref());
+        if let Some(bundle) = options.and_then(|options| options.bundle.lock().take()) {
+            out.trash.push(Box::new(bundle));
+        }
         if cell.as_ref().is_some_and(|cell| !matches!(cell.kind(), "actor" | "object")) {
             self.core.count_ended(!matches!(state.owner.value(object), Some(Value::Failed(_))));
         }
@@ -823,7 +828,7 @@ impl Client {
         }
         let is_plain = options.is_none_or(|options| {
             options.demand.lock().is_none()
-                && options.bundle.is_none()
+                && options.bundle.lock().is_none()
                 && options.strategy == crate::resources::Strategy::Default
         });
         // What the node has given it ahead of its turn does not count: a task that holds a lock while it waits for its
@@ -1308,8 +1313,8 @@ impl Client {
         location: &'static Location<'static>,
         options: Option<&Options>,
     ) -> Result<()> {
-        let Some((group, bundle)) = options.and_then(|options| options.bundle.as_ref()) else { return Ok(()) };
-        let Some(reason) = group.misfit(*bundle, &demand(options).0) else { return Ok(()) };
+        let Some((group, bundle)) = options.and_then(|options| options.bundle.lock().clone()) else { return Ok(()) };
+        let Some(reason) = group.misfit(bundle, &demand(options).0) else { return Ok(()) };
         let origin = Origin {
             kind: kind.into(),
             name: options.and_then(|options| options.name.as_deref()).unwrap_or(type_name).into(),
@@ -1932,7 +1937,7 @@ fn demand(options: Option<&Options>) -> (Arc<Demand>, Strategy) {
         None => PLAIN.clone(),
         Some(demand) => Arc::new(demand.into()),
     };
-    let strategy = match &options.bundle {
+    let strategy = match &*options.bundle.lock() {
         Some((group, bundle)) => Strategy::Bundle { group: group.object(), bundle: *bundle, node: None },
         None => options.strategy.to_cluster(),
     };

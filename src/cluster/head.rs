@@ -194,9 +194,9 @@ impl Head {
         };
         let Memory { members, dead } = memory;
         Head {
+            is_reuniting: !members.is_empty(),
             expected: members,
             reunion: now + REUNION,
-            is_reuniting: true,
             dead: dead.into_iter().map(|(id, (member, is_late))| (id, departed(member, is_late))).collect(),
             ..Head::new()
         }

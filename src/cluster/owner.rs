@@ -515,7 +515,8 @@ impl Owner {
         self.run(out);
     }
 
-    /// Ends a task that has not ended or that stays, wherever it is; what depends on it fails.
+    /// Ends a task that has not ended or that stays, wherever it is; what depends on it fails. One part of its result
+    /// stands for all.
     pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
         if self.records.contains_key(&object.number) {
             self.fail(object, Arc::new(Error::Cancelled { origin: self.origin(object.number) }), out);
@@ -524,6 +525,7 @@ impl Owner {
 
     /// The same, for another reason.
     pub(crate) fn fail(&mut self, object: ObjectId, failure: Failure, out: &mut Effects) {
+        let object = self.maker(object);
         let Some(record) = self.records.get(&object.number) else { return };
         let (attempt, at) = (record.attempt, record.at);
         if record.is_under_way() {
@@ -1590,18 +1592,20 @@ mod tests {
     }
 
     #[test]
-    fn parts_fail_with_their_task_and_a_part_is_cancelled_alone() {
+    fn parts_fail_and_are_cancelled_with_their_task() {
         let mut owner = owner();
         let (whole, [first, second]) = split(&mut owner, 1);
-        let mut out = Effects::default();
-        owner.cancel(first, &mut out);
-        assert_eq!(out.done, [(first, false)]);
         let why = lost(whole, "a reason");
         let out = say(&mut owner, NODE, Message::Finished { task: whole, attempt: 1, outcome: Outcome::Failed(why) });
-        assert_eq!(out.done, [(whole, false), (second, false)]);
-        assert!(owner.failure(first).is_some_and(|why| why.is_cancelled()));
+        assert_eq!(out.done, [(whole, false), (first, false), (second, false)]);
         assert!(matches!(owner.failure(second).as_deref(), Some(Error::Lost { reason, .. }) if reason == "a reason"));
-        for object in [whole, first, second] {
+        let (again, [third, fourth]) = split(&mut owner, 1);
+        let mut out = Effects::default();
+        owner.cancel(third, &mut out);
+        assert_eq!(out.done, [(again, false), (third, false), (fourth, false)]);
+        assert!(matches!(out.sends[..], [(NODE, Message::Cancel { task })] if task == again), "{:?}", out.sends);
+        assert!([third, fourth].iter().all(|part| owner.failure(*part).is_some_and(|why| why.is_cancelled())));
+        for object in [whole, first, second, again, third, fourth] {
             release(&mut owner, object);
         }
         assert_eq!(owner.records(), 0);

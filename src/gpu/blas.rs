@@ -38,6 +38,16 @@ impl Gpu {
     /// cuBLAS on the session's stream. The first use of a stream makes its handle, which blocks for some milliseconds;
     /// later sessions on the stream have the same one. Leave its pointer mode as you found it.
     ///
+    /// ```no_run
+    /// # use outray::gpu::{Gpu, GpuError, cudarc::{cublas::{Gemm, GemmConfig, sys::cublasOperation_t::CUBLAS_OP_N}, driver::CudaSlice}};
+    /// # fn f(gpu: &Gpu, a: &CudaSlice<f32>, b: &CudaSlice<f32>, c: &mut CudaSlice<f32>, n: i32) -> Result<(), GpuError> {
+    /// let [transa, transb] = [CUBLAS_OP_N; 2];
+    /// let square = GemmConfig { transa, transb, m: n, n, k: n, alpha: 1.0, lda: n, ldb: n, beta: 0.0, ldc: n };
+    /// // SAFETY: all three have `n * n` elements.
+    /// gpu.check_blas("cublasSgemm", unsafe { gpu.blas()?.gemm(square, a, b, c) })
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// `MissingLibrary` where libcublas is not installed (see `OUTRAY_CUDA_PATH`), and cuBLAS's.
     pub fn blas(&self) -> Result<&CudaBlas, GpuError> {

@@ -67,7 +67,7 @@ impl Device {
 
     fn new(info: &DeviceInfo, ordinal: usize) -> Result<Device, GpuError> {
         let failed = |call, error: DriverError| match error.0 {
-            sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => GpuError::DeviceLost { device: info.index },
+            sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => GpuError::Unavailable { device: info.index },
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 GpuError::OutOfMemory { device: info.index, requested: 0, free: 0 }
             }
@@ -115,11 +115,15 @@ impl Device {
             self.check()?;
             tracing::warn!("GPU {}: {error}", self.info.index);
         }
+        self.make_current().map_err(|error| self.error("cuCtxSetCurrent", error))
+    }
+
+    fn make_current(&self) -> Result<(), DriverError> {
         let context = self.context.cu_ctx();
         match result::ctx::get_current() {
             Ok(Some(current)) if current == context => Ok(()),
             // SAFETY: the context lives as long as `self.context`, which is never dropped before the process ends.
-            _ => unsafe { result::ctx::set_current(context) }.map_err(|error| self.error("cuCtxSetCurrent", error)),
+            _ => unsafe { result::ctx::set_current(context) },
         }
     }
 
@@ -207,6 +211,10 @@ impl Device {
                 self.poison.get_or_init(|| GpuError::Poisoned { device, call: call.into(), code }).clone()
             }
             Code::CUDA_ERROR_DEVICE_UNAVAILABLE => self.poison.get_or_init(|| GpuError::DeviceLost { device }).clone(),
+            // CUDA does not say whether the context survives this one. In a lost one every call fails.
+            Code::CUDA_ERROR_UNKNOWN if self.make_current().and_then(|()| result::mem_get_info()).is_err() => {
+                self.poison.get_or_init(|| GpuError::Poisoned { device, call: call.into(), code }).clone()
+            }
             _ => GpuError::Driver { call: call.into(), code },
         }
     }

@@ -57,6 +57,12 @@ pub enum GpuError {
         /// The device's number in the inventory.
         device: u32,
     },
+    /// The driver gives no context on the device: another process has it to itself, or its compute mode lets nobody
+    /// use it.
+    Unavailable {
+        /// The device's number in the inventory.
+        device: u32,
+    },
     /// An optional library is not installed.
     MissingLibrary {
         /// Which.
@@ -101,6 +107,10 @@ impl fmt::Display for GpuError {
                  code that may do so"
             ),
             Self::DeviceLost { device } => write!(f, "GPU {device} is lost: it fell off the bus or needs a reset"),
+            Self::Unavailable { device } => write!(
+                f,
+                "GPU {device} is not available: another process has it to itself, or its compute mode lets nobody use it"
+            ),
             Self::MissingLibrary { library } => write!(f, "{library} is not installed, or the loader does not find it"),
             Self::Compile { log } => write!(f, "the kernel does not compile: {log}"),
             Self::Spill { detail } => write!(f, "a buffer that left its device could not be kept on disk: {detail}"),

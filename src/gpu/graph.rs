@@ -4,10 +4,7 @@
 use super::{Gpu, GpuError, device::Device};
 use crate::sync::Mutex;
 use cudarc::driver::{CudaGraph, sys};
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{fmt, sync::Arc};
 
 /// Work that [`Gpu::capture`] recorded. To launch it costs the host about as much as one kernel does.
 pub struct Graph {
@@ -59,6 +56,21 @@ impl Gpu {
     /// nothing can wait, and other streams cannot take part: make buffers, and take their guards, before. The buffers
     /// must stay where they are for as long as the graph is launched.
     ///
+    /// ```no_run
+    /// # use outray::gpu::{Gpu, GpuError, cudarc::driver::{CudaFunction, LaunchConfig}};
+    /// # fn f(gpu: &Gpu, kernel: &CudaFunction) -> Result<(), GpuError> {
+    /// let config = LaunchConfig::for_num_elems(1);
+    /// let step = gpu.capture(|gpu| {
+    ///     // SAFETY: the kernel takes no arguments.
+    ///     gpu.check("cuLaunchKernel", unsafe { gpu.stream().launch_builder(kernel).launch(config) }.map(drop))
+    /// })?;
+    /// for _ in 0..1000 {
+    ///     // SAFETY: it uses no memory.
+    ///     unsafe { step.launch(gpu) }?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of `body`, and the driver's where the body did what cannot be recorded. The stream is as before then.
     pub fn capture<E: From<GpuError>>(&self, body: impl FnOnce(&Gpu) -> Result<(), E>) -> Result<Graph, E> {
@@ -68,7 +80,6 @@ impl Gpu {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let begun = self.stream().begin_capture(mode);
         begun.map_err(|error| device.error("cuStreamBeginCapture", error))?;
-        self.recording().store(true, Ordering::Relaxed);
         let recording = Recording(self);
         body(self)?;
         let graph = recording.end().map_err(|error| device.error("cuStreamEndCapture", error))?;
@@ -85,7 +96,6 @@ struct Recording<'a>(&'a Gpu);
 
 impl Recording<'_> {
     fn stop(&self) -> Result<Option<CudaGraph>, cudarc::driver::DriverError> {
-        self.0.recording().store(false, Ordering::Relaxed);
         self.0.stream().end_capture(sys::CUgraphInstantiate_flags(0))
     }
 

@@ -6,17 +6,32 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError},
     nvrtc::CompileOptions,
 };
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::Arc;
 
 /// A device as a body uses it: its context, and a stream that nobody else has meanwhile.
 ///
 /// Work that is given to the stream runs in its order, after the body has gone on. Nothing here waits for it except
 /// what says so.
+///
+/// ```no_run
+/// use outray::gpu::{Gpu, GpuError, cudarc::driver::{LaunchConfig, PushKernelArg}, detect};
+/// const PTX: &str = ""; // include_str!("saxpy.ptx")
+/// let gpu = Gpu::open(&detect()?.inventory()?.devices[0])?;
+/// let saxpy = gpu.function(PTX, "saxpy")?;
+/// let x = gpu.upload(&[1.0f32, 2.0, 3.0])?.freeze();
+/// let mut y = gpu.zeros::<f32>(3)?;
+/// let (from, mut to) = (x.read(&gpu)?, y.write(&gpu)?);
+/// let mut launch = gpu.stream().launch_builder(&saxpy);
+/// launch.arg(&2.0f32).arg(&from).arg(&mut to).arg(&3i32);
+/// // SAFETY: these are the kernel's arguments, and both buffers have three elements.
+/// gpu.check("cuLaunchKernel", unsafe { launch.launch(LaunchConfig::for_num_elems(3)) })?;
+/// drop((from, to));
+/// assert_eq!(y.to_vec()?, [2.0, 4.0, 6.0]);
+/// # Ok::<(), GpuError>(())
+/// ```
 #[derive(Debug)]
 pub struct Gpu {
     stream: Stream,
-    /// The stream's work is recorded, not run.
-    recording: AtomicBool,
 }
 
 impl Gpu {
@@ -35,18 +50,13 @@ impl Gpu {
     pub(crate) fn lease(device: &Arc<Device>, after: &[Event]) -> Result<Gpu, GpuError> {
         // Also takes what destructors of earlier bodies left for the next caller.
         device.bind()?;
-        let gpu = Gpu { stream: device.stream()?, recording: AtomicBool::new(false) };
+        let gpu = Gpu { stream: device.stream()? };
         after.iter().try_for_each(|event| gpu.stream.wait(event)).map(|()| gpu)
     }
 
     /// The session's end: a point behind all that was given to the stream. The stream goes to whoever is next.
     pub(crate) fn finish(self) -> Result<Event, GpuError> {
         self.stream.record()
-    }
-
-    /// Whether the stream's work is being recorded: nothing can be allocated, freed or waited for then.
-    pub(crate) fn recording(&self) -> &AtomicBool {
-        &self.recording
     }
 
     /// The stream, with its number.
@@ -72,7 +82,8 @@ impl Gpu {
         self.stream.device().context()
     }
 
-    /// The module of this code, loaded at the first use on the device. That blocks while the driver translates PTX.
+    /// The module of this code, loaded at the first use on the device. That blocks while the driver translates PTX. The
+    /// device keeps it for as long as the process runs.
     ///
     /// # Errors
     /// [`GpuError::Compile`] where the driver does not take the code.
@@ -97,6 +108,13 @@ impl Gpu {
     /// # Errors
     /// `MissingLibrary` where NVRTC is not installed (see `OUTRAY_CUDA_PATH`), [`GpuError::Compile`] with what it said,
     /// `NOT_FOUND` (500) where the source has no such kernel (`extern "C"` keeps its name).
+    ///
+    /// ```no_run
+    /// # fn f(gpu: &outray::gpu::Gpu) -> Result<(), outray::gpu::GpuError> {
+    /// let source = r#"extern "C" __global__ void one(float* x) { x[0] = 1.0f; }"#;
+    /// let one = gpu.compile(source, "one", Default::default())?;
+    /// # let _ = one; Ok(()) }
+    /// ```
     pub fn compile(&self, source: &str, name: &str, options: CompileOptions) -> Result<CudaFunction, GpuError> {
         let device = self.stream.device();
         device.modules().compile(device, source, options)?.function(device, name)
@@ -118,9 +136,7 @@ impl Gpu {
     pub fn check<T>(&self, call: &str, result: Result<T, DriverError>) -> Result<T, GpuError> {
         result.map_err(|error| self.stream.device().error(call, error))
     }
-}
 
-impl Gpu {
     /// The fault after which nothing runs on this device in this process, if one was seen.
     pub fn fault(&self) -> Option<GpuError> {
         self.stream.device().check().err()

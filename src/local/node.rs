@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[cfg(feature = "cluster")]
     pub(crate) strategy: crate::resources::Strategy,
     #[cfg(feature = "cluster")]
-    pub(crate) bundle: Option<crate::cluster::groups::InBundle>,
+    pub(crate) bundle: Mutex<Option<crate::cluster::groups::InBundle>>,
     #[cfg(feature = "cluster")]
     pub(crate) is_err_site: Option<fn() -> Result<crate::cluster::wire::Site, Error>>,
     /// It was submitted in another process.
@@ -93,7 +93,7 @@ impl Default for Options {
             #[cfg(feature = "cluster")]
             strategy: crate::resources::Strategy::Default,
             #[cfg(feature = "cluster")]
-            bundle: None,
+            bundle: Mutex::new(None),
             #[cfg(feature = "cluster")]
             is_err_site: None,
             submitted: None,

@@ -8,7 +8,7 @@ mod where_to;
 pub(crate) use shared::{AtomicBool, AtomicU32, AtomicUsize, Notes};
 pub(crate) use where_to::{builder, local, local_only, not_yet, on_cluster};
 
-use outray::Error;
+use outray::{Error, Runtime};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
     future::{Future, IntoFuture},
@@ -91,6 +91,14 @@ pub(crate) fn assert_cycle(error: &Error, expected: &[&str]) {
     assert!((0..expected.len()).any(in_order), "expected the cycle {expected:?}, got {path:?}");
     let text = error.to_string();
     assert!(text.contains("waiting would never end") && text.contains(" -> "), "{text}");
+}
+
+/// What a process of a cluster is told it knows a moment later. Each is asked for its figures: the question goes over
+/// the head, which is a longer way than that of the news, and a worker hears both from its node, in their order.
+pub(crate) fn the_news_is_everywhere(rt: &Runtime) {
+    if on_cluster() {
+        until("nothing waits", || rt.stats().waiting_for_resources == 0);
+    }
 }
 
 /// Lets everybody else run for a while: a chance to do what they must not. Never needed for a test

@@ -86,7 +86,7 @@ impl Cycle {
 struct Known {
     label: Option<String>,
     needs: Vec<Need>,
-    is_made_elsewhere: bool,
+    made_by: Vec<Spot>,
 }
 
 /// What several processes have told.
@@ -99,7 +99,7 @@ impl Graph {
     pub(crate) fn add(&mut self, entry: Entry) {
         let known = self.known.entry(entry.at).or_default();
         known.label = known.label.take().or(entry.label);
-        known.is_made_elsewhere |= entry.made_by.is_some();
+        known.made_by.extend(entry.made_by);
         for need in entry.needs.into_iter().chain(entry.made_by.map(Need::of)) {
             if !known.needs.contains(&need) {
                 known.needs.push(need);
@@ -188,9 +188,11 @@ impl Graph {
             at = before[&at];
         }
         path[1..].reverse();
-        let labels = path.iter().filter_map(|spot| {
+        // An object and who makes it are one, to people.
+        let nexts = path.iter().cycle().skip(1);
+        let labels = path.iter().zip(nexts).filter_map(|(spot, next)| {
             let known = &self.known[spot];
-            known.label.clone().filter(|_| !known.is_made_elsewhere)
+            known.label.clone().filter(|_| !known.made_by.contains(next))
         });
         Some(Cycle { ticket, path: labels.collect(), members })
     }
