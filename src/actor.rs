@@ -632,7 +632,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
                 sites,
                 demand,
                 strategy: request.strategy,
-                bundle: request.bundle.into(),
+                bundle: request.bundle,
                 get_if_exists,
                 detached,
             };

@@ -261,7 +261,7 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
             #[cfg(feature = "cluster")]
             strategy: self.request.strategy.clone(),
             #[cfg(feature = "cluster")]
-            bundle: self.request.bundle.clone(),
+            bundle: self.request.bundle.clone().into(),
             #[cfg(feature = "cluster")]
             is_err_site: self.is_err_site,
             demand: demand.into(),

@@ -66,6 +66,7 @@ impl Lack {
     }
 
     /// The share of what is wanted that is missing: the smaller, the nearer.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // a runtime of its own need not know
     pub(crate) fn gap(&self) -> f64 {
         self.gap
     }
@@ -257,6 +258,7 @@ impl Devices {
 
     /// What a bundle with this request has wherever it is. Of the memory of a whole device that is not known, and
     /// taken to be enough.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // a runtime of its own need not know
     pub(crate) fn promised(request: Option<&GpuRequest>) -> Devices {
         let Some(request) = request else { return Devices::default() };
         const ENOUGH: u64 = 1 << 60;

@@ -101,6 +101,7 @@ impl GpuRequest {
     }
 
     /// Thousandths of devices, all together.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // a runtime of its own need not know
     pub(crate) fn total(&self) -> u64 {
         u64::from(self.devices) * u64::from(self.share.thousandths())
     }
