@@ -251,8 +251,8 @@ macro_rules! request_methods {
     () => {
         /// Asks for CPUs; a fraction is a share of one, counted in thousandths.
         #[must_use = "the builder with this request is what is returned"]
-        pub fn cpus(mut self, cpus: f64) -> Self {
-            self.request.cpus(cpus);
+        pub fn cpus(mut self, cpus: impl Into<f64>) -> Self {
+            self.request.cpus(cpus.into());
             self
         }
 
@@ -260,8 +260,8 @@ macro_rules! request_methods {
         /// all of its memory and a share with the same part of it, unless [`gpu_memory`](Self::gpu_memory) says how
         /// much.
         #[must_use = "the builder with this request is what is returned"]
-        pub fn gpus(mut self, gpus: f64) -> Self {
-            self.request.gpus(gpus);
+        pub fn gpus(mut self, gpus: impl Into<f64>) -> Self {
+            self.request.gpus(gpus.into());
             self
         }
 

@@ -77,7 +77,7 @@ fn a_body_gets_the_devices_that_it_has_leased_and_no_other() {
         assert!(Arc::ptr_eq(&gpu(0)?, &gpu(0)?), "one session for each");
         Ok((uuids, gpu(leases.len()).unwrap_err()))
     };
-    let (uuids, error) = rt.task(seen).gpus(2.0).submit(()).get().unwrap().unwrap();
+    let (uuids, error) = rt.task(seen).gpus(2).submit(()).get().unwrap().unwrap();
     assert_eq!(uuids, [device(0).uuid, device(1).uuid]);
     assert_eq!(error, GpuError::NotLeased { wanted: 2, leased: 2 });
     let none = rt.submit(|| gpu(0).map(drop), ()).get().unwrap().unwrap_err();
@@ -92,9 +92,9 @@ fn a_chain_of_tasks_on_a_device_waits_for_it_nowhere() {
     let Some(fake) = in_child("a_chain_of_tasks_on_a_device_waits_for_it_nowhere", &[]) else { return };
     let rt = runtime(1);
     fake.hold(0, true); // it does nothing from here on
-    let mut last = rt.task(ones).gpus(1.0).submit(());
+    let mut last = rt.task(ones).gpus(1).submit(());
     for _ in 0..1000 {
-        last = rt.task(add_one).gpus(1.0).submit(&last);
+        last = rt.task(add_one).gpus(1).submit(&last);
     }
     // The last body has returned, and not even the first launch has run.
     let sum = last.get().unwrap().unwrap();
@@ -110,9 +110,9 @@ fn a_lease_ends_when_the_device_has_done_the_work() {
     let rt = runtime(2);
     let which = || gpu(0).map(|gpu| gpu.info().index);
     fake.hold(0, true);
-    let first = rt.task(ones).gpus(1.0).submit(()).get().unwrap().unwrap();
+    let first = rt.task(ones).gpus(1).submit(()).get().unwrap().unwrap();
     // The first device still works for the first task, so it is not the one that is taken.
-    let other = rt.task(which).gpus(1.0).submit(()).get().unwrap();
+    let other = rt.task(which).gpus(1).submit(()).get().unwrap();
     assert_eq!(other, Ok(1));
     // Who needs both comes after that work, and who gets them does not wait for it.
     let both = rt.task(|| gpu(1).map(|gpu| gpu.info().index)).gpu(GpuRequest::whole(2)).submit(());
@@ -121,7 +121,7 @@ fn a_lease_ends_when_the_device_has_done_the_work() {
     assert_eq!(first.to_vec().unwrap(), [1.0; 16]);
     // By itself it goes back, too: a pool of actors that take each a device finds both free.
     until("both are free", || {
-        let held = rt.task(|| ()).gpus(2.0).submit(());
+        let held = rt.task(|| ()).gpus(2).submit(());
         held.get().is_ok()
     });
     drop((first, rt));
@@ -154,14 +154,14 @@ fn a_lease_ends_also_when_the_body_panics_or_is_cancelled() {
         let _ones = ones().unwrap();
         panic!("as it should");
     };
-    let failed = rt.task(panics).gpus(1.0).retries(2).submit(());
+    let failed = rt.task(panics).gpus(1).retries(2).submit(());
     assert!(matches!(failed.get(), Err(Error::Panicked { .. })));
     let waits = || async {
         let _ones = ones().unwrap();
         std::future::pending::<()>().await;
     };
-    let waiting = rt.task(waits).gpus(1.0).submit(());
-    let next = rt.task(ones).gpus(1.0).submit(());
+    let waiting = rt.task(waits).gpus(1).submit(());
+    let next = rt.task(ones).gpus(1).submit(());
     until("it waits for the device", || rt.stats().waiting_for_resources == 1);
     waiting.cancel();
     assert_eq!(next.get().unwrap().unwrap().to_vec().unwrap(), [1.0; 16]);
@@ -207,7 +207,7 @@ fn an_actor_keeps_its_session_from_call_to_call() {
     assert_eq!(sessions.len(), 1);
     assert_eq!(actor.call(Sum::sum, ()).get().unwrap().unwrap(), [20.0; 16]);
     // Its share is its own as long as it lives.
-    let whole = rt.task(ones).gpus(1.0).submit(());
+    let whole = rt.task(ones).gpus(1).submit(());
     until("it waits", || rt.explain(&whole).to_string().contains("GPU"));
     drop((calls, actor));
     assert!(whole.get().unwrap().is_ok());
@@ -227,18 +227,18 @@ fn a_device_that_has_failed_is_leased_to_nobody_and_the_others_are() {
         launch(&gpu, "trap", &x, &mut y).map(|()| gpu.info().index)
     };
     // The body is long over when the kernel faults.
-    assert_eq!(rt.task(traps).gpus(1.0).submit(x.clone()).get().unwrap(), Ok(0));
+    assert_eq!(rt.task(traps).gpus(1).submit(x.clone()).get().unwrap(), Ok(0));
     fake.hold(0, false);
     fake.fault(0, 700);
     // Who can have another device gets that; who needs both can never start, and hears why.
     let poisoned = |error: &GpuError| matches!(error, GpuError::Poisoned { device: 0, code: 700, .. });
-    until("it is known", || rt.task(|| ()).gpus(2.0).submit(()).get().is_err());
-    match rt.task(|| ()).gpus(2.0).submit(()).get().unwrap_err() {
+    until("it is known", || rt.task(|| ()).gpus(2).submit(()).get().is_err());
+    match rt.task(|| ()).gpus(2).submit(()).get().unwrap_err() {
         Error::Gpu { error, .. } => assert!(poisoned(&error), "{error}"),
         other => panic!("{other:?}"),
     }
     for _ in 0..3 {
-        assert_eq!(rt.task(|| gpu(0).map(|gpu| gpu.info().index)).gpus(1.0).submit(()).get().unwrap(), Ok(1));
+        assert_eq!(rt.task(|| gpu(0).map(|gpu| gpu.info().index)).gpus(1).submit(()).get().unwrap(), Ok(1));
     }
     // What was on it is lost, and says so.
     let error = x.to_vec().unwrap_err();

@@ -70,8 +70,8 @@ impl LocalClusterBuilder {
     }
 
     /// How many CPUs each node has for tasks, whatever the machine has; 1 by default.
-    pub fn cpus(mut self, cpus: f64) -> Self {
-        self.cpus = cpus;
+    pub fn cpus(mut self, cpus: impl Into<f64>) -> Self {
+        self.cpus = cpus.into();
         self
     }
 
