@@ -627,7 +627,8 @@ impl Context {
     /// take about a microsecond.
     ///
     /// What is given to the stream runs after the body has gone on, and the body need not wait for it: the lease ends
-    /// when it is done, and whoever gets the device next comes after it. An actor has one session for all its calls.
+    /// when it is done, and whoever gets the device next comes after it. What is given to it after the body's end is
+    /// nobody's lease. An actor has one session for all its calls.
     ///
     /// # Errors
     /// [`GpuError::NotLeased`](crate::gpu::GpuError::NotLeased) where the task asked for fewer devices, or none; that

@@ -49,12 +49,19 @@ impl Sessions {
         Ok(slot.insert(Arc::new(gpu)).clone())
     }
 
-    /// The lease is over: points behind all that was given to its streams and has not been done yet. A device that has
-    /// failed does nothing more.
-    pub(crate) fn finish(&self) -> Vec<Event> {
+    /// The lease is over: points behind all that was given to its streams and has not been done yet, and whether a
+    /// device has failed, which does nothing more.
+    pub(crate) fn finish(&self) -> (Vec<Event>, bool) {
+        let (mut until, mut has_failed) = (Vec::new(), false);
         let made = self.made.lock().take();
-        let events = made.into_iter().flatten().flatten().filter_map(|gpu| gpu.finish().ok());
-        events.filter(|event| matches!(event.is_complete(), Ok(false))).collect()
+        for gpu in made.into_iter().flatten().flatten() {
+            match gpu.finish().and_then(|event| Ok((event.is_complete()?, event))) {
+                Ok((true, _)) => {}
+                Ok((false, event)) => until.push(event),
+                Err(_) => has_failed = true,
+            }
+        }
+        (until, has_failed)
     }
 
     /// The host waits for all that was given to the streams until now.

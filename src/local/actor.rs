@@ -382,6 +382,11 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     fn give_back(&self) {
         let grant = self.grant.lock().take();
+        // A node takes back what it has lent, so the devices must have done their work before.
+        #[cfg(feature = "gpu-unversioned")]
+        if let Some(sessions) = grant.as_ref().filter(|grant| grant.is_lent).and_then(Grant::used) {
+            let _nobody_asks = sessions.synchronize();
+        }
         if let Some(grant) = grant.filter(|grant| !grant.is_lent) {
             self.core.ledger.lock().held -= grant.demand.cpu;
             self.core.release(grant);

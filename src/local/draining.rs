@@ -124,7 +124,7 @@ impl Core {
         let pause = if done.is_empty() { (pause * 3 / 2).min(LAST) } else { FIRST };
         if let Some(error) = fault {
             tracing::error!("{error}");
-            self.look_at_gpus_again();
+            self.gpus.forget_the_look();
         }
         for lease in done {
             self.release(lease.grant);

@@ -50,6 +50,14 @@ pub(crate) struct Gpus {
     is_watched: AtomicBool,
 }
 
+#[cfg(feature = "gpu-unversioned")]
+impl Gpus {
+    /// One of them has failed: whoever asks for one has them looked at before.
+    pub(super) fn forget_the_look(&self) {
+        *self.looked.lock() = None;
+    }
+}
+
 /// What is seen of a device now.
 type Seen = Result<DeviceUsage, GpuError>;
 
@@ -134,14 +142,6 @@ impl Core {
         let ledger = &mut *self.ledger.lock();
         ledger.free.gpus.see(&seen);
         ledger.total.gpus.see_for_good(&seen);
-    }
-
-    /// Something has happened to one of them. No lock is held meanwhile.
-    #[cfg(feature = "gpu-unversioned")]
-    pub(super) fn look_at_gpus_again(&'static self) {
-        self.gpus.looked.lock().take();
-        self.look_at_gpus();
-        self.admit();
     }
 
     /// Somebody waits for what other processes use, and they tell nobody when they stop.

@@ -448,8 +448,14 @@ impl Core {
             return;
         }
         #[cfg(feature = "gpu-unversioned")]
-        if let Some(until) = grant.sessions.take().map(|sessions| sessions.finish()).filter(|until| !until.is_empty()) {
-            self.drain_devices(grant.take_devices(), until);
+        if let Some(sessions) = grant.sessions.take() {
+            let (until, has_failed) = sessions.finish();
+            if has_failed {
+                self.gpus.forget_the_look();
+            }
+            if !until.is_empty() {
+                self.drain_devices(grant.take_devices(), until);
+            }
         }
         if !grant.gpus.is_empty() && self.has_applicants() {
             self.look_at_gpus();

@@ -317,6 +317,8 @@ impl<B: Body> TaskCell<B> {
     }
 
     fn release(&self) {
+        #[cfg(feature = "gpu-unversioned")]
+        let _has_been_told = self.end_of_lent_devices();
         // What was lent is there for the next attempt, too.
         let taken = self.grant().and_then(|grant| grant.lock().take_if(|grant| !grant.is_lent));
         if let Some(grant) = taken {
