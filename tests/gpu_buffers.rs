@@ -678,26 +678,24 @@ fn config(cases: u32) -> ProptestConfig {
 #[test]
 fn whatever_is_done_with_buffers_is_in_order() {
     let Some(fake) = in_child("whatever_is_done_with_buffers_is_in_order", &[]) else { return };
-    proptest!(config(300), |(steps in steps(120))| {
+    proptest!(config(1000), |(steps in steps(120))| {
         prop_assert_eq!(run(&[steps]), 0);
         prop_assert_eq!(fake.races(), "");
         prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
     });
     let stats = open(0).buffer_stats().unwrap();
-    println!("{stats:?}");
     assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
 }
 
 #[test]
 fn whatever_threads_do_with_buffers_is_in_order() {
     let Some(fake) = in_child("whatever_threads_do_with_buffers_is_in_order", &[]) else { return };
-    proptest!(config(100), |(threads in prop::collection::vec(steps(120), 3))| {
+    proptest!(config(300), |(threads in prop::collection::vec(steps(120), 3))| {
         prop_assert_eq!(run(&threads), 0);
         prop_assert_eq!(fake.races(), "");
         prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
     });
     let stats = open(0).buffer_stats().unwrap();
-    println!("{stats:?}");
     assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
 }
 
