@@ -31,10 +31,13 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
     collections::{BTreeMap, VecDeque},
+    num::NonZero,
+    panic::resume_unwind,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    thread,
 };
 
 /// Copies between ordinary memory of the host and a device go through blocks of so many bytes at most.
@@ -42,6 +45,13 @@ const STAGE: usize = 4 << 20;
 
 /// Blocks on the way at once, for each such copy.
 const STAGES: usize = 3;
+
+/// Of a larger copy between ordinary memory and a device threads take parts of so many bytes: one thread alone copies
+/// slower than the device does.
+const PART: usize = 16 << 20;
+
+/// How many, at most.
+const THREADS: usize = 8;
 
 /// Counts uses of objects, and gives numbers.
 static CLOCK: AtomicU64 = AtomicU64::new(1);
@@ -657,14 +667,16 @@ impl Object {
                     self.forget(&store.device);
                     return Err(error);
                 }
-                let mut offset = 0;
-                let sink = |bytes: &[u8]| {
-                    to[offset..offset + bytes.len()].copy_from_slice(bytes);
-                    offset += bytes.len();
-                    Ok(())
-                };
-                // SAFETY: the write is over, and the copy is held.
-                let result = unsafe { download(&store.copies, span, sink) };
+                let result = share(to.chunks_mut(PART).enumerate(), |(part, to)| {
+                    let (span, mut offset) = (span.part(part * PART, to.len()), 0);
+                    let sink = |bytes: &[u8]| {
+                        to[offset..offset + bytes.len()].copy_from_slice(bytes);
+                        offset += bytes.len();
+                        Ok(())
+                    };
+                    // SAFETY: the write is over, and the copy is held.
+                    unsafe { download(&store.copies, span, sink) }
+                });
                 self.let_go(&store.device, &store.copies);
                 result?;
             }
@@ -813,11 +825,39 @@ unsafe fn upload(
 /// # Safety
 /// As for [`upload`].
 pub(super) unsafe fn fill_from(stream: &Stream, span: Span, bytes: &[u8]) -> Result<(), GpuError> {
-    // SAFETY: the caller's.
-    unsafe {
-        upload(stream, span, |offset, to| {
+    share(bytes.chunks(PART).enumerate(), |(part, bytes)| {
+        let source = |offset: usize, to: &mut [u8]| {
             to.copy_from_slice(&bytes[offset..offset + to.len()]);
             Ok(())
-        })
-    }
+        };
+        // SAFETY: the caller's.
+        unsafe { upload(stream, span.part(part * PART, bytes.len()), source) }
+    })
+}
+
+/// Does `work` with each part, on this thread and as many others as are worth it.
+fn share<T>(
+    parts: impl ExactSizeIterator<Item = T> + Send,
+    work: impl Fn(T) -> Result<(), GpuError> + Sync,
+) -> Result<(), GpuError> {
+    let most = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
+    let others = parts.len().min(most).saturating_sub(1);
+    let parts = Mutex::new(parts);
+    let take = || {
+        loop {
+            let part = parts.lock().next();
+            match part {
+                Some(part) => work(part)?,
+                None => return Ok(()),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // Where the system gives no thread the others do its part.
+        let name = || thread::Builder::new().name("outray-copy".into());
+        let others: Vec<_> = (0..others).filter_map(|_| name().spawn_scoped(scope, take).ok()).collect();
+        let mine = take();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        others.into_iter().map(join).fold(mine, Result::and)
+    })
 }
