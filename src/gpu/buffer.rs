@@ -4,7 +4,7 @@
 use super::{
     Gpu, GpuError,
     device::Stream,
-    memory::Span,
+    memory::{self, Span},
     pinned,
     store::{self, BufferStats, Object, Store},
 };
@@ -19,7 +19,7 @@ use std::{
     fmt,
     marker::PhantomData,
     ops::{Bound, RangeBounds},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 /// Numbers on a device that are being written: what [`DeviceBuffer`] is made of.
@@ -124,10 +124,12 @@ pub fn set_pinned_budget(bytes: u64) {
 impl Gpu {
     /// The stream, unless its work is being recorded.
     fn running(&self) -> Result<&Stream, GpuError> {
-        match self.recording().load(Ordering::Relaxed) {
-            false => Ok(self.ordered()),
+        let stream = self.ordered();
+        stream.device().bind()?;
+        match memory::is_capturing(stream) {
+            false => Ok(stream),
             true => Err(GpuError::Driver {
-                call: "the use of a buffer inside of Gpu::capture".into(),
+                call: "the use of a buffer while a graph is recorded".into(),
                 code: CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED as u32,
             }),
         }

@@ -132,7 +132,10 @@ pub(super) fn synchronize(device: &Device) -> Result<(), GpuError> {
 }
 
 /// Whether what is given to the stream becomes part of a graph instead of running; also where the driver does not say.
+/// The device's context is bound.
 pub(super) fn is_capturing(stream: &Stream) -> bool {
     let none = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    stream.device().bind().is_err() || stream.raw().capture_status() != Ok(none)
+    // SAFETY: the stream lives as long as what it is borrowed from.
+    let status = unsafe { result::stream::is_capturing(stream.raw().cu_stream()) };
+    status != Ok(none)
 }

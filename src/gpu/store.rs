@@ -370,6 +370,7 @@ impl Copy {
         let mut before = accesses.before_write();
         if let (Some((stream, _)), None) = (before.next(), before.next())
             && Arc::ptr_eq(stream.device(), &store.device)
+            && store.device.bind().is_ok()
             && !memory::is_capturing(stream)
             // The stream's own order is enough, and what is allocated on it next can have the memory.
             // SAFETY: the stream comes after all accesses, and this is the end of the copy.
