@@ -4,7 +4,10 @@
 use super::{Gpu, GpuError, device::Device};
 use crate::sync::Mutex;
 use cudarc::driver::{CudaGraph, sys};
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Work that [`Gpu::capture`] recorded. To launch it costs the host about as much as one kernel does.
 pub struct Graph {
@@ -80,6 +83,7 @@ impl Gpu {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let begun = self.stream().begin_capture(mode);
         begun.map_err(|error| device.error("cuStreamBeginCapture", error))?;
+        self.recording().store(true, Ordering::Relaxed);
         let recording = Recording(self);
         body(self)?;
         let graph = recording.end().map_err(|error| device.error("cuStreamEndCapture", error))?;
@@ -96,6 +100,7 @@ struct Recording<'a>(&'a Gpu);
 
 impl Recording<'_> {
     fn stop(&self) -> Result<Option<CudaGraph>, cudarc::driver::DriverError> {
+        self.0.recording().store(false, Ordering::Relaxed);
         self.0.stream().end_capture(sys::CUgraphInstantiate_flags(0))
     }
 

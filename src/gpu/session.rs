@@ -6,7 +6,7 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError},
     nvrtc::CompileOptions,
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// A device as a body uses it: its context, and a stream that nobody else has meanwhile.
 ///
@@ -32,6 +32,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Gpu {
     stream: Stream,
+    /// What the stream is given is recorded, not run.
+    recording: AtomicBool,
 }
 
 impl Gpu {
@@ -50,13 +52,18 @@ impl Gpu {
     pub(crate) fn lease(device: &Arc<Device>, after: &[Event]) -> Result<Gpu, GpuError> {
         // Also takes what destructors of earlier bodies left for the next caller.
         device.bind()?;
-        let gpu = Gpu { stream: device.stream()? };
+        let gpu = Gpu { stream: device.stream()?, recording: AtomicBool::new(false) };
         after.iter().try_for_each(|event| gpu.stream.wait(event)).map(|()| gpu)
     }
 
     /// The session's end: a point behind all that was given to the stream. The stream goes to whoever is next.
     pub(crate) fn finish(self) -> Result<Event, GpuError> {
         self.stream.record()
+    }
+
+    /// Whether what the stream is given is recorded: nothing can be allocated, freed or waited for then.
+    pub(super) fn recording(&self) -> &AtomicBool {
+        &self.recording
     }
 
     /// The stream, with its number.
