@@ -188,6 +188,15 @@ impl Accesses {
     }
 }
 
+/// Makes a writer's stream wait for an access. Another device that is lost does not read any more, and what it would have
+/// read into is lost as well.
+fn come_after(stream: &Stream, access: &Event) -> Result<(), GpuError> {
+    stream.wait(access).or_else(|error| {
+        let elsewhere = !Arc::ptr_eq(access.device(), stream.device());
+        if elsewhere && access.device().check().is_err() { Ok(()) } else { Err(error) }
+    })
+}
+
 impl Registry {
     fn insert(&self, number: u64, object: &Arc<Object>) {
         let entry = (object.used.clone(), Arc::downgrade(object));
@@ -250,7 +259,7 @@ impl Store {
     /// Memory in the order of `stream`, without contents. What nobody holds makes room for it.
     fn allocate(self: &Arc<Self>, stream: &Stream, number: u64, bytes: usize) -> Result<Copy, GpuError> {
         let _room = self.room.lock();
-        let (mut victims, mut waited) = (None, false);
+        let (mut victims, mut leaving, mut waited) = (None, false, false);
         let (device, requested) = (self.device.info().index, bytes as u64);
         loop {
             let budget = self.budget.load(Relaxed);
@@ -269,11 +278,18 @@ impl Store {
                     Err(GpuError::OutOfMemory { .. }) => free = self.device.free_bytes(),
                     Err(error) => return Err(error),
                 }
+                // What was moved away is free in the order of these streams; perhaps that is enough.
+                if std::mem::take(&mut leaving) {
+                    self.copies.synchronize()?;
+                    self.frees.synchronize()?;
+                    continue;
+                }
             }
             if self.evict_one(victims.get_or_insert_with(|| self.objects.by_age()))? {
+                leaving = true;
                 continue;
             }
-            // What was given back in the order of a stream may not be back yet.
+            // Nor may what others have freed be back yet.
             if !within || waited {
                 return Err(GpuError::OutOfMemory { device, requested, free });
             }
@@ -388,7 +404,7 @@ impl Copy {
         {
             return Ok(());
         }
-        accesses.before_write().try_for_each(|(_, event)| store.frees.wait(event))?;
+        accesses.before_write().try_for_each(|(_, event)| come_after(&store.frees, event))?;
         // SAFETY: as above.
         unsafe { memory.free(&store.frees) }
     }
@@ -547,7 +563,7 @@ impl Object {
                 copy.guards = 1;
             }
             let mut before = copy.accesses.before_write();
-            result = result.and_then(|()| before.try_for_each(|(_, event)| stream.wait(event)));
+            result = result.and_then(|()| before.try_for_each(|(_, event)| come_after(stream, event)));
             copy.writing = result.is_ok();
             copy.guards -= usize::from(result.is_err());
         }
