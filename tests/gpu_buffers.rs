@@ -98,7 +98,7 @@ fn more_than_a_block_is_copied_in_parts() {
     let less: Vec<u32> = many.iter().map(|x| x ^ 0xAAAA).collect();
     buffer.write(&gpu).unwrap().copy_from_slice(&less).unwrap();
     assert!(buffer.to_vec().unwrap() == less);
-    assert!(fake.pinned() <= 24 << 20, "{}", fake.pinned());
+    assert!(fake.pinned() <= 3 * 12 << 20, "{}", fake.pinned());
     drop(buffer);
     assert_clean(&fake);
 }
@@ -373,10 +373,14 @@ fn a_lost_device_takes_only_what_was_there_alone() {
     drop(alone.read(&lost).unwrap());
     assert_eq!(alone.to_vec().unwrap(), [1.0; 64]);
 
+    let read_there = other.upload(&[6.0f32; 64]).unwrap().freeze();
+    let freed = other.upload(&[7.0f32; 64]).unwrap().freeze();
+    drop((read_there.read(&lost).unwrap(), freed.read(&lost).unwrap()));
+
     // The bytes of `alone` are on the device, those of the others somewhere else too.
     let mut alone = alone.try_into_mut().unwrap();
     drop(alone.write(&lost).unwrap());
-    fake.fault(0, 700);
+    fake.set_fault(0, 700);
     let error = alone.to_vec().unwrap_err();
     assert!(matches!(error, GpuError::Poisoned { device: 0, code: 700, .. }), "{error}");
     assert_eq!(alone.read(&lost).unwrap_err(), error);
@@ -388,7 +392,11 @@ fn a_lost_device_takes_only_what_was_there_alone() {
     assert_eq!(from_host.to_vec().unwrap(), [3.0; 64]);
     assert_eq!(copied(&other, &from_host).to_vec().unwrap(), [3.0; 64]);
     assert_eq!(copied(&other, &on_both).to_vec().unwrap(), [2.0; 64]);
-    drop((alone, on_both, from_host, spilled));
+    // Nobody waits for a reader that does not go on.
+    let mut read_there = read_there.try_into_mut().unwrap();
+    read_there.write(&other).unwrap().copy_from_slice(&[8.0; 64]).unwrap();
+    assert_eq!(read_there.to_vec().unwrap(), [8.0; 64]);
+    drop((alone, on_both, from_host, spilled, read_there, freed));
     assert_eq!((fake.races(), fake.used(1)), (String::new(), 0));
 }
 
@@ -678,26 +686,24 @@ fn config(cases: u32) -> ProptestConfig {
 #[test]
 fn whatever_is_done_with_buffers_is_in_order() {
     let Some(fake) = in_child("whatever_is_done_with_buffers_is_in_order", &[]) else { return };
-    proptest!(config(300), |(steps in steps(120))| {
+    proptest!(config(500), |(steps in steps(120))| {
         prop_assert_eq!(run(&[steps]), 0);
         prop_assert_eq!(fake.races(), "");
         prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
     });
     let stats = open(0).buffer_stats().unwrap();
-    println!("{stats:?}");
     assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
 }
 
 #[test]
 fn whatever_threads_do_with_buffers_is_in_order() {
     let Some(fake) = in_child("whatever_threads_do_with_buffers_is_in_order", &[]) else { return };
-    proptest!(config(100), |(threads in prop::collection::vec(steps(120), 3))| {
+    proptest!(config(150), |(threads in prop::collection::vec(steps(120), 3))| {
         prop_assert_eq!(run(&threads), 0);
         prop_assert_eq!(fake.races(), "");
         prop_assert_eq!((fake.used(0), fake.used(1)), (0, 0));
     });
     let stats = open(0).buffer_stats().unwrap();
-    println!("{stats:?}");
     assert!(stats.spilled > 100 && stats.restored > 20 && stats.to_disk > 50, "{stats:?}");
 }
 

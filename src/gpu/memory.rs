@@ -67,6 +67,12 @@ impl Span {
         self.bytes
     }
 
+    /// `bytes` of it from `offset` on.
+    pub(super) fn part(self, offset: usize, bytes: usize) -> Span {
+        assert!(offset + bytes <= self.bytes, "the part is inside the allocation");
+        Span { at: self.at + offset as u64, bytes }
+    }
+
     /// Fills it with zeros, in the order of `stream`.
     ///
     /// # Safety

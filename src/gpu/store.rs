@@ -31,10 +31,13 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
     collections::{BTreeMap, VecDeque},
+    num::NonZero,
+    panic::resume_unwind,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    thread,
 };
 
 /// Copies between ordinary memory of the host and a device go through blocks of so many bytes at most.
@@ -42,6 +45,13 @@ const STAGE: usize = 4 << 20;
 
 /// Blocks on the way at once, for each such copy.
 const STAGES: usize = 3;
+
+/// Of a larger copy between ordinary memory and a device threads take parts of so many bytes: one thread alone copies
+/// slower than the device does.
+const PART: usize = 16 << 20;
+
+/// How many, at most.
+const THREADS: usize = 8;
 
 /// Counts uses of objects, and gives numbers.
 static CLOCK: AtomicU64 = AtomicU64::new(1);
@@ -178,6 +188,15 @@ impl Accesses {
     }
 }
 
+/// Makes a writer's stream wait for an access. Another device that is lost does not read any more, and what it would have
+/// read into is lost as well.
+fn come_after(stream: &Stream, access: &Event) -> Result<(), GpuError> {
+    stream.wait(access).or_else(|error| {
+        let elsewhere = !Arc::ptr_eq(access.device(), stream.device());
+        if elsewhere && access.device().check().is_err() { Ok(()) } else { Err(error) }
+    })
+}
+
 impl Registry {
     fn insert(&self, number: u64, object: &Arc<Object>) {
         let entry = (object.used.clone(), Arc::downgrade(object));
@@ -240,7 +259,7 @@ impl Store {
     /// Memory in the order of `stream`, without contents. What nobody holds makes room for it.
     fn allocate(self: &Arc<Self>, stream: &Stream, number: u64, bytes: usize) -> Result<Copy, GpuError> {
         let _room = self.room.lock();
-        let (mut victims, mut waited) = (None, false);
+        let (mut victims, mut leaving, mut waited) = (None, false, false);
         let (device, requested) = (self.device.info().index, bytes as u64);
         loop {
             let budget = self.budget.load(Relaxed);
@@ -259,11 +278,18 @@ impl Store {
                     Err(GpuError::OutOfMemory { .. }) => free = self.device.free_bytes(),
                     Err(error) => return Err(error),
                 }
+                // What was moved away is free in the order of these streams; perhaps that is enough.
+                if std::mem::take(&mut leaving) {
+                    self.copies.synchronize()?;
+                    self.frees.synchronize()?;
+                    continue;
+                }
             }
             if self.evict_one(victims.get_or_insert_with(|| self.objects.by_age()))? {
+                leaving = true;
                 continue;
             }
-            // What was given back in the order of a stream may not be back yet.
+            // Nor may what others have freed be back yet.
             if !within || waited {
                 return Err(GpuError::OutOfMemory { device, requested, free });
             }
@@ -378,7 +404,7 @@ impl Copy {
         {
             return Ok(());
         }
-        accesses.before_write().try_for_each(|(_, event)| store.frees.wait(event))?;
+        accesses.before_write().try_for_each(|(_, event)| come_after(&store.frees, event))?;
         // SAFETY: as above.
         unsafe { memory.free(&store.frees) }
     }
@@ -537,7 +563,7 @@ impl Object {
                 copy.guards = 1;
             }
             let mut before = copy.accesses.before_write();
-            result = result.and_then(|()| before.try_for_each(|(_, event)| stream.wait(event)));
+            result = result.and_then(|()| before.try_for_each(|(_, event)| come_after(stream, event)));
             copy.writing = result.is_ok();
             copy.guards -= usize::from(result.is_err());
         }
@@ -657,14 +683,16 @@ impl Object {
                     self.forget(&store.device);
                     return Err(error);
                 }
-                let mut offset = 0;
-                let sink = |bytes: &[u8]| {
-                    to[offset..offset + bytes.len()].copy_from_slice(bytes);
-                    offset += bytes.len();
-                    Ok(())
-                };
-                // SAFETY: the write is over, and the copy is held.
-                let result = unsafe { download(&store.copies, span, sink) };
+                let result = share(to.chunks_mut(PART).enumerate(), |(part, to)| {
+                    let (span, mut offset) = (span.part(part * PART, to.len()), 0);
+                    let sink = |bytes: &[u8]| {
+                        to[offset..offset + bytes.len()].copy_from_slice(bytes);
+                        offset += bytes.len();
+                        Ok(())
+                    };
+                    // SAFETY: the write is over, and the copy is held.
+                    unsafe { download(&store.copies, span, sink) }
+                });
                 self.let_go(&store.device, &store.copies);
                 result?;
             }
@@ -813,11 +841,39 @@ unsafe fn upload(
 /// # Safety
 /// As for [`upload`].
 pub(super) unsafe fn fill_from(stream: &Stream, span: Span, bytes: &[u8]) -> Result<(), GpuError> {
-    // SAFETY: the caller's.
-    unsafe {
-        upload(stream, span, |offset, to| {
+    share(bytes.chunks(PART).enumerate(), |(part, bytes)| {
+        let source = |offset: usize, to: &mut [u8]| {
             to.copy_from_slice(&bytes[offset..offset + to.len()]);
             Ok(())
-        })
-    }
+        };
+        // SAFETY: the caller's.
+        unsafe { upload(stream, span.part(part * PART, bytes.len()), source) }
+    })
+}
+
+/// Does `work` with each part, on this thread and as many others as are worth it.
+fn share<T>(
+    parts: impl ExactSizeIterator<Item = T> + Send,
+    work: impl Fn(T) -> Result<(), GpuError> + Sync,
+) -> Result<(), GpuError> {
+    let most = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
+    let others = parts.len().min(most).saturating_sub(1);
+    let parts = Mutex::new(parts);
+    let take = || {
+        loop {
+            let part = parts.lock().next();
+            match part {
+                Some(part) => work(part)?,
+                None => return Ok(()),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // Where the system gives no thread the others do its part.
+        let name = || thread::Builder::new().name("outray-copy".into());
+        let others: Vec<_> = (0..others).filter_map(|_| name().spawn_scoped(scope, take).ok()).collect();
+        let mine = take();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        others.into_iter().map(join).fold(mine, Result::and)
+    })
 }

@@ -303,6 +303,11 @@ impl State {
         self.streams[&stream].clock.get(&other).is_some_and(|known| *known >= time)
     }
 
+    /// Whether it is of a device that has faulted: what such a one has not done it does not do any more.
+    fn is_lost(&self, (stream, _): Stamp) -> bool {
+        self.streams.get(&stream).is_some_and(|stream| self.fault[stream.device] != OK)
+    }
+
     // Events
 
     pub(crate) fn add_event(&mut self, device: usize) -> usize {
@@ -440,7 +445,7 @@ impl State {
         let reads = block.reads.iter().filter(|_| write).map(|stamp| ("read", *stamp));
         let early: Vec<_> = before
             .chain(reads)
-            .filter(|(_, before)| !self.is_after(stream, *before))
+            .filter(|(_, before)| !self.is_after(stream, *before) && !self.is_lost(*before))
             .map(|(access, (other, _))| {
                 format!("{what}: stream {stream:#x} not ordered after {access} on stream {other:#x}")
             })
