@@ -376,7 +376,7 @@ fn a_lost_device_takes_only_what_was_there_alone() {
     // The bytes of `alone` are on the device, those of the others somewhere else too.
     let mut alone = alone.try_into_mut().unwrap();
     drop(alone.write(&lost).unwrap());
-    fake.fault(0, 700);
+    fake.set_fault(0, 700);
     let error = alone.to_vec().unwrap_err();
     assert!(matches!(error, GpuError::Poisoned { device: 0, code: 700, .. }), "{error}");
     assert_eq!(alone.read(&lost).unwrap_err(), error);

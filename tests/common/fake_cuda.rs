@@ -112,18 +112,6 @@ impl Fake {
         unsafe { self.0.get::<extern "C" fn() -> usize>(b"fake_cuda_pinned").unwrap()() }
     }
 
-    /// While it is held the device finishes nothing that it is given from now on, and the host's waits block.
-    pub(crate) fn hold(&self, index: u32, hold: bool) {
-        // SAFETY: that is its type in `testing/fake-cuda`.
-        unsafe { self.0.get::<extern "C" fn(usize, bool)>(b"fake_cuda_hold").unwrap()(3 - index as usize, hold) }
-    }
-
-    /// From now on every call in the device's context fails with this code.
-    pub(crate) fn fault(&self, index: u32, code: u32) {
-        // SAFETY: that is its type in `testing/fake-cuda`.
-        unsafe { self.0.get::<extern "C" fn(usize, u32)>(b"fake_cuda_fault").unwrap()(3 - index as usize, code) }
-    }
-
     /// From now on every so many waits of streams, and of the host, are as if they had been left out.
     pub(crate) fn forget_waits(&self, streams: u64, host: u64) {
         // SAFETY: that is its type in `testing/fake-cuda`.
