@@ -376,7 +376,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if this is not possible now, and why; on a cluster [`Error::Infeasible`] if it was not
-    /// possible in that time, or at once if its nodes are too few or too small for it.
+    /// possible in that time, or at once if its nodes are too few or too small for it; [`Error::Gpu`] if a bundle asks
+    /// for GPUs and none can be used here.
     pub fn placement_group(&self, bundles: &[Bundle], strategy: PlacementStrategy) -> Result<PlacementGroup> {
         if bundles.is_empty() {
             return Err(Error::invalid("a placement group needs at least one bundle"));

@@ -330,6 +330,7 @@ fn a_poisoned_device_gives_no_more_leases_and_who_needs_it_fails() {
         let actor = rt.actor_builder(Holder::new).gpus(1.0).start(());
         assert_eq!(actor.call(Holder::devices, ()).get().unwrap()[0].0, 0);
         let both = rt.task(leases).gpus(2.0).submit(());
+        let greedy = rt.actor_builder(Holder::new).gpus(2.0).start(());
         assert!(!both.is_ready());
         source.1.store(true, SeqCst);
         // Each request that is admitted has the devices looked at, after a moment.
@@ -341,6 +342,11 @@ fn a_poisoned_device_gives_no_more_leases_and_who_needs_it_fails() {
             let is_poisoned = matches!(&error, Error::Gpu { error: GpuError::Poisoned { device: 0, .. }, .. });
             assert!(is_poisoned && error.to_string().contains("Isolation::Process"), "{error}");
         }
+        let died = greedy.ready().get().unwrap_err();
+        assert!(
+            matches!(&died, Error::ActorDied { cause, .. } if cause.contains("GPU 0 is lost to this process")),
+            "{died}"
+        );
         drop(actor);
         assert_eq!(rt.task(leases).gpus(1.0).submit(()).get().unwrap()[0].device.index, 1);
         let three = rt.task(leases).gpus(3.0).try_submit(()).unwrap_err();
