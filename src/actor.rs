@@ -598,7 +598,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
     /// [`Actor::ready`].
     ///
     /// # Errors
-    /// [`Error::NameTaken`], [`Error::Infeasible`], [`Error::InvalidOption`].
+    /// [`Error::NameTaken`], [`Error::Infeasible`], [`Error::Gpu`], [`Error::InvalidOption`].
     #[track_caller]
     pub fn try_start<In, T>(self, args: In) -> Result<Actor<S>>
     where
@@ -632,7 +632,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
                 sites,
                 demand,
                 strategy: request.strategy,
-                bundle: request.bundle.into(),
+                bundle: request.bundle,
                 get_if_exists,
                 detached,
             };

@@ -1,6 +1,7 @@
 //! Everything that can go wrong, in one enum whose messages say what happened, to what, and what
 //! to do about it.
 
+use crate::gpu::GpuError;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{cell::Cell, fmt, time::Duration};
 
@@ -87,6 +88,13 @@ pub enum Error {
         origin: Box<Origin>,
         /// What is missing.
         reason: String,
+    },
+    /// No GPU can be used, or the one that it had could not be used any more.
+    Gpu {
+        /// What asked for it; nothing if that was no task or actor.
+        origin: Option<Box<Origin>>,
+        /// Why.
+        error: GpuError,
     },
     /// Its value, or the process that was making it, is lost, and it may not be made again.
     Lost {
@@ -227,6 +235,14 @@ impl Error {
     }
 }
 
+/// In a task, for `?`: the error is about that task.
+impl From<GpuError> for Error {
+    fn from(error: GpuError) -> Self {
+        let running = crate::local::thread::frames().pop();
+        Error::Gpu { origin: running.map(|node| node.origin()), error }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -240,6 +256,8 @@ impl fmt::Display for Error {
                 write!(f, "{origin} did not finish within its deadline of {after:?}; give it more time or less work")
             }
             Error::Infeasible { origin, reason } => write!(f, "{origin} can never run here: {reason}"),
+            Error::Gpu { origin: Some(origin), error } => write!(f, "{origin} cannot use a GPU: {error}"),
+            Error::Gpu { origin: None, error } => write!(f, "no GPU can be used: {error}"),
             Error::Lost { origin, reason } => write!(
                 f,
                 "{origin} is lost: {reason}; submit or put it again, and let tasks run again that may lose their node (`retries`)"
@@ -295,6 +313,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::DependencyFailed { cause, .. } => Some(cause),
+            Error::Gpu { error, .. } => Some(error),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     error::{Error, Result},
+    gpu::GpuRequest,
     local::{
         Core,
         resources::{Demand, Group, WHOLE},
@@ -13,6 +14,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
     cpu: Option<u32>,
+    gpu: Option<GpuRequest>,
     rest: Demand,
     pub(crate) strategy: Strategy,
     /// Of a group on the cluster.
@@ -27,14 +29,32 @@ impl Request {
     }
 
     pub(crate) fn gpus(&mut self, gpus: f64) {
-        let Some(gpus) = self.thousandths("gpus", gpus).map(|gpus| gpus as u32) else { return };
+        let Some(gpus) = self.thousandths("gpus", gpus).map(|gpus| u32::try_from(gpus).unwrap_or(u32::MAX)) else {
+            return;
+        };
         if gpus > WHOLE && gpus % WHOLE != 0 {
             self.reject(format!(
                 "gpus({}): ask for a share of one device, or for whole devices",
                 f64::from(gpus) / 1e3
             ));
         }
-        self.rest.gpu = gpus;
+        let amount = GpuRequest::amount(gpus);
+        self.gpu = match self.gpu.take() {
+            Some(request) => Some(GpuRequest { devices: amount.devices, share: amount.share, ..request }),
+            None => (gpus > 0).then_some(amount),
+        };
+        self.gpu.take_if(|request| gpus == 0 && request.memory.is_none());
+    }
+
+    pub(crate) fn gpu_memory(&mut self, bytes: u64) {
+        self.gpu = Some(match self.gpu.take() {
+            Some(request) => request.memory(bytes),
+            None => GpuRequest::bytes(bytes),
+        });
+    }
+
+    pub(crate) fn gpu(&mut self, request: GpuRequest) {
+        self.gpu = (request.devices > 0).then_some(request);
     }
 
     pub(crate) fn memory(&mut self, bytes: u64) {
@@ -93,9 +113,14 @@ impl Request {
     /// The demand, with so many CPUs where none were named.
     pub(crate) fn demand(&self, default_cpu: u32, core: &Core) -> Result<Demand> {
         let unmet = if core.is_on_cluster() { None } else { self.unmet() };
-        match self.problem.clone().or_else(|| unmet.map(Error::invalid)) {
+        let gpu = || self.gpu.as_ref().and_then(GpuRequest::problem);
+        match self.problem.clone().or_else(|| gpu().or(unmet).map(Error::invalid)) {
             Some(problem) => Err(problem),
-            None => Ok(Demand { cpu: self.cpu.unwrap_or(default_cpu), ..self.rest.clone() }),
+            None => Ok(Demand {
+                cpu: self.cpu.unwrap_or(default_cpu),
+                gpu: self.gpu.clone().map(Arc::new),
+                ..self.rest.clone()
+            }),
         }
     }
 }
@@ -226,15 +251,32 @@ macro_rules! request_methods {
     () => {
         /// Asks for CPUs; a fraction is a share of one, counted in thousandths.
         #[must_use = "the builder with this request is what is returned"]
-        pub fn cpus(mut self, cpus: f64) -> Self {
-            self.request.cpus(cpus);
+        pub fn cpus(mut self, cpus: impl Into<f64>) -> Self {
+            self.request.cpus(cpus.into());
             self
         }
 
-        /// Asks for GPUs: whole devices, or a share of one device, counted in thousandths.
+        /// Asks for GPUs: whole devices, or a share of one device, counted in thousandths. A whole device comes with
+        /// all of its memory and a share with the same part of it, unless [`gpu_memory`](Self::gpu_memory) says how
+        /// much.
         #[must_use = "the builder with this request is what is returned"]
-        pub fn gpus(mut self, gpus: f64) -> Self {
-            self.request.gpus(gpus);
+        pub fn gpus(mut self, gpus: impl Into<f64>) -> Self {
+            self.request.gpus(gpus.into());
+            self
+        }
+
+        /// Asks for memory of a GPU, in bytes on each device; alone it asks for memory of one device and no share of
+        /// its time.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn gpu_memory(mut self, bytes: u64) -> Self {
+            self.request.gpu_memory(bytes);
+            self
+        }
+
+        /// Asks for GPUs of a certain kind, joined in a certain way; this replaces what was asked of them before.
+        #[must_use = "the builder with this request is what is returned"]
+        pub fn gpu(mut self, request: $crate::gpu::GpuRequest) -> Self {
+            self.request.gpu(request);
             self
         }
 

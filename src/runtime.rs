@@ -5,8 +5,10 @@ use crate::{
     args::IntoArgs,
     error::{Error, Result},
     function::{Constructor, RemoteFn, StreamFn},
+    gpu::{DeviceSource, Inventory, Simulated, placement::MOST},
     local::{
         Config, Core, flag,
+        gpus::Origin,
         node::{Node, Promise},
         observe,
         resources::{Amounts, WHOLE},
@@ -418,7 +420,7 @@ impl Runtime {
 #[derive(Clone, Debug)]
 pub struct Builder {
     cpus: Option<usize>,
-    gpus: usize,
+    gpus: Origin,
     memory: Option<u64>,
     resources: Vec<(String, f64)>,
     check_serialization: bool,
@@ -432,7 +434,7 @@ impl Default for Builder {
     fn default() -> Self {
         Builder {
             cpus: None,
-            gpus: 0,
+            gpus: Origin::Machine,
             memory: None,
             resources: Vec::new(),
             check_serialization: false,
@@ -453,10 +455,36 @@ impl Builder {
         self
     }
 
-    /// How many GPUs there are, for admission; by default none.
+    /// So many GPUs that exist only on paper, all alike: requests are admitted by them, kernels do not run. By default
+    /// the devices are those of the machine, looked for at the first request for one; with 0 there are none.
     #[must_use]
     pub fn gpus(mut self, gpus: usize) -> Self {
-        self.gpus = gpus;
+        self.gpus = Origin::Simulated(u32::try_from(gpus).unwrap_or(u32::MAX));
+        self
+    }
+
+    /// GPUs that exist only on paper: requests are admitted by them, kernels do not run.
+    ///
+    /// ```
+    /// # use outray::{Runtime, gpu::{GpuRequest, Inventory, NvLink}};
+    /// let four = Inventory::uniform(4, "NVIDIA H200", 141 << 30, (9, 0)).nvlink(&[(0, 1), (2, 3)]);
+    /// let rt = Runtime::builder().gpu_inventory(four).build()?;
+    /// let pair = GpuRequest::whole(2).named("h200").nvlink(NvLink::Require);
+    /// let leased = rt.task(|| outray::task::context().gpus().len()).gpu(pair).submit(());
+    /// assert_eq!(leased.get()?, 2);
+    /// let three = rt.task(|| ()).gpu(GpuRequest::whole(3).nvlink(NvLink::Require)).try_submit(());
+    /// assert!(three.unwrap_err().to_string().contains("3 GPUs joined by NVLink wanted, 2 there"));
+    /// # Ok::<(), outray::Error>(())
+    /// ```
+    #[must_use]
+    pub fn gpu_inventory(self, inventory: Inventory) -> Self {
+        self.gpu_source(Arc::new(Simulated::new(inventory)))
+    }
+
+    /// The GPUs that this tells of. It is asked for its inventory at the first request for one.
+    #[must_use]
+    pub fn gpu_source(mut self, source: Arc<dyn DeviceSource>) -> Self {
+        self.gpus = Origin::Given(source);
         self
     }
 
@@ -527,10 +555,11 @@ impl Builder {
         Config {
             total: Amounts {
                 cpu: cpus as u32 * WHOLE,
-                gpus: vec![WHOLE; self.gpus],
+                gpus: Default::default(),
                 memory: self.memory.unwrap_or_else(machine_memory),
                 custom: self.resources.iter().map(|(name, value)| (name.as_str().into(), amount(*value))).collect(),
             },
+            gpus: self.gpus.clone(),
             check_serialization: self.check_serialization,
             observe: self.observe,
             stack_size: self.stack_size,
@@ -547,6 +576,11 @@ impl Builder {
     pub fn build(self) -> Result<Runtime> {
         if let Some(cpus @ (0 | 100_001..)) = self.cpus {
             return Err(Error::invalid(format!("cpus({cpus}): a runtime has 1 to 100,000 CPUs")));
+        }
+        if let Origin::Simulated(gpus) = self.gpus
+            && gpus > MOST
+        {
+            return Err(Error::invalid(format!("gpus({gpus}): a runtime has at most {MOST} GPUs")));
         }
         let negative = self.resources.iter().find(|(_, amount)| !(0.0..=1e9).contains(amount));
         if let Some((name, amount)) = negative {

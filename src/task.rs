@@ -4,6 +4,7 @@ use crate::{
     args::{Deferred, IntoArgs, Visitor},
     error::{Error, Result},
     function::RemoteFn,
+    gpu::GpuLease,
     local::{
         Core,
         node::{Node, Options, Promise},
@@ -290,7 +291,8 @@ impl<F, Args, M, R> Task<F, Args, M, R> {
     /// Runs the task, or says at once why it never can.
     ///
     /// # Errors
-    /// [`Error::Infeasible`] if it asks for what is not there; [`Error::InvalidOption`];
+    /// [`Error::Infeasible`] if it asks for what is not there; [`Error::Gpu`] if it asks for a GPU and none can be used;
+    /// [`Error::InvalidOption`];
     /// [`Error::Serialization`] if that is checked.
     #[track_caller]
     pub fn try_submit<In>(&self, args: In) -> Result<ObjectRef<R>>
@@ -599,10 +601,44 @@ impl Context {
         self.node.meta().node().unwrap_or(crate::resources::LOCAL_NODE)
     }
 
-    /// The GPUs leased to the task or its actor: the number of each device, and the share of it.
+    /// The GPUs leased to the task or its actor: the number of each device in its node's inventory, and the share of
+    /// it. [`gpu_leases`](Context::gpu_leases) has more.
     pub fn gpus(&self) -> Vec<(usize, f64)> {
-        let whole = f64::from(crate::local::resources::WHOLE);
-        self.node.gpus().into_iter().map(|(device, share)| (device, f64::from(share) / whole)).collect()
+        let share = |lease: GpuLease| (lease.device.index as usize, f64::from(lease.thousandths) / 1e3);
+        self.node.gpus().into_iter().map(share).collect()
+    }
+
+    /// The GPUs leased to the task or its actor, with what is known of each device; none if none were asked for.
+    ///
+    /// ```
+    /// # use outray::{Runtime, gpu::Inventory, task};
+    /// let two = Inventory::uniform(2, "NVIDIA H200", 141 << 30, (9, 0));
+    /// let rt = Runtime::builder().gpu_inventory(two).build()?;
+    /// let leased = rt.task(|| task::context().gpu_leases()[0].bytes).gpus(0.25).gpu_memory(20 << 30).submit(());
+    /// assert_eq!(leased.get()?, 20 << 30);
+    /// # Ok::<(), outray::Error>(())
+    /// ```
+    pub fn gpu_leases(&self) -> Vec<GpuLease> {
+        self.node.gpus()
+    }
+
+    /// The leased device at this index, from 0, as the body uses it: its context and a stream of the body's own. The
+    /// first call for a device in a process blocks while CUDA's context is made, some hundred milliseconds; later ones
+    /// take about a microsecond.
+    ///
+    /// What is given to the stream runs after the body has gone on, and the body need not wait for it: the lease ends
+    /// when it is done, and whoever gets the device next comes after it. What is given to it after the body's end is
+    /// nobody's lease. An actor has one session for all its calls.
+    ///
+    /// # Errors
+    /// [`GpuError::NotLeased`](crate::gpu::GpuError::NotLeased) where the task asked for fewer devices, or none; that
+    /// there is no driver, or why the device cannot be used.
+    #[cfg(feature = "gpu-unversioned")]
+    pub fn gpu(&self, index: usize) -> Result<std::sync::Arc<crate::gpu::Gpu>, crate::gpu::GpuError> {
+        match self.node.sessions() {
+            Some(sessions) => sessions.get(index),
+            None => Err(crate::gpu::GpuError::NotLeased { wanted: index, leased: 0 }),
+        }
     }
 
     /// Whether it should stop: it was cancelled, its deadline has passed, or its actor was killed.

@@ -851,7 +851,7 @@ fn actors_that_hold_all_cpus_still_serve_each_other() {
 fn an_actor_that_asks_for_what_is_not_there_is_an_error_that_says_what() {
     local_only!("a cluster may grow: it says later what can never be");
     watch(|| {
-        let rt = local(2);
+        let rt = builder().cpus(2).gpus(0).build().unwrap();
         let error = rt.actor_builder(Counter::new).gpus(1.0).try_start(0).unwrap_err();
         assert!(matches!(&error, Error::Infeasible { .. }), "{error:?}");
         assert!(error.to_string().contains("1 GPUs wanted, 0 there"), "{error}");

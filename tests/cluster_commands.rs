@@ -644,3 +644,83 @@ fn a_head_that_was_killed_goes_on_with_the_detached_actors_of_programs_that_have
     home.ok(&["stop", "--address", &address]);
     assert_eq!(head.end().0, 0);
 }
+
+#[cfg(not(feature = "gpu-unversioned"))]
+#[test]
+fn gpus_says_which_feature_is_missing() {
+    let said = Home::new().run(&["gpus"]);
+    let why = "outray: this build has no GPU support: enable outray's feature `gpu`\n";
+    assert_eq!(said, (3, String::new(), why.into()));
+}
+
+#[cfg(feature = "gpu-unversioned")]
+mod gpus {
+    use super::*;
+
+    /// What the command says, on the stand-in for NVML in this state.
+    fn gpus(words: &str, options: &[&str]) -> (i32, String, String) {
+        // cargo puts it beside the tests.
+        let library = std::env::current_exe().unwrap().with_file_name("libfake_nvml.so");
+        let mut command = Home::new().outray(&["gpus"]);
+        command.args(options).env("OUTRAY_NVML_PATH", library).env("FAKE_NVML", words);
+        command.env_remove("CUDA_VISIBLE_DEVICES");
+        said(command.output().unwrap())
+    }
+
+    #[test]
+    fn gpus_prints_a_table_and_how_devices_are_joined() {
+        let (code, out, errors) = gpus("devices=3 mig=2:1 process=0:4242:5368709120", &[]);
+        assert_eq!((code, errors.as_str()), (0, ""));
+        let lines: Vec<_> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let expected = [
+            "GPU NAME UUID MEMORY USED BY OTHERS CAPABILITY NUMA NODE BUSY NOTES",
+            "0 NVIDIA H200 GPU-00000000-0000-0000-0000-000000000000 140 GiB 5.0 GiB 9.0 0 87 %",
+            "1 NVIDIA H200 GPU-00000000-0000-0000-0000-000000000001 140 GiB 0 B 9.0 0 0 %",
+            "2 NVIDIA H200 MIG 1g.18gb MIG-00000000-0000-0000-0002-000000000000 16 GiB 0 B 9.0 1 0 % MIG",
+            "",
+            "LINKS 0 1 2",
+            "0 - NVLink system",
+            "1 NVLink - system",
+            "2 system system -",
+        ];
+        assert_eq!(lines, expected, "{out}");
+        let links: Vec<_> = out.lines().skip_while(|line| !line.starts_with("LINKS")).collect();
+        assert_eq!(links[..2], ["LINKS  0       1       2", "0      -       NVLink  system"]);
+    }
+
+    #[test]
+    fn gpus_prints_exact_figures_as_json() {
+        let (code, out, errors) = gpus("devices=1 process=0:4242:5", &["--json"]);
+        assert_eq!((code, errors.as_str()), (0, ""));
+        let expected = serde_json::json!([{
+            "index": 0,
+            "uuid": "GPU-00000000-0000-0000-0000-000000000000",
+            "name": "NVIDIA H200",
+            "memory_bytes": 143_171_u64 << 20,
+            "capability": "9.0",
+            "numa_node": 0,
+            "mig": false,
+            "links": [null],
+            "used_bytes": 5,
+            "used_by_others_bytes": 5,
+            "busy_percent": 87,
+        }]);
+        assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), expected);
+    }
+
+    #[test]
+    fn without_a_gpu_gpus_ends_with_code_3_and_one_sentence() {
+        let none = "outray: the CUDA driver shows no device\n";
+        assert_eq!(gpus("devices=0", &["--json"]), (3, String::new(), none.into()));
+        let lost = "outray: GPU 0 is lost: it fell off the bus or needs a reset\n";
+        assert_eq!(gpus("devices=1 fails=0:15", &[]), (3, String::new(), lost.into()));
+    }
+
+    #[test]
+    fn gpus_has_help_and_no_arguments() {
+        let home = Home::new();
+        assert!(home.ok(&["gpus", "--help"]).contains("usage: outray gpus [--json]"));
+        let (code, _, errors) = home.run(&["gpus", "--address", "host:1"]);
+        assert_eq!((code, errors.contains("its options are")), (2, true), "{errors}");
+    }
+}

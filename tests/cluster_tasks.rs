@@ -1,6 +1,10 @@
 //! Tasks and objects on a cluster of real processes.
 
-use outray::{Array, Error, LocalCluster, ObjectRef, Runtime, Strategy, task};
+use outray::{
+    Array, Bundle, Error, LocalCluster, ObjectRef, PlacementStrategy, Runtime, Strategy,
+    gpu::{GpuRequest, Inventory, NvLink},
+    task,
+};
 use serde_json::Value;
 use std::{process::Command, sync::Arc};
 
@@ -202,6 +206,67 @@ fn options_and_contexts_are_those_of_the_task() {
     let required = vec![("zone".to_owned(), "b".to_owned())];
     let error = rt.task(|| ()).strategy(outray::Strategy::Labels { required }).submit(()).get().unwrap_err();
     assert!(error.to_string().contains("zone=b"), "{error}");
+}
+
+#[test]
+fn gpus_are_chosen_among_the_nodes_by_kind_and_the_leases_reach_the_worker() {
+    const GIB: u64 = 1 << 30;
+    let small = Inventory::uniform(4, "NVIDIA L4", 24 * GIB, (8, 9));
+    let large = Inventory::uniform(2, "NVIDIA H200", 141 * GIB, (9, 0)).nvlink(&[(0, 1)]);
+    let mut cluster = LocalCluster::builder().nodes(1).cpus(2.0).gpu_inventory(small).start().unwrap();
+    let second = cluster.add_node_with_gpus(large).unwrap().to_owned();
+    let first = cluster.nodes()[0].to_owned();
+    let rt = cluster.connect().unwrap();
+    let leased = || {
+        let context = task::context();
+        let leases = context.gpu_leases().into_iter().map(|lease| (lease.device.uuid.clone(), lease.bytes));
+        (context.node().to_owned(), leases.collect::<Vec<_>>())
+    };
+    for (request, expected) in [
+        (GpuRequest::whole(3), (&first, vec![24 * GIB; 3])),
+        (GpuRequest::share(250).named("h200"), (&second, vec![141 * GIB / 4])),
+        (GpuRequest::whole(1).capability(9, 0).memory(10 * GIB), (&second, vec![10 * GIB])),
+        (GpuRequest::bytes(30 * GIB), (&second, vec![30 * GIB])),
+        (GpuRequest::whole(2).nvlink(NvLink::Require), (&second, vec![141 * GIB; 2])),
+    ] {
+        let words = request.to_string();
+        let (node, leases) = rt.task(leased).gpu(request).submit(()).get().unwrap();
+        let uuids: Vec<_> = leases.iter().map(|(uuid, _)| uuid.as_str()).collect();
+        assert_eq!(uuids, ["SIM-0", "SIM-1", "SIM-2"][..leases.len()], "{words}");
+        assert_eq!((&node, leases.iter().map(|(_, bytes)| *bytes).collect()), expected, "{words}");
+    }
+    assert!(rt.submit(leased, ()).get().unwrap().1.is_empty(), "who asks for none has none");
+    // No node has it: the nearest is named, with what it lacks.
+    let never = |request: GpuRequest| rt.task(|| ()).gpu(request).submit(()).get().unwrap_err().to_string();
+    let why = never(GpuRequest::whole(3).named("H200"));
+    let nearest = format!("the nearest is {second}: 3 GPUs named \"H200\" wanted, 2 there (of 2 devices, 2 named");
+    assert!(why.contains(&nearest), "{why}");
+    let why = never(GpuRequest::whole(1).named("L4").memory(40 * GIB));
+    assert!(why.contains(&format!("the nearest is {first}: 1 GPUs with 40 GiB each named \"L4\" wanted")), "{why}");
+    // A bundle has devices, and those in it take from them.
+    let bundles = [Bundle::new().gpu(GpuRequest::whole(1).named("L4")), Bundle::new().gpus(0.5).gpu_memory(50 * GIB)];
+    let group = rt.placement_group(&bundles, PlacementStrategy::Spread).unwrap();
+    let inside = |bundle, request| rt.task(leased).cpus(0.0).gpu(request).placement_group(&group, bundle);
+    let here = inside(0, GpuRequest::bytes(20 * GIB)).submit(()).get().unwrap();
+    assert_eq!((&here.0, here.1[0].1), (&first, 20 * GIB));
+    let there = inside(1, GpuRequest::share(250)).submit(()).get().unwrap();
+    assert_eq!((&there.0, there.1[0].1), (&second, 25 * GIB), "half of what the bundle has");
+    for (bundle, request) in [(0, GpuRequest::bytes(30 * GIB)), (0, GpuRequest::whole(2)), (1, GpuRequest::share(501))]
+    {
+        let error = inside(bundle, request).submit(()).get().unwrap_err();
+        assert!(matches!(&error, Error::Infeasible { reason, .. } if reason.contains("is too small")), "{error}");
+    }
+    // Actors hold their leases; one more than fit waits, and says for what.
+    drop(group);
+    struct Holder;
+    let holder = || Holder;
+    let hold = || rt.actor_builder(holder).gpu(GpuRequest::whole(1).named("H200")).start(());
+    let (one, two) = (hold(), hold());
+    assert!(one.ready().get().is_ok() && two.ready().get().is_ok());
+    let third = hold();
+    assert!(!third.ready().is_ready());
+    one.kill();
+    assert!(third.ready().get().is_ok());
 }
 
 #[test]

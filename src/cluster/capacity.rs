@@ -1,6 +1,12 @@
 //! What nodes have and tasks ask for, counted in whole thousandths, so that shares add up exactly.
 
-use crate::local::resources::{Demand as Wish, WHOLE, place_gpus, wanted};
+use crate::{
+    gpu::{
+        GpuRequest,
+        placement::{Devices, Lack, Part},
+    },
+    local::resources::{Demand as Wish, WHOLE, wanted},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -9,8 +15,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 pub(crate) struct Demand {
     /// Thousandths of CPUs.
     pub(crate) cpu: u32,
-    /// Thousandths of GPUs: a share of one device, or whole devices.
-    pub(crate) gpu: u32,
+    pub(crate) gpu: Option<Arc<GpuRequest>>,
     /// Bytes.
     pub(crate) memory: u64,
     /// Thousandths.
@@ -19,20 +24,25 @@ pub(crate) struct Demand {
 
 impl Demand {
     pub(crate) fn cpus(thousandths: u32) -> Self {
-        Demand { cpu: thousandths, gpu: 0, memory: 0, custom: BTreeMap::new() }
+        Demand { cpu: thousandths, gpu: None, memory: 0, custom: BTreeMap::new() }
+    }
+
+    /// Thousandths of GPUs.
+    pub(crate) fn gpus(&self) -> u64 {
+        self.gpu.as_ref().map_or(0, |request| request.total())
     }
 }
 
 impl fmt::Display for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&wanted(self.cpu, self.gpu, self.memory, &self.custom).join(", "))
+        f.write_str(&wanted(self.cpu, self.gpu.as_deref(), self.memory, &self.custom).join(", "))
     }
 }
 
 impl From<&Wish> for Demand {
     /// The same as a local runtime counts it.
     fn from(wish: &Wish) -> Self {
-        Demand { cpu: wish.cpu, gpu: wish.gpu, memory: wish.memory, custom: wish.custom.clone() }
+        Demand { cpu: wish.cpu, gpu: wish.gpu.clone(), memory: wish.memory, custom: wish.custom.clone() }
     }
 }
 
@@ -40,102 +50,75 @@ impl From<&Wish> for Demand {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Capacity {
     pub(crate) cpu: u32,
-    /// Of each device.
-    pub(crate) gpus: Vec<u32>,
+    pub(crate) gpus: Devices,
     pub(crate) memory: u64,
     pub(crate) custom: BTreeMap<Arc<str>, u64>,
 }
 
-/// The devices, and the share of each, that were taken.
-pub(crate) type Devices = Vec<(usize, u32)>;
-
-/// Something that is too little.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Lack {
-    what: String,
-    wanted: f64,
-    there: f64,
-}
-
-impl fmt::Display for Lack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} wanted, {} there", self.wanted, self.what, self.there)
-    }
-}
-
-impl Lack {
-    fn of(what: impl Into<String>, wanted: u64, there: u64, unit: f64) -> Option<Lack> {
-        (wanted > there).then(|| Lack { what: what.into(), wanted: wanted as f64 / unit, there: there as f64 / unit })
-    }
-
-    /// The share of what is wanted that is missing: the smaller, the nearer.
-    pub(crate) fn gap(&self) -> f64 {
-        (self.wanted - self.there) / self.wanted
-    }
+fn lack_of(what: impl fmt::Display, wanted: u64, there: u64, unit: f64) -> Option<Lack> {
+    let (wanted, there) = (wanted as f64 / unit, there as f64 / unit);
+    (wanted > there).then(|| Lack::new(format!("{wanted} {what} wanted, {there} there"), wanted, there))
 }
 
 impl Capacity {
     /// The first thing that `demand` lacks here; `None` if it fits.
     pub(crate) fn lack(&self, demand: &Demand) -> Option<Lack> {
         let thousand = f64::from(WHOLE);
-        Lack::of("CPUs", demand.cpu.into(), self.cpu.into(), thousand)
-            .or_else(|| {
-                if place_gpus(&self.gpus, demand.gpu).is_some() {
-                    return None;
-                }
-                // A share comes from one device, so free shares of several do not add up.
-                let there = match demand.gpu < WHOLE {
-                    true => self.gpus.iter().copied().max().unwrap_or(0),
-                    false => self.gpus.iter().filter(|free| **free == WHOLE).count() as u32 * WHOLE,
-                };
-                Lack::of("GPUs", demand.gpu.into(), there.into(), thousand)
-            })
-            .or_else(|| Lack::of("bytes of memory", demand.memory, self.memory, 1.0))
+        lack_of("CPUs", demand.cpu.into(), self.cpu.into(), thousand)
+            .or_else(|| self.gpus.lack(demand.gpu.as_deref()?))
+            .or_else(|| lack_of("bytes of memory", demand.memory, self.memory, 1.0))
             .or_else(|| {
                 demand.custom.iter().find_map(|(name, wanted)| {
-                    Lack::of(format!("of {name:?}"), *wanted, self.custom.get(name).copied().unwrap_or(0), thousand)
+                    lack_of(format!("of {name:?}"), *wanted, self.custom.get(name).copied().unwrap_or(0), thousand)
                 })
             })
     }
 
-    pub(crate) fn fits(&self, demand: &Demand) -> bool {
-        self.cpu >= demand.cpu && self.lack(demand).is_none()
+    /// The same of what is free now, with what of each device that is.
+    pub(crate) fn lack_now(&self, demand: &Demand) -> Option<String> {
+        let lack = self.lack(demand)?;
+        Some(match demand.gpu.as_ref().filter(|request| self.gpus.place(request).is_none()) {
+            Some(request) => format!("{lack}; {}", self.gpus.free_of(request)),
+            None => lack.to_string(),
+        })
     }
 
-    /// Takes it all, or nothing (`None`).
-    pub(crate) fn take(&mut self, demand: &Demand) -> Option<Devices> {
-        if !self.fits(demand) {
+    pub(crate) fn fits(&self, demand: &Demand) -> bool {
+        self.place(demand).is_some()
+    }
+
+    /// The devices for it, if it fits.
+    fn place(&self, demand: &Demand) -> Option<Vec<Part>> {
+        let has = |(name, wanted): (&Arc<str>, &u64)| self.custom.get(name).copied().unwrap_or(0) >= *wanted;
+        if demand.cpu > self.cpu || demand.memory > self.memory || !demand.custom.iter().all(has) {
             return None;
         }
-        let devices = place_gpus(&self.gpus, demand.gpu)?;
+        demand.gpu.as_ref().map_or(Some(Vec::new()), |request| self.gpus.place(request))
+    }
+
+    /// Takes it all, or nothing (`None`): the devices that were taken.
+    pub(crate) fn take(&mut self, demand: &Demand) -> Option<Vec<Part>> {
+        let devices = self.place(demand)?;
         self.hold(demand, &devices);
         Some(devices)
     }
 
-    /// So much, to be taken from.
+    /// So much, to be taken from, wherever it is.
     pub(crate) fn of(demand: &Demand) -> Self {
-        let gpus = match demand.gpu {
-            share if share < WHOLE => vec![share],
-            whole => vec![WHOLE; (whole / WHOLE) as usize],
-        };
+        let gpus = Devices::promised(demand.gpu.as_deref());
         Capacity { cpu: demand.cpu, gpus, memory: demand.memory, custom: demand.custom.clone() }
     }
 
-    /// What was taken, to be taken from: these devices have the numbers that they have in the whole.
-    pub(crate) fn taken(&self, demand: &Demand, devices: &Devices) -> Self {
-        let mut gpus = vec![0; self.gpus.len()];
-        for (device, share) in devices {
-            gpus[*device] = *share;
-        }
-        Capacity { gpus, ..Capacity::of(demand) }
+    /// What was taken, to be taken from: these devices have the places that they have in the whole.
+    pub(crate) fn taken(&self, demand: &Demand, devices: &[Part]) -> Self {
+        let (custom, memory) = (demand.custom.clone(), demand.memory);
+        Capacity { cpu: demand.cpu, gpus: self.gpus.part(devices), memory, custom }
     }
 
     /// Takes just these devices; they must be there.
-    pub(crate) fn hold(&mut self, demand: &Demand, devices: &Devices) {
+    pub(crate) fn hold(&mut self, demand: &Demand, devices: &[Part]) {
         self.cpu -= demand.cpu;
-        for (device, share) in devices {
-            self.gpus[*device] -= share;
-        }
+        self.gpus.hold(devices);
         self.memory -= demand.memory;
         for (name, amount) in &demand.custom {
             if let Some(free) = self.custom.get_mut(name) {
@@ -145,11 +128,9 @@ impl Capacity {
     }
 
     /// Gives back what `take` took.
-    pub(crate) fn give(&mut self, demand: &Demand, devices: &Devices) {
+    pub(crate) fn give(&mut self, demand: &Demand, devices: &[Part]) {
         self.cpu += demand.cpu;
-        for (device, share) in devices {
-            self.gpus[*device] += share;
-        }
+        self.gpus.give(devices);
         self.memory += demand.memory;
         for (name, amount) in &demand.custom {
             if let Some(free) = self.custom.get_mut(name) {
@@ -162,12 +143,21 @@ impl Capacity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Inventory;
     use proptest::prelude::*;
+
+    fn gpus(count: u32) -> Devices {
+        Devices::new(Inventory::simulated(count))
+    }
+
+    fn asked(thousandths: u32) -> Option<Arc<GpuRequest>> {
+        (thousandths > 0).then(|| GpuRequest::amount(thousandths).into())
+    }
 
     #[test]
     fn eleven_shares_of_0_18_on_two_devices_leave_room_for_ten() {
-        let mut free = Capacity { gpus: vec![WHOLE; 2], ..Capacity::default() };
-        let share = Demand { gpu: 180, ..Demand::cpus(0) };
+        let mut free = Capacity { gpus: gpus(2), ..Capacity::default() };
+        let share = Demand { gpu: asked(180), ..Demand::cpus(0) };
         let taken = (0..11).map_while(|_| free.take(&share)).count();
         assert_eq!(taken, 10);
         assert_eq!(free.lack(&share).unwrap().to_string(), "0.18 GPUs wanted, 0.1 there");
@@ -180,7 +170,7 @@ mod tests {
         ) {
             let total = Capacity {
                 cpu: 4_000,
-                gpus: vec![WHOLE; 3],
+                gpus: gpus(3),
                 memory: 100,
                 custom: BTreeMap::from([("x".into(), 7)]),
             };
@@ -188,9 +178,9 @@ mod tests {
             let mut held = Vec::new();
             for (index, (cpu, gpu, memory, custom)) in demands.into_iter().enumerate() {
                 let gpu = if gpu > WHOLE { 2 * WHOLE } else { gpu };
-                let demand = Demand { cpu, gpu, memory, custom: BTreeMap::from([("x".into(), custom)]) };
+                let demand = Demand { cpu, gpu: asked(gpu), memory, custom: BTreeMap::from([("x".into(), custom)]) };
                 if let Some(devices) = free.take(&demand) {
-                    prop_assert_eq!(devices.iter().map(|(_, share)| share).sum::<u32>(), gpu);
+                    prop_assert_eq!(devices.iter().map(|part| part.thousandths).sum::<u32>(), gpu);
                     held.push((demand, devices));
                 }
                 if index % 3 == 2 && !held.is_empty() {

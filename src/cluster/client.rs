@@ -40,6 +40,7 @@ use crate::{
     args::{self, Deferred, Visitor},
     error::{Error, Origin, Result},
     function::StreamFn,
+    gpu::GpuLease,
     local::{
         Core,
         node::{Blocker, Node, Options, Phase, contain},
@@ -1585,7 +1586,7 @@ impl Client {
         id: ObjectId,
         attempt: u32,
         body: Bytes,
-        devices: Vec<(usize, u32)>,
+        devices: Vec<GpuLease>,
         values: Vec<Option<Bytes>>,
     ) {
         let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, inside };

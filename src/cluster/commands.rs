@@ -1,6 +1,6 @@
 //! The command `outray`.
 //!
-//! Exit codes: 0, it did what it was asked to; 1, it could not; 2, the command line is wrong.
+//! Exit codes: 0, it did what it was asked to; 1, it could not; 2, the command line is wrong; 3, there is no GPU.
 
 mod arguments;
 mod guest;
@@ -17,10 +17,13 @@ use super::{
     signals,
     wire::Question,
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    gpu::{self, GpuError, Inventory, Link},
+};
 use arguments::{Arguments, Wrong};
 use guest::Guest;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     env, fmt,
@@ -42,6 +45,8 @@ enum Failed {
     /// The command line is wrong.
     Usage(Wrong),
     Error(String),
+    /// This machine has no GPU that can be used.
+    NoGpu(GpuError),
     /// Nobody reads what it prints any more.
     NobodyReads,
 }
@@ -86,6 +91,10 @@ pub fn main() -> ExitCode {
             eprintln!("outray: {wrong}");
             ExitCode::from(2)
         }
+        Err(Failed::NoGpu(why)) => {
+            eprintln!("outray: {why}");
+            ExitCode::from(3)
+        }
     }
 }
 
@@ -100,6 +109,7 @@ fn run(mut arguments: Arguments) -> Result<(), Failed> {
         "list" => list(arguments),
         "memory" => memory(arguments),
         "logs" => logs(arguments),
+        "gpus" => gpus(arguments),
         "timeline" => timeline(arguments),
         "stop" => stop(arguments),
         "key" => key(arguments),
@@ -173,7 +183,7 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
         cache: cache()?,
         store: None,
         cpus: None,
-        gpus: 0,
+        gpus: roles::Gpus::Machine,
         memory: None,
         resources: BTreeMap::new(),
         labels: BTreeMap::new(),
@@ -196,7 +206,7 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
             "--bind" => setup.bind = Some(arguments.address("--bind")?),
             "--advertise" => setup.advertise = Some(arguments.host("--advertise")?),
             "--cpus" => setup.cpus = Some(arguments.amount("--cpus")?),
-            "--gpus" => setup.gpus = arguments.count("--gpus")?,
+            "--gpus" => setup.gpus = roles::Gpus::Simulated(Inventory::simulated(arguments.count("--gpus")?)),
             "--memory" => setup.memory = Some(arguments.bytes("--memory")?),
             "--store" => setup.store = Some(arguments.bytes("--store")?),
             "--resource" => {
@@ -350,6 +360,51 @@ fn logs(mut arguments: Arguments) -> Result<(), Failed> {
         }
         std::thread::sleep(FOLLOW);
     }
+}
+
+/// Of this machine, without a cluster.
+fn gpus(mut arguments: Arguments) -> Result<(), Failed> {
+    let mut is_json = false;
+    while let Some(option) = arguments.option("gpus", &["--json"])? {
+        match option.as_str() {
+            "--json" => is_json = true,
+            _ => return say(help::GPUS),
+        }
+    }
+    let source = gpu::detect().map_err(Failed::NoGpu)?;
+    let inventory = source.inventory().map_err(Failed::NoGpu)?;
+    let link = |link: Option<Link>| {
+        link.map(|link| match link {
+            Link::NvLink => "NVLink",
+            Link::PcieSwitch => "switch",
+            Link::HostBridge => "bridge",
+            Link::System => "system",
+        })
+    };
+    let device = |(place, device): (usize, &gpu::DeviceInfo)| {
+        let mut shown = json!({
+            "index": device.index,
+            "uuid": device.uuid,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "capability": device.capability.to_string(),
+            "numa_node": device.numa_node,
+            "mig": device.mig,
+            "links": (0..inventory.devices.len()).map(|other| link(inventory.link(place, other))).collect::<Vec<_>>(),
+        });
+        match source.usage(device) {
+            Ok(usage) if !usage.lost => {
+                shown["used_bytes"] = usage.used_bytes.into();
+                shown["used_by_others_bytes"] = usage.external_bytes.into();
+                shown["busy_percent"] = usage.busy_percent.into();
+            }
+            Ok(_) => shown["problem"] = GpuError::DeviceLost { device: device.index }.to_string().into(),
+            Err(error) => shown["problem"] = error.to_string().into(),
+        }
+        shown
+    };
+    let devices = inventory.devices.iter().enumerate().map(device).collect();
+    print(&Value::Array(devices), is_json, show::gpus_here)
 }
 
 fn timeline(mut arguments: Arguments) -> Result<(), Failed> {

@@ -114,6 +114,14 @@ impl NodeView {
         room
     }
 
+    /// A node says once which devices it has.
+    fn with_inventory(&self, mut load: Load) -> Load {
+        if let Some(room) = &mut load.room {
+            room.gpus.inventory = self.capacity.gpus.inventory.clone();
+        }
+        load
+    }
+
     fn has_room(&self, demand: &Demand) -> bool {
         match self.load.room.is_none() && self.promised.is_empty() {
             true => self.capacity.fits(demand),
@@ -228,16 +236,17 @@ impl Head {
             Message::JoinNode { capacity, labels, load, bundles } => {
                 self.enter(from, Member::Node { capacity: capacity.clone(), labels: labels.clone() }, out);
                 self.welcome(now, from, out);
-                let view = NodeView {
+                let mut view = NodeView {
                     capacity,
                     promised: Vec::new(),
                     labels,
-                    load,
+                    load: Load::default(),
                     assigned: 0,
                     granted: 0,
                     heard: now,
                     wait: 0,
                 };
+                view.load = view.with_inventory(load);
                 self.nodes.insert(from, view);
                 self.order.insert((0, from));
                 self.reorder(from);
@@ -277,6 +286,7 @@ impl Head {
             Message::Place(spec) => self.place(now, spec, out),
             Message::Load(load) => {
                 let Some(node) = self.nodes.get_mut(&from) else { return };
+                let load = node.with_inventory(load);
                 let cpu = load.room.as_ref().map_or(node.capacity.cpu, |room| room.cpu);
                 let idle = load.waiting == 0 && load.running * 1_000 < cpu && load.assigned == node.assigned;
                 let known = node.promised.len();
@@ -635,7 +645,10 @@ fn lack(view: &NodeView, demand: &Demand) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{capacity::Demand, protocol::ObjectId};
+    use crate::{
+        cluster::{capacity::Demand, protocol::ObjectId},
+        gpu::{GpuRequest, Inventory, placement::Devices},
+    };
     use std::{collections::BTreeMap as Map, sync::Arc};
 
     const OWNER: ProcessId = ProcessId(100);
@@ -653,7 +666,8 @@ mod tests {
         let (mut head, mut out) = (Head::new(), Effects::default());
         for (index, cpus) in cpus.iter().enumerate() {
             let labels = vec![("parity".into(), if index % 2 == 0 { "even".into() } else { "odd".into() })];
-            let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; index], ..Capacity::default() };
+            let gpus = Devices::new(Inventory::simulated(index as u32));
+            let capacity = Capacity { cpu: cpus * 1_000, gpus, ..Capacity::default() };
             head.handle(0, node(index as u64 + 1), join(capacity, labels), &mut out);
         }
         head.handle(0, OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() }, &mut out);
@@ -739,7 +753,7 @@ mod tests {
         let mut head = head(&[2, 8, 4]);
         let why = place(&mut head, task(Demand::cpus(10_000), Strategy::Default, Vec::new())).unwrap_err();
         assert_eq!(why, "no node is big enough; the nearest is p2: 10 CPUs wanted, 8 there");
-        let gpus = Demand { gpu: 3_000, ..Demand::cpus(1_000) };
+        let gpus = Demand { gpu: Some(GpuRequest::whole(3).into()), ..Demand::cpus(1_000) };
         let why = place(&mut head, task(gpus, Strategy::Spread, Vec::new())).unwrap_err();
         assert_eq!(why, "no node is big enough; the nearest is p3: 3 GPUs wanted, 2 there");
     }

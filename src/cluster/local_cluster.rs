@@ -2,12 +2,13 @@
 
 use super::{
     driver, entry,
-    roles::{HeadSetup, NodeSetup, RoleSetup},
+    roles::{Gpus, HeadSetup, NodeSetup, RoleSetup},
     secure::Key,
     store, wire,
 };
 use crate::{
     error::{Error, Result},
+    gpu::{Inventory, placement::MOST},
     runtime::{Builder, Runtime},
 };
 use std::{
@@ -52,7 +53,7 @@ pub struct LocalCluster {
 pub struct LocalClusterBuilder {
     nodes: usize,
     cpus: f64,
-    gpus: u32,
+    gpus: Inventory,
     store: Option<u64>,
     memory: Option<u64>,
     resources: BTreeMap<String, f64>,
@@ -69,14 +70,19 @@ impl LocalClusterBuilder {
     }
 
     /// How many CPUs each node has for tasks, whatever the machine has; 1 by default.
-    pub fn cpus(mut self, cpus: f64) -> Self {
-        self.cpus = cpus;
+    pub fn cpus(mut self, cpus: impl Into<f64>) -> Self {
+        self.cpus = cpus.into();
         self
     }
 
-    /// How many GPUs each node has, for admission; by default none.
-    pub fn gpus(mut self, gpus: u32) -> Self {
-        self.gpus = gpus;
+    /// How many GPUs each node has that exist only on paper, all alike, at most 1,024; by default none.
+    pub fn gpus(self, gpus: u32) -> Self {
+        self.gpu_inventory(Inventory::simulated(gpus.min(MOST)))
+    }
+
+    /// The GPUs that each node has; they exist only on paper.
+    pub fn gpu_inventory(mut self, inventory: Inventory) -> Self {
+        self.gpus = inventory;
         self
     }
 
@@ -154,7 +160,7 @@ impl LocalCluster {
         LocalClusterBuilder {
             nodes: 2,
             cpus: 1.0,
-            gpus: 0,
+            gpus: Inventory::default(),
             memory: None,
             store: None,
             resources: BTreeMap::new(),
@@ -200,6 +206,15 @@ impl LocalCluster {
     /// # Errors
     /// As [`LocalClusterBuilder::start`].
     pub fn add_node(&mut self) -> Result<&str> {
+        self.add_node_with_gpus(self.builder.gpus.clone())
+    }
+
+    /// Starts one more node, with these GPUs instead of those that the others have, and returns its name. They exist
+    /// only on paper.
+    ///
+    /// # Errors
+    /// As [`LocalClusterBuilder::start`].
+    pub fn add_node_with_gpus(&mut self, gpus: Inventory) -> Result<&str> {
         let setup = NodeSetup {
             head: self.head.address.clone(),
             bind: None,
@@ -208,7 +223,7 @@ impl LocalCluster {
             key_file: Some(self.key_file()),
             cache: self.directory.0.join("executables"),
             cpus: Some(self.builder.cpus),
-            gpus: self.builder.gpus,
+            gpus: Gpus::Simulated(gpus),
             memory: self.builder.memory,
             store: self.builder.store,
             spill: self.directory.0.join("spilled"),

@@ -26,7 +26,7 @@
 //! - A copy of an object is announced to its owner, who frees it.
 
 use super::{
-    capacity::{Capacity, Demand, Devices},
+    capacity::{Capacity, Demand},
     head::{BEAT, PACE},
     protocol::{
         Arg, Effects, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec,
@@ -34,7 +34,11 @@ use super::{
     },
     serving::{LARGE, Serving},
 };
-use crate::{local::resources::WHOLE, observe::TaskState};
+use crate::{
+    gpu::{GpuLease, placement::Part},
+    local::resources::WHOLE,
+    observe::TaskState,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
@@ -62,7 +66,7 @@ struct Task {
     /// How many passed it.
     passed: u32,
     /// Since when it runs, and the devices it has.
-    running: Option<(Nanos, Devices)>,
+    running: Option<(Nanos, Vec<Part>)>,
     /// Its worker has it, and runs it when others have ended; nothing is taken for it yet.
     is_ahead: bool,
     /// It was told to stop; nobody wants to hear of it.
@@ -139,7 +143,7 @@ struct Bundle {
     demand: Demand,
     round: u32,
     /// What was taken, and what of it is free.
-    held: Option<(Devices, Capacity)>,
+    held: Option<(Vec<Part>, Capacity)>,
     ready: VecDeque<Key>,
     running: u32,
     /// Nobody needs it any more.
@@ -355,7 +359,11 @@ impl Node {
             running: self.running - self.staying,
             mean: self.mean,
             assigned: self.assigned,
-            room: (self.room != self.capacity).then(|| self.room.clone()),
+            room: (self.room != self.capacity).then(|| {
+                let mut room = self.room.clone();
+                room.gpus.inventory = Default::default(); // the head has it
+                room
+            }),
         }
     }
 
@@ -674,6 +682,15 @@ impl Node {
         }
     }
 
+    /// Why it will never have what it wants in its bundle. That is known here only, where the bundle's devices are.
+    fn never(&self, key: Key) -> Option<String> {
+        let spec = &self.tasks.get(&key)?.spec;
+        let (number, bundle) = bundle_of(spec).and_then(|key| Some((key.1, self.bundles.get(&key)?)))?;
+        let (devices, _) = bundle.held.as_ref().filter(|_| spec.demand.gpu.is_some())?;
+        let lack = self.capacity.taken(&bundle.demand, devices).lack(&spec.demand)?;
+        Some(format!("bundle {number} of its placement group is too small: {lack}"))
+    }
+
     fn is_ready(&mut self, key: Key, out: &mut Effects) {
         let Some(task) = self.tasks.get(&key) else { return };
         let has_room = self.has_room(&task.spec);
@@ -687,6 +704,9 @@ impl Node {
         }
         if !has_room {
             self.send_back(key, out);
+        } else if let Some(why) = self.never(key) {
+            out.send(key.0.owner, Message::Unplaceable { task: key.0, attempt: key.1, why: why.into() });
+            self.end(key);
         }
     }
 
@@ -776,7 +796,7 @@ impl Node {
                 continue;
             }
             task.is_ahead = true;
-            task.running = Some((now, Devices::new()));
+            task.running = Some((now, Vec::new()));
             self.running += 1;
             out.starts.push(task.spec.clone());
             self.ahead.extend(self.ready.pop_front());
@@ -801,7 +821,7 @@ impl Node {
     fn chain(&mut self, key: Key, now: Nanos, out: &mut Effects) {
         let Some(task) = self.tasks.get_mut(&key) else { return };
         task.is_ahead = true;
-        task.running = Some((now, Devices::new()));
+        task.running = Some((now, Vec::new()));
         self.running += 1;
         out.starts.push(task.spec.clone());
         self.ahead.push_back(key);
@@ -837,7 +857,7 @@ impl Node {
     }
 
     /// What was taken is given back.
-    fn give(&mut self, demand: &Demand, devices: &Devices) {
+    fn give(&mut self, demand: &Demand, devices: &[Part]) {
         self.free.give(demand, devices);
         let paid = self.overdraft.min(self.free.cpu);
         self.overdraft -= paid;
@@ -1110,10 +1130,11 @@ impl Node {
                     let missing: Vec<_> = task.fetching.iter().map(|object| format!("{object:?}")).collect();
                     format!("waits for objects that are not here: {}", missing.join(", "))
                 }
-                (None, true) => match self.free.lack(&task.spec.demand) {
+                (None, true) => match self.free.lack_now(&task.spec.demand) {
                     Some(lack) => {
-                        lacking = Some(lack.to_string());
-                        format!("waits for resources: {lack} now")
+                        let what = format!("waits for resources: {lack} now");
+                        lacking = Some(lack);
+                        what
                     }
                     None => "is about to start".to_owned(),
                 },
@@ -1127,10 +1148,11 @@ impl Node {
         seen.chain(kept_back).collect()
     }
 
-    /// The devices that a running task has, and the share of each.
-    pub(crate) fn devices(&self, task: ObjectId, attempt: u32) -> Devices {
+    /// The devices that a running task has.
+    pub(crate) fn leases(&self, task: ObjectId, attempt: u32) -> Vec<GpuLease> {
         let task = self.tasks.get(&(task, attempt));
-        task.and_then(|task| task.running.as_ref()).map(|(_, devices)| devices.clone()).unwrap_or_default()
+        let devices = task.and_then(|task| task.running.as_ref()).map_or(&[][..], |(_, devices)| devices);
+        self.capacity.gpus.leases(devices)
     }
 
     /// What is set aside: what each bundle has, and how many tasks run in it.
@@ -1216,6 +1238,7 @@ fn tell((task, attempt): Key, outcome: Outcome, out: &mut Effects) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{GpuRequest, Inventory, placement::Devices};
 
     const US: ProcessId = ProcessId(1);
     const OTHER: ProcessId = ProcessId(2);
@@ -1477,6 +1500,32 @@ mod tests {
     fn in_bundle(number: u64, cpus: u32) -> TaskSpec {
         let strategy = Strategy::Bundle { group: GROUP, bundle: 0, node: Some(US) };
         TaskSpec { strategy, demand: Arc::new(Demand::cpus(cpus * 1_000)), ..task(number, false) }
+    }
+
+    #[test]
+    fn what_will_never_fit_the_devices_of_its_bundle_fails_where_they_are() {
+        let gpus = Devices::new(Inventory::uniform(1, "T4", 16 << 30, (7, 5)));
+        let capacity = Capacity { cpu: 2_000, gpus, ..Capacity::default() };
+        let mut node = Node::new(US, capacity, Vec::new(), &mut Effects::default());
+        let asks = |request: GpuRequest| Demand { gpu: Some(request.into()), ..Demand::cpus(0) };
+        let demand = asks(GpuRequest::whole(1));
+        let out = say(&mut node, HEAD, Message::Reserve { group: GROUP, bundle: 0, round: 1, demand });
+        assert_eq!(reserved(&out), Some(true));
+        let task = |number, gigabytes: u64| TaskSpec {
+            demand: Arc::new(asks(GpuRequest::bytes(gigabytes << 30))),
+            ..in_bundle(number, 0)
+        };
+        let out = say(&mut node, HEAD, Message::Assign(task(1, 20)));
+        let [.., (OWNER, Message::Unplaceable { why, .. })] = &out.sends[..] else { panic!("{:?}", out.sends) };
+        let expected = "bundle 0 of its placement group is too small: 20 GiB of a GPU wanted, 16 GiB there (of 1 \
+                        devices, 0 with 20 GiB)";
+        assert_eq!(&**why, expected);
+        let fits = task(2, 16);
+        assert_eq!(say(&mut node, HEAD, Message::Assign(fits.clone())).starts.len(), 1);
+        let lease = &node.leases(fits.id, 1)[0];
+        assert_eq!((&*lease.device.uuid, lease.bytes, lease.thousandths), ("SIM-0", 16 << 30, 0));
+        end(&mut node, fits.id);
+        assert_eq!(node.holds().0, 0);
     }
 
     #[test]

@@ -748,7 +748,7 @@ impl NodeProcess {
         if spec.stays {
             state.actors.insert(spec.id, ActorPlace { worker, attempt: spec.attempt, is_made: false });
         }
-        let devices = state.node.devices(spec.id, spec.attempt);
+        let devices = state.node.leases(spec.id, spec.attempt);
         let run = Letter::Run { task: spec.id, attempt: spec.attempt, body: spec.body, devices, files };
         let run = self.envelope(worker, run, arguments);
         self.send(state, run);

@@ -414,7 +414,7 @@ mod tests {
     fn spec(bytes: Arc<[u8]>) -> TaskSpec {
         let id = ObjectId { owner: ProcessId(u64::MAX), number: 7 };
         let args = vec![Arg::Inline(bytes.clone()), Arg::Object { id, size: 1 << 40, holders: vec![HEAD] }];
-        let demand = Arc::new(Demand { gpu: 250, ..Demand::cpus(1_000) });
+        let demand = Arc::new(Demand { gpu: Some(crate::gpu::GpuRequest::share(250).into()), ..Demand::cpus(1_000) });
         let strategy = Strategy::Labels(vec![("zone".into(), "a".into())]);
         TaskSpec { id, attempt: 1, hop: 2, demand, strategy, args, stays: true, body: Blob(bytes.to_vec().into()) }
     }

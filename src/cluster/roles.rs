@@ -15,7 +15,10 @@ use super::{
     store,
     wire::{self, Role},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    gpu::{self, GpuError, Inventory, placement::Devices},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -60,7 +63,7 @@ pub(crate) struct NodeSetup {
     /// Where executables are kept.
     pub(crate) cache: PathBuf,
     pub(crate) cpus: Option<f64>,
-    pub(crate) gpus: u32,
+    pub(crate) gpus: Gpus,
     pub(crate) memory: Option<u64>,
     /// Bytes of objects in shared memory; three tenths of the memory by default.
     pub(crate) store: Option<u64>,
@@ -68,6 +71,34 @@ pub(crate) struct NodeSetup {
     pub(crate) spill: PathBuf,
     pub(crate) resources: BTreeMap<String, f64>,
     pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The GPUs of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Gpus {
+    /// Those of the machine.
+    Machine,
+    /// These, on paper.
+    Simulated(Inventory),
+}
+
+impl Gpus {
+    /// None if there is nothing to look for them with.
+    fn devices(self) -> Devices {
+        let found = match self {
+            Gpus::Simulated(inventory) => return Devices::new(inventory),
+            Gpus::Machine => gpu::detect().and_then(|source| source.inventory()),
+        };
+        match found {
+            Ok(inventory) => Devices::new(inventory),
+            Err(error) => {
+                if !matches!(error, GpuError::NotBuilt | GpuError::NoDriver { .. } | GpuError::NoDevice) {
+                    tracing::warn!(%error, "this node has no GPUs");
+                }
+                Devices::default()
+            }
+        }
+    }
 }
 
 fn key(file: Option<&PathBuf>) -> Result<Option<Key>> {
@@ -138,7 +169,7 @@ pub(crate) fn node(
     let available = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     let capacity = Capacity {
         cpu: thousandths(setup.cpus.unwrap_or_else(available)) as u32,
-        gpus: vec![1_000; setup.gpus as usize],
+        gpus: setup.gpus.devices(),
         memory: setup.memory.unwrap_or_else(crate::runtime::machine_memory),
         custom: setup.resources.iter().map(|(name, amount)| (name.as_str().into(), thousandths(*amount))).collect(),
     };

@@ -16,6 +16,7 @@ use crate::{
     args::Deferred,
     error::{Error, Result},
     function::RemoteFn,
+    gpu::GpuLease,
     local::{
         node::{Node, Options, Submitted, contain},
         slot::Waiter,
@@ -96,7 +97,7 @@ pub(crate) struct Incoming {
     pub(crate) order: Order,
     pub(crate) imports: Imports,
     pub(crate) reply: Reply,
-    pub(crate) devices: Vec<(usize, u32)>,
+    pub(crate) devices: Vec<GpuLease>,
     /// Who calls, as a number that is the same for all calls of one caller.
     pub(crate) caller: u32,
 }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    gpu::GpuLease,
     serial::Packed,
 };
 use bytes::Bytes;
@@ -480,7 +481,7 @@ pub(crate) enum Letter {
         task: ObjectId,
         attempt: u32,
         body: Blob,
-        devices: Vec<(usize, u32)>,
+        devices: Vec<GpuLease>,
         files: Vec<Option<(PathBuf, u64)>>,
     },
     /// Node to worker: nobody wants it any more. A caller to its actor's node, for a call.

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::local::{
     Config, Core,
+    gpus::Origin,
     resources::{Amounts, WHOLE},
 };
 use std::{
@@ -50,6 +51,7 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     let core = Core::open(Config {
         // The node admits what comes from elsewhere; this bounds what tasks submit here.
         total: Amounts { cpu: cpus.max(WHOLE), ..Amounts::default() },
+        gpus: Origin::Simulated(0),
         check_serialization: false,
         observe: job.observe,
         stack_size: 2 << 20,

@@ -371,6 +371,11 @@ impl Event {
         &self.recorded.device
     }
 
+    /// Whether these are one.
+    pub(crate) fn is(&self, other: &Event) -> bool {
+        Arc::ptr_eq(&self.recorded, &other.recorded)
+    }
+
     /// Whether the device has come to it.
     pub(crate) fn is_complete(&self) -> Result<bool, GpuError> {
         self.device().check()?;

@@ -85,8 +85,6 @@ const NVRTC_SYMBOLS: &[&str] = &[
 /// What the driver shows this process.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    /// 12080 for CUDA 12.8: the newest that it can run.
-    pub(crate) version: u32,
     /// By CUDA's ordinal.
     devices: Vec<Visible>,
 }
@@ -128,9 +126,6 @@ fn start() -> Result<Driver, GpuError> {
         return Err(GpuError::DriverTooOld { missing: format!("libcuda lacks {symbol}") });
     }
     result::init().map_err(|error| failed("cuInit", error))?;
-    let mut version = 0;
-    // SAFETY: the symbol is there, and the driver writes one `int`.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|error| failed("cuDriverGetVersion", error))?;
     let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", error))?;
     let visible = |ordinal| {
         let handle = result::device::get(ordinal).map_err(|error| failed("cuDeviceGet", error))?;
@@ -140,7 +135,7 @@ fn start() -> Result<Driver, GpuError> {
     let devices = (0..count).map(visible).collect::<Result<Vec<_>, GpuError>>()?;
     match devices.is_empty() {
         true => Err(GpuError::NoDevice),
-        false => Ok(Driver { version: u32::try_from(version).unwrap_or(0), devices }),
+        false => Ok(Driver { devices }),
     }
 }
 

@@ -1,7 +1,7 @@
 use super::GpuError;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// What a device's hardware can do, as CUDA numbers it: 9.0 is Hopper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +49,18 @@ pub struct DeviceInfo {
     pub numa_node: Option<u32>,
     /// Whether it is a slice of a device, or a device that is cut in slices.
     pub mig: bool,
+}
+
+/// A device that a task or an actor has leased, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GpuLease {
+    /// The device.
+    pub device: Arc<DeviceInfo>,
+    /// The share of its time, in thousandths; 0 if only memory was asked for.
+    pub thousandths: u32,
+    /// Bytes of its memory.
+    pub bytes: u64,
 }
 
 /// What changes about a device.
@@ -101,6 +113,11 @@ impl Inventory {
         Inventory { devices: devices.collect(), links: (0..count).map(row).collect() }
     }
 
+    /// So many devices that exist only on paper, of a size that no sensible request exceeds.
+    pub(crate) fn simulated(count: u32) -> Self {
+        Inventory::uniform(count, "simulated GPU", 80 << 30, (9, 0))
+    }
+
     /// The same with these pairs joined by NVLink.
     ///
     /// # Panics
@@ -123,10 +140,12 @@ pub trait DeviceSource: Send + Sync {
     /// That there are none, and why.
     fn inventory(&self) -> Result<Inventory, GpuError>;
 
-    /// One device's usage now.
+    /// One device's usage now. It is asked for when a request is admitted, at most every 20 milliseconds, and while one
+    /// waits for what other processes use; whoever submits waits for the answer.
     ///
     /// # Errors
-    /// The call into the driver failed. A device that is lost is no error here.
+    /// [`GpuError::DeviceLost`] and [`GpuError::Poisoned`]: no lease on it is given. After any other error what was
+    /// known last still counts. A device that is lost may also be told of in the usage.
     fn usage(&self, device: &DeviceInfo) -> Result<DeviceUsage, GpuError>;
 }
 

@@ -6,8 +6,11 @@
 //! CUDA driver runs the work. Neither library is needed to build, and a machine without them says so with a
 //! [`GpuError`].
 
+use std::sync::Arc;
+
 mod error;
 mod inventory;
+pub(crate) mod placement;
 mod request;
 
 // What calls the driver. With unsafe code: `blas`, `buffer`, `device`, `driver`, `graph`, `memory`, `pinned`, `store`.
@@ -16,12 +19,14 @@ mod blas;
 #[cfg(feature = "gpu-unversioned")]
 mod buffer;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
-mod device;
+mod cuda;
+#[cfg(feature = "gpu-unversioned")]
+mod detect;
+#[cfg(feature = "gpu-unversioned")]
+pub(crate) mod device;
 #[cfg(feature = "gpu-unversioned")]
 mod disk;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
 mod driver;
 #[cfg(feature = "gpu-unversioned")]
 mod graph;
@@ -30,29 +35,66 @@ mod memory;
 #[cfg(feature = "gpu-unversioned")]
 mod modules;
 #[cfg(feature = "gpu-unversioned")]
+mod nvml;
+#[cfg(feature = "gpu-unversioned")]
 mod pinned;
 #[cfg(feature = "gpu-unversioned")]
-#[allow(dead_code, reason = "leases come next")]
 mod session;
+#[cfg(feature = "gpu-unversioned")]
+pub(crate) mod sessions;
 #[cfg(feature = "gpu-unversioned")]
 mod store;
 
 pub use error::GpuError;
-pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, Inventory, Link, Simulated};
+pub use inventory::{ComputeCapability, DeviceInfo, DeviceSource, DeviceUsage, GpuLease, Inventory, Link, Simulated};
 pub use request::{GpuRequest, NvLink, Share, Spread};
 
-#[cfg(feature = "gpu-unversioned")]
-pub use buffer::{DeviceBuffer, DeviceVec, ReadGuard, View, ViewMut, WriteGuard, set_pinned_budget};
 /// The version of cudarc whose types appear here.
 #[cfg(feature = "gpu-unversioned")]
 pub use cudarc;
 #[cfg(feature = "gpu-unversioned")]
-pub use {graph::Graph, modules::Code, session::Gpu, store::BufferStats};
+pub use {
+    buffer::{DeviceBuffer, DeviceVec, ReadGuard, View, ViewMut, WriteGuard, set_pinned_budget},
+    cuda::CudaSource,
+    graph::Graph,
+    modules::Code,
+    nvml::NvmlSource,
+    session::Gpu,
+    store::BufferStats,
+};
 
-/// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing.
+/// The devices of this machine: from NVML, or from the CUDA driver where NVML is missing. The library is opened once
+/// for this process, which blocks for some milliseconds, and with libcuda up to seconds.
+///
+/// `OUTRAY_NVML_PATH` names the file to open in place of `libnvidia-ml.so.1`. Where `CUDA_VISIBLE_DEVICES` is set, what
+/// it hides is left out.
 ///
 /// # Errors
-/// That there are none, and why: no support in this build, no driver, no device.
-pub fn detect() -> Result<std::sync::Arc<dyn DeviceSource>, GpuError> {
-    Err(GpuError::NotBuilt)
+/// That nobody can be asked, and why: no support in this build, no driver, a driver that is too old or answers with an
+/// error. That the driver has no device may be said only by [`DeviceSource::inventory`].
+pub fn detect() -> Result<Arc<dyn DeviceSource>, GpuError> {
+    #[cfg(feature = "gpu-unversioned")]
+    return detect::detect();
+    #[cfg(not(feature = "gpu-unversioned"))]
+    return Err(GpuError::NotBuilt);
+}
+
+#[cfg(all(test, not(feature = "gpu-unversioned")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_gpus_says_so() {
+        assert_eq!(detect().map(|_| ()).unwrap_err(), GpuError::NotBuilt);
+    }
+}
+
+/// The fault after which nothing runs on a device in this process, if one was seen.
+pub(crate) fn known_fault(device: &DeviceInfo) -> Option<GpuError> {
+    #[cfg(feature = "gpu-unversioned")]
+    return device::Device::known_fault(device);
+    #[cfg(not(feature = "gpu-unversioned"))]
+    let _ = device;
+    #[cfg(not(feature = "gpu-unversioned"))]
+    None
 }

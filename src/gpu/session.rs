@@ -56,8 +56,9 @@ impl Gpu {
         after.iter().try_for_each(|event| gpu.stream.wait(event)).map(|()| gpu)
     }
 
-    /// The session's end: a point behind all that was given to the stream. The stream goes to whoever is next.
-    pub(crate) fn finish(self) -> Result<Event, GpuError> {
+    /// A point behind all that was given to the stream. With the last handle to the session the stream goes to whoever
+    /// is next.
+    pub(crate) fn finish(&self) -> Result<Event, GpuError> {
         self.stream.record()
     }
 

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     error::{Error, Origin, Result},
+    gpu::GpuLease,
     serial::Packed,
 };
 use crossbeam_utils::CachePadded;
@@ -381,6 +382,11 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     fn give_back(&self) {
         let grant = self.grant.lock().take();
+        // A node takes back what it has lent, so the devices must have done their work before.
+        #[cfg(feature = "gpu-unversioned")]
+        if let Some(sessions) = grant.as_ref().filter(|grant| grant.is_lent).and_then(Grant::used) {
+            let _nobody_asks = sessions.synchronize();
+        }
         if let Some(grant) = grant.filter(|grant| !grant.is_lent) {
             self.core.ledger.lock().held -= grant.demand.cpu;
             self.core.release(grant);
@@ -391,8 +397,13 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         self.own_cpu.load(Ordering::Acquire)
     }
 
-    pub(crate) fn gpus(&self) -> Vec<(usize, u32)> {
-        self.grant.lock().as_ref().map(|grant| grant.gpus.clone()).unwrap_or_default()
+    pub(crate) fn gpus(&self) -> Vec<GpuLease> {
+        self.grant.lock().as_ref().map(|grant| grant.leases.clone()).unwrap_or_default()
+    }
+
+    #[cfg(feature = "gpu-unversioned")]
+    pub(crate) fn sessions(&self) -> Option<Arc<crate::gpu::sessions::Sessions>> {
+        self.grant.lock().as_mut()?.sessions(self.core)
     }
 
     fn name(&self) -> &str {
@@ -1363,8 +1374,13 @@ impl<S: Send + Sync + 'static, B: CallBody<S>> Node for CallCell<S, B> {
         blockers
     }
 
-    fn gpus(&self) -> Vec<(usize, u32)> {
+    fn gpus(&self) -> Vec<GpuLease> {
         self.actor.gpus()
+    }
+
+    #[cfg(feature = "gpu-unversioned")]
+    fn sessions(&self) -> Option<Arc<crate::gpu::sessions::Sessions>> {
+        self.actor.sessions()
     }
 
     fn is_cancelled(&self) -> bool {

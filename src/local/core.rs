@@ -64,7 +64,9 @@ const FAIRNESS: u32 = 61;
 /// What a runtime is built from.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
+    /// But for the GPUs.
     pub(crate) total: Amounts,
+    pub(crate) gpus: super::gpus::Origin,
     pub(crate) check_serialization: bool,
     pub(crate) observe: bool,
     pub(crate) stack_size: usize,
@@ -102,6 +104,7 @@ pub(crate) struct Core {
     threads: Mutex<Threads>,
     threads_ended: Condvar,
     pub(crate) ledger: Mutex<Ledger>,
+    pub(super) gpus: super::gpus::Gpus,
     /// How many wait in the ledger, for those who only want to know whether any do.
     pub(crate) applicants: AtomicUsize,
     pub(crate) outside: CachePadded<Counters>,
@@ -145,6 +148,7 @@ impl Core {
             threads: Mutex::default(),
             threads_ended: Condvar::new(),
             ledger: Mutex::new(Ledger::new(config.total.clone())),
+            gpus: Default::default(),
             applicants: AtomicUsize::new(0),
             outside: CachePadded::default(),
             actors: Mutex::default(),
@@ -732,8 +736,7 @@ impl Core {
             node.fail(Arc::new(self.shutdown_error(node.label())));
         }
         for applicant in self.withdraw_applicants() {
-            let nothing = super::resources::Grant { demand: Default::default(), gpus: Vec::new(), is_lent: false };
-            run(applicant.granted(nothing));
+            run(applicant.granted(super::resources::Grant::nothing()));
         }
         while let Some(job) = self.any_job().or_else(|| self.deterministic.any_job()) {
             run(job);

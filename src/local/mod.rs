@@ -8,6 +8,9 @@
 pub(crate) mod actor;
 pub(crate) mod core;
 pub(crate) mod deterministic;
+#[cfg(feature = "gpu-unversioned")]
+pub(crate) mod draining;
+pub(crate) mod gpus;
 pub(crate) mod idle;
 pub(crate) mod inbox;
 pub(crate) mod mailbox;

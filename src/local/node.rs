@@ -5,7 +5,10 @@ use super::{
     resources::{Demand, Grant},
     slot::{Completed, Outcome, Slot, View, Waiter},
 };
-use crate::error::{Error, Origin};
+use crate::{
+    error::{Error, Origin},
+    gpu::GpuLease,
+};
 use parking_lot::Mutex;
 use std::{
     any::Any,
@@ -56,8 +59,7 @@ impl Options {
             return;
         };
         self.demands = true;
-        let demand = Demand { cpu, ..Demand::default() };
-        *self.grant.get_mut() = Some(Grant { demand, gpus: devices, is_lent: true });
+        *self.grant.get_mut() = Some(Grant::lent(cpu, devices));
     }
 }
 
@@ -73,7 +75,7 @@ pub(crate) struct Submitted {
     pub(crate) caller: u32,
     /// Of a task with a demand, which the node has met: the CPUs, in thousandths, and the devices.
     pub(crate) cpu: Option<u32>,
-    pub(crate) devices: Vec<(usize, u32)>,
+    pub(crate) devices: Vec<GpuLease>,
 }
 
 impl Default for Options {
@@ -249,9 +251,14 @@ pub(crate) trait Node: Any + Send + Sync {
     fn take_grant(&self) -> Option<Grant> {
         None
     }
-    /// The devices leased to it, with the share of each in thousandths.
-    fn gpus(&self) -> Vec<(usize, u32)> {
+    /// The devices leased to it.
+    fn gpus(&self) -> Vec<GpuLease> {
         Vec::new()
+    }
+    /// What they are used through.
+    #[cfg(feature = "gpu-unversioned")]
+    fn sessions(&self) -> Option<Arc<crate::gpu::sessions::Sessions>> {
+        None
     }
     /// What it is called on the cluster, if it is an object there.
     #[cfg(feature = "cluster")]

@@ -7,12 +7,20 @@
 //! are enough, so that a stream of plain tasks cannot starve a task that needs two CPUs.
 
 use super::{Core, Job};
-use crate::error::Error;
+use crate::{
+    error::{Error, Origin},
+    gpu::{
+        GpuError, GpuLease, GpuRequest,
+        placement::{Devices, Part},
+    },
+};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::Ordering},
 };
+#[cfg(feature = "gpu-unversioned")]
+use {super::draining::Draining, crate::gpu::sessions::Sessions};
 
 /// Amounts are counted in thousandths, so that shares add up exactly.
 pub(crate) const WHOLE: u32 = 1000;
@@ -22,8 +30,7 @@ pub(crate) const WHOLE: u32 = 1000;
 pub(crate) struct Demand {
     /// Thousandths of CPUs.
     pub(crate) cpu: u32,
-    /// Thousandths of GPUs: a share of one device, or whole devices.
-    pub(crate) gpu: u32,
+    pub(crate) gpu: Option<Arc<GpuRequest>>,
     /// Bytes.
     pub(crate) memory: u64,
     /// Thousandths.
@@ -48,7 +55,7 @@ impl Demand {
 
 impl std::fmt::Display for Demand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut parts = wanted(self.cpu, self.gpu, self.memory, &self.custom);
+        let mut parts = wanted(self.cpu, self.gpu.as_deref(), self.memory, &self.custom);
         if let Some((_, bundle)) = &self.bundle {
             parts.push(format!("in bundle {bundle} of its placement group"));
         }
@@ -57,14 +64,12 @@ impl std::fmt::Display for Demand {
 }
 
 /// What is asked for, in words.
-pub(crate) fn wanted(cpu: u32, gpu: u32, memory: u64, custom: &BTreeMap<Arc<str>, u64>) -> Vec<String> {
+pub(crate) fn wanted(cpu: u32, gpu: Option<&GpuRequest>, memory: u64, custom: &BTreeMap<Arc<str>, u64>) -> Vec<String> {
     let mut parts = Vec::new();
     if cpu > 0 {
         parts.push(format!("{} CPUs", f64::from(cpu) / 1e3));
     }
-    if gpu > 0 {
-        parts.push(format!("{} GPUs", f64::from(gpu) / 1e3));
-    }
+    parts.extend(gpu.map(GpuRequest::to_string));
     if memory > 0 {
         parts.push(format!("{memory} bytes of memory"));
     }
@@ -79,22 +84,25 @@ pub(crate) fn wanted(cpu: u32, gpu: u32, memory: u64, custom: &BTreeMap<Arc<str>
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Amounts {
     pub(crate) cpu: u32,
-    /// Of each device.
-    pub(crate) gpus: Vec<u32>,
+    pub(crate) gpus: Devices,
     pub(crate) memory: u64,
     pub(crate) custom: BTreeMap<Arc<str>, u64>,
 }
 
 impl Amounts {
+    /// The devices for `demand`, if nothing is missing, CPUs aside.
+    pub(super) fn place(&self, demand: &Demand) -> Option<Vec<Part>> {
+        let has = |(name, wanted): (&Arc<str>, &u64)| self.custom.get(name).copied().unwrap_or(0) >= *wanted;
+        if demand.memory > self.memory || !demand.custom.iter().all(has) {
+            return None;
+        }
+        demand.gpu.as_ref().map_or(Some(Vec::new()), |request| self.gpus.place(request))
+    }
+
     /// What is missing for `demand`, CPUs aside; `None` if nothing is.
     fn lacks(&self, demand: &Demand) -> Option<String> {
-        if place_gpus(&self.gpus, demand.gpu).is_none() {
-            let shares: Vec<_> = self.gpus.iter().map(|g| f64::from(*g) / 1e3).collect();
-            return Some(format!(
-                "{} GPUs wanted, {} there with free shares {shares:?}",
-                f64::from(demand.gpu) / 1e3,
-                shares.len()
-            ));
+        if let Some(lack) = demand.gpu.as_ref().and_then(|request| self.gpus.lack(request)) {
+            return Some(lack.to_string());
         }
         if demand.memory > self.memory {
             return Some(format!("{} bytes of memory wanted, {} there", demand.memory, self.memory));
@@ -115,43 +123,31 @@ impl Amounts {
         self.lacks(demand)
     }
 
-    /// Takes everything but the CPUs; the caller has seen that nothing is lacking.
-    fn take(&mut self, demand: &Demand) -> Vec<(usize, u32)> {
-        let gpus = place_gpus(&self.gpus, demand.gpu).unwrap_or_default();
-        for (device, share) in &gpus {
-            self.gpus[*device] -= share;
-        }
+    /// The same of what is free now, with what of each device that is.
+    fn missing_now(&self, demand: &Demand) -> Option<String> {
+        let why = self.missing(demand)?;
+        Some(match demand.gpu.as_ref().filter(|request| self.gpus.place(request).is_none()) {
+            Some(request) => format!("{why}; {}", self.gpus.free_of(request)),
+            None => why,
+        })
+    }
+
+    /// Takes everything but the CPUs; it must be there.
+    fn take(&mut self, demand: &Demand, gpus: &[Part]) {
+        self.gpus.hold(gpus);
         self.memory -= demand.memory;
         for (name, amount) in &demand.custom {
             *self.custom.entry(name.clone()).or_default() -= amount;
         }
-        gpus
     }
 
-    fn give(&mut self, demand: &Demand, gpus: &[(usize, u32)]) {
-        for (device, share) in gpus {
-            self.gpus[*device] += share;
-        }
+    pub(super) fn give(&mut self, demand: &Demand, gpus: &[Part]) {
+        self.gpus.give(gpus);
         self.memory += demand.memory;
         for (name, amount) in &demand.custom {
             *self.custom.entry(name.clone()).or_default() += amount;
         }
     }
-}
-
-/// The devices and shares that serve a demand, given what is free of each: the fullest device with
-/// room for a share, or the first free whole ones.
-pub(crate) fn place_gpus(free: &[u32], wanted: u32) -> Option<Vec<(usize, u32)>> {
-    if wanted == 0 {
-        return Some(Vec::new());
-    }
-    if wanted < WHOLE {
-        let room = free.iter().enumerate().filter(|(_, free)| **free >= wanted);
-        return room.min_by_key(|(_, free)| **free).map(|(device, _)| vec![(device, wanted)]);
-    }
-    let whole = free.iter().enumerate().filter(|(_, free)| **free == WHOLE);
-    let taken: Vec<_> = whole.take((wanted / WHOLE) as usize).map(|(device, _)| (device, WHOLE)).collect();
-    (taken.len() as u32 * WHOLE == wanted).then_some(taken)
 }
 
 /// Resources set aside for a group of bundles.
@@ -183,15 +179,87 @@ impl Drop for Group {
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) demand: Demand,
-    pub(crate) gpus: Vec<(usize, u32)>,
+    /// As the ledger counts them.
+    pub(super) gpus: Vec<Part>,
+    /// The same for who has them.
+    pub(crate) leases: Vec<GpuLease>,
+    /// What they are used through, once the body has asked for that.
+    #[cfg(feature = "gpu-unversioned")]
+    sessions: Option<Arc<Sessions>>,
     /// It was taken from what another process counts, which takes it back itself.
     pub(crate) is_lent: bool,
+}
+
+impl Grant {
+    fn new(demand: &Demand, gpus: Vec<Part>, all: &Devices) -> Self {
+        Grant { demand: demand.clone(), leases: all.leases(&gpus), gpus, ..Grant::nothing() }
+    }
+
+    /// What a node has taken for a task of another process.
+    pub(super) fn lent(cpu: u32, leases: Vec<GpuLease>) -> Self {
+        Grant { demand: Demand { cpu, ..Demand::default() }, leases, is_lent: true, ..Grant::nothing() }
+    }
+
+    /// For one that will not run.
+    pub(super) fn nothing() -> Self {
+        Grant {
+            demand: Demand::default(),
+            gpus: Vec::new(),
+            leases: Vec::new(),
+            #[cfg(feature = "gpu-unversioned")]
+            sessions: None,
+            is_lent: false,
+        }
+    }
+
+    /// What its devices are used through.
+    #[cfg(feature = "gpu-unversioned")]
+    pub(crate) fn sessions(&mut self, core: &'static Core) -> Option<Arc<Sessions>> {
+        if self.leases.is_empty() {
+            return None;
+        }
+        if self.sessions.is_none() {
+            self.sessions = Some(core.sessions(self));
+        }
+        self.sessions.clone()
+    }
+
+    /// The same, if the body has asked for that.
+    #[cfg(feature = "gpu-unversioned")]
+    pub(crate) fn used(&self) -> Option<Arc<Sessions>> {
+        self.sessions.clone()
+    }
+
+    /// Its devices, apart from the rest.
+    #[cfg(feature = "gpu-unversioned")]
+    fn take_devices(&mut self) -> Grant {
+        let (gpu, bundle) = (self.demand.gpu.take(), self.demand.bundle.clone());
+        let gpus = std::mem::take(&mut self.gpus);
+        Grant { demand: Demand { gpu, bundle, ..Demand::default() }, gpus, ..Grant::nothing() }
+    }
+}
+
+/// Why something can never start here.
+pub(crate) enum Never {
+    Lacking(String),
+    Gpu(GpuError),
+}
+
+impl Never {
+    pub(crate) fn of(self, origin: Box<Origin>) -> Error {
+        match self {
+            Never::Lacking(reason) => Error::Infeasible { origin, reason },
+            Never::Gpu(error) => Error::Gpu { origin: Some(origin), error },
+        }
+    }
 }
 
 /// Something that waits for its resources.
 pub(crate) trait Applicant: Send + Sync {
     /// Its resources were taken for it: the job to run now.
     fn granted(self: Arc<Self>, grant: Grant) -> Job;
+    /// It will never have its resources.
+    fn refused(self: Arc<Self>, why: Never);
     /// Whether it has been cancelled meanwhile.
     fn is_withdrawn(&self) -> bool;
 }
@@ -204,6 +272,8 @@ pub(crate) struct Ledger {
     pub(crate) free: Amounts,
     /// CPUs held by actors and placement groups for their lifetime.
     pub(crate) held: u32,
+    #[cfg(feature = "gpu-unversioned")]
+    pub(super) draining: Draining,
     waiting: VecDeque<(Demand, Arc<dyn Applicant>)>,
 }
 
@@ -214,23 +284,62 @@ impl Ledger {
         self.total.cpu = thousandths;
     }
 
+    /// The devices, which nobody has asked for before.
+    pub(super) fn set_gpus(&mut self, devices: Devices) {
+        (self.total.gpus, self.free.gpus) = (devices.clone(), devices);
+    }
+
+    /// The devices for `demand`, if nothing is missing, CPUs aside.
+    fn place(&mut self, demand: &Demand) -> Option<Vec<Part>> {
+        let free = self.free.place(demand);
+        #[cfg(feature = "gpu-unversioned")]
+        let free = free.or_else(|| self.draining.take_over(&mut self.free, demand));
+        free
+    }
+
+    fn take_from_bundle(&mut self, group: &Arc<Group>, bundle: usize, demand: &Demand) -> Option<Grant> {
+        let free = &mut group.free.lock()[bundle];
+        if demand.cpu > free.cpu {
+            return None;
+        }
+        let gpus = free.place(demand);
+        #[cfg(feature = "gpu-unversioned")]
+        let gpus = gpus.or_else(|| self.draining.take_over(free, demand));
+        let gpus = gpus?;
+        free.cpu -= demand.cpu;
+        free.take(demand, &gpus);
+        Some(Grant::new(demand, gpus, &self.total.gpus))
+    }
+
     pub(crate) fn new(total: Amounts) -> Self {
-        Ledger { free: total.clone(), total, held: 0, waiting: VecDeque::new() }
+        Ledger { free: total.clone(), total, ..Ledger::default() }
     }
 }
 
 impl Core {
-    /// Why `demand` can never be met here; `None` if it can.
-    pub(crate) fn infeasible(&self, demand: &Demand) -> Option<String> {
-        match &demand.bundle {
-            None => self.ledger.lock().total.missing(demand).map(|why| format!("{why} on this machine")),
+    /// Why `demand` can never be met here; `None` if it can. The first that asks for a GPU waits here until it is known
+    /// what there are.
+    pub(crate) fn infeasible(&self, demand: &Demand) -> Option<Never> {
+        let why = match &demand.bundle {
+            None => {
+                if let Some(request) = &demand.gpu {
+                    if let Err(error) = self.find_gpus() {
+                        return Some(Never::Gpu(error));
+                    }
+                    if let Some(error) = self.ledger.lock().total.gpus.refusal(request) {
+                        return Some(Never::Gpu(error));
+                    }
+                }
+                self.ledger.lock().total.missing(demand).map(|why| format!("{why} on this machine"))
+            }
             Some((group, bundle)) => match group.bundles.get(*bundle) {
                 None => {
                     Some(format!("its placement group has {} bundles, and no bundle {bundle}", group.bundles.len()))
                 }
                 Some(amounts) => amounts.missing(demand).map(|why| format!("{why} in bundle {bundle}")),
             },
-        }
+        };
+        why.map(Never::Lacking)
     }
 
     /// Why `demand` has to wait now; `None` if it need not.
@@ -238,14 +347,17 @@ impl Core {
         match &demand.bundle {
             None => {
                 let free = Amounts { cpu: self.idle.free(), ..self.ledger.lock().free.clone() };
-                free.missing(demand)
+                free.missing_now(demand)
             }
-            Some((group, bundle)) => group.free.lock()[*bundle].missing(demand),
+            Some((group, bundle)) => group.free.lock()[*bundle].missing_now(demand),
         }
     }
 
     /// Starts `applicant` as soon as its demand can be met.
     pub(crate) fn apply(&'static self, demand: Demand, applicant: Arc<dyn Applicant>) {
+        if demand.gpu.is_some() {
+            self.look_at_gpus();
+        }
         {
             let mut ledger = self.ledger.lock();
             ledger.waiting.push_back((demand, applicant));
@@ -256,21 +368,26 @@ impl Core {
 
     /// Takes a demand at once, or says what is lacking.
     pub(crate) fn take_now(&self, demand: &Demand) -> Result<Grant, String> {
-        let mut ledger = self.ledger.lock();
-        if let Some(why) = ledger.free.lacks(demand) {
-            return Err(why);
+        if demand.gpu.is_some() {
+            self.look_at_gpus();
         }
+        let ledger = &mut *self.ledger.lock();
+        let Some(gpus) = ledger.place(demand) else {
+            let all_cpus = Demand { cpu: 0, ..demand.clone() };
+            return Err(ledger.free.missing_now(&all_cpus).unwrap_or_default());
+        };
         if demand.cpu > 0 && !self.idle.try_take(demand.cpu) {
             let (wanted, free) = (f64::from(demand.cpu) / 1e3, f64::from(self.idle.free()) / 1e3);
             return Err(format!("{wanted} CPUs wanted, {free} free"));
         }
-        let gpus = ledger.free.take(demand);
-        Ok(Grant { demand: demand.clone(), gpus, is_lent: false })
+        ledger.free.take(demand, &gpus);
+        Ok(Grant::new(demand, gpus, &ledger.total.gpus))
     }
 
     /// Starts whoever can start now.
     pub(crate) fn admit(&'static self) {
-        let mut started = Vec::new();
+        let (mut started, mut refused) = (Vec::new(), Vec::new());
+        let mut is_held_up = false;
         {
             let ledger = &mut *self.ledger.lock();
             let mut reserving = false;
@@ -280,16 +397,28 @@ impl Core {
                     return false;
                 }
                 let grant = match &demand.bundle {
-                    Some((group, bundle)) => take_from_bundle(group, *bundle, demand),
-                    None if ledger.free.lacks(demand).is_some() => None,
-                    None if demand.cpu > 0 && reserving => None,
-                    None if demand.cpu == 0 || self.idle.try_take(demand.cpu) => {
-                        Some(Grant { demand: demand.clone(), gpus: ledger.free.take(demand), is_lent: false })
-                    }
-                    None => {
-                        reserving = demand.cpu + ledger.held <= ledger.total.cpu;
-                        None
-                    }
+                    Some((group, bundle)) => ledger.take_from_bundle(group, *bundle, demand),
+                    None => match ledger.place(demand) {
+                        None => {
+                            if let Some(request) = &demand.gpu {
+                                if let Some(error) = ledger.total.gpus.refusal(request) {
+                                    refused.push((applicant.clone(), error));
+                                    return false;
+                                }
+                                is_held_up |= ledger.free.gpus.is_held_up(request);
+                            }
+                            None
+                        }
+                        Some(_) if demand.cpu > 0 && reserving => None,
+                        Some(gpus) if demand.cpu == 0 || self.idle.try_take(demand.cpu) => {
+                            ledger.free.take(demand, &gpus);
+                            Some(Grant::new(demand, gpus, &ledger.total.gpus))
+                        }
+                        Some(_) => {
+                            reserving = demand.cpu + ledger.held <= ledger.total.cpu;
+                            None
+                        }
+                    },
                 };
                 let granted = grant.map(|grant| started.push(applicant.clone().granted(grant)));
                 granted.is_none()
@@ -301,13 +430,35 @@ impl Core {
         for job in started {
             self.start(job);
         }
+        for (applicant, error) in refused {
+            applicant.refused(Never::Gpu(error));
+        }
+        if is_held_up {
+            self.watch_gpus();
+        }
         self.notify_if_work();
     }
 
-    /// Gives back what was taken, and starts whoever waited for it.
-    pub(crate) fn release(&'static self, grant: Grant) {
+    /// Gives back what was taken, and starts whoever waited for it. Devices that still work go back later.
+    pub(crate) fn release(
+        &'static self,
+        #[cfg_attr(not(feature = "gpu-unversioned"), expect(unused_mut))] mut grant: Grant,
+    ) {
         if grant.is_lent {
             return;
+        }
+        #[cfg(feature = "gpu-unversioned")]
+        if let Some(sessions) = grant.sessions.take() {
+            let (until, has_failed) = sessions.finish();
+            if has_failed {
+                self.gpus.forget_the_look();
+            }
+            if !until.is_empty() {
+                self.drain_devices(grant.take_devices(), until);
+            }
+        }
+        if !grant.gpus.is_empty() && self.has_applicants() {
+            self.look_at_gpus();
         }
         match &grant.demand.bundle {
             Some((group, bundle)) => {
@@ -346,6 +497,9 @@ impl Core {
 
     /// Sets bundles aside, all or none.
     pub(crate) fn reserve_group(&'static self, bundles: Vec<Demand>) -> Result<Arc<Group>, Error> {
+        if bundles.iter().any(|demand| demand.gpu.is_some()) {
+            self.find_gpus().map_err(|error| Error::Gpu { origin: None, error })?;
+        }
         let mut grants = Vec::new();
         let mut amounts = Vec::new();
         for (index, demand) in bundles.iter().enumerate() {
@@ -353,7 +507,7 @@ impl Core {
                 Ok(grant) => {
                     amounts.push(Amounts {
                         cpu: demand.cpu,
-                        gpus: bundle_gpus(&grant.gpus),
+                        gpus: self.ledger.lock().total.gpus.part(&grant.gpus),
                         memory: demand.memory,
                         custom: demand.custom.clone(),
                     });
@@ -374,23 +528,4 @@ impl Core {
         let id = super::thread::next_id();
         Ok(Arc::new(Group { id, free: Mutex::new(amounts.clone()), bundles: amounts, core: self, grants }))
     }
-}
-
-/// A bundle's devices by their numbers on the machine: those it does not have have nothing free.
-fn bundle_gpus(granted: &[(usize, u32)]) -> Vec<u32> {
-    let mut gpus = vec![0; granted.iter().map(|(device, _)| device + 1).max().unwrap_or(0)];
-    for (device, share) in granted {
-        gpus[*device] = *share;
-    }
-    gpus
-}
-
-fn take_from_bundle(group: &Arc<Group>, bundle: usize, demand: &Demand) -> Option<Grant> {
-    let mut free = group.free.lock();
-    let free = &mut free[bundle];
-    if free.missing(demand).is_some() {
-        return None;
-    }
-    free.cpu -= demand.cpu;
-    Some(Grant { demand: demand.clone(), gpus: free.take(demand), is_lent: false })
 }

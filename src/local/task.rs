@@ -11,11 +11,14 @@ use super::{
     Core, Job, Work,
     node::{Blocker, Help, Meta, Node, Options, Phase, Source, complete_counted, contain, node_slot, slot_source},
     observe,
-    resources::{Applicant, Demand, Grant},
+    resources::{Applicant, Demand, Grant, Never},
     slot::{Slot, Waiter},
     thread, timer,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    gpu::GpuLease,
+};
 use parking_lot::Mutex;
 use std::{
     any::Any,
@@ -103,9 +106,9 @@ impl<B: Body> TaskCell<B> {
             let node: &dyn Node = &*cell;
             return Err(core.shutdown_error(node.label()));
         }
-        if let Some(reason) = demand.and_then(|demand| core.infeasible(&demand)) {
+        if let Some(why) = demand.and_then(|demand| core.infeasible(&demand)) {
             let node: &dyn Node = &*cell;
-            return Err(Error::Infeasible { origin: node.origin(), reason });
+            return Err(why.of(node.origin()));
         }
         if !cell.meta.is_from_elsewhere() {
             core.count(|c| &c.submitted);
@@ -280,9 +283,24 @@ impl<B: Body> TaskCell<B> {
     }
 
     fn finish(self: Arc<Self>, outcome: Result<B::Out, Arc<Error>>) {
+        #[cfg(feature = "gpu-unversioned")]
+        let outcome = match self.end_of_lent_devices() {
+            Ok(()) => outcome,
+            Err(error) => outcome.and_then(|value| {
+                contain(|| drop(value));
+                Err(Arc::new(Error::Gpu { origin: Some((&*self as &dyn Node).origin()), error }))
+            }),
+        };
         complete_counted(&self.meta, &self.slot, outcome);
         self.release();
         self.forget_demand();
+    }
+
+    /// What a node has lent goes back with the result, so the devices must have done their work before.
+    #[cfg(feature = "gpu-unversioned")]
+    fn end_of_lent_devices(&self) -> Result<(), crate::gpu::GpuError> {
+        let used = self.grant().and_then(|grant| grant.lock().as_ref().filter(|grant| grant.is_lent)?.used());
+        used.map_or(Ok(()), |sessions| sessions.synchronize())
     }
 
     /// It has ended: a placement group that only it held is given back.
@@ -299,6 +317,8 @@ impl<B: Body> TaskCell<B> {
     }
 
     fn release(&self) {
+        #[cfg(feature = "gpu-unversioned")]
+        let _has_been_told = self.end_of_lent_devices();
         // What was lent is there for the next attempt, too.
         let taken = self.grant().and_then(|grant| grant.lock().take_if(|grant| !grant.is_lent));
         if let Some(grant) = taken {
@@ -362,6 +382,11 @@ impl<B: Body> Applicant for TaskCell<B> {
             *place.lock() = Some(grant);
         }
         self
+    }
+
+    fn refused(self: Arc<Self>, why: Never) {
+        let node: &dyn Node = &*self;
+        node.fail(Arc::new(why.of(node.origin())));
     }
 
     fn is_withdrawn(&self) -> bool {
@@ -452,8 +477,13 @@ impl<B: Body> Node for TaskCell<B> {
         self.grant().and_then(|grant| grant.lock().take())
     }
 
-    fn gpus(&self) -> Vec<(usize, u32)> {
-        self.grant().and_then(|g| g.lock().as_ref().map(|g| g.gpus.clone())).unwrap_or_default()
+    fn gpus(&self) -> Vec<GpuLease> {
+        self.grant().and_then(|g| g.lock().as_ref().map(|g| g.leases.clone())).unwrap_or_default()
+    }
+
+    #[cfg(feature = "gpu-unversioned")]
+    fn sessions(&self) -> Option<Arc<crate::gpu::sessions::Sessions>> {
+        self.grant()?.lock().as_mut()?.sessions(self.meta.core)
     }
 }
 

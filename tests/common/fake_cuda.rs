@@ -82,13 +82,7 @@ impl Fake {
         String::from_utf8(text).unwrap()
     }
 
-    /// From now on every call on the device with this number fails so.
-    pub(crate) fn set_fault(&self, index: u32, code: u32) {
-        // SAFETY: that is its type in `testing/fake-cuda`.
-        unsafe { self.0.get::<extern "C" fn(usize, u32)>(b"fake_cuda_fault").unwrap()(3 - index as usize, code) }
-    }
-
-    /// While the device with this number is held, it finishes nothing that it was given since.
+    /// While it is held the device finishes nothing that it is given from now on, and the host's waits block.
     pub(crate) fn hold(&self, index: u32, hold: bool) {
         // SAFETY: that is its type in `testing/fake-cuda`.
         unsafe { self.0.get::<extern "C" fn(usize, bool)>(b"fake_cuda_hold").unwrap()(3 - index as usize, hold) }

@@ -1,7 +1,7 @@
 //! What `--help` prints. `docs/cluster.md` says more.
 
-pub(super) const COMMANDS: [&str; 11] =
-    ["head", "node", "status", "list", "memory", "logs", "timeline", "stop", "key", "version", "help"];
+pub(super) const COMMANDS: [&str; 12] =
+    ["head", "node", "status", "list", "memory", "logs", "timeline", "gpus", "stop", "key", "version", "help"];
 
 pub(super) const ALL: &str = "\
 outray: one program on many machines
@@ -15,6 +15,7 @@ usage: outray COMMAND [OPTIONS]
   memory      who uses how much memory
   logs        what the workers have printed
   timeline    what ran when, as a trace for Perfetto
+  gpus        the GPUs of this machine
   stop        end the cluster
   key         make the key that all of a cluster share
   version     which outray this is
@@ -45,7 +46,8 @@ usage: outray node --head HOST:PORT [OPTIONS]
   --advertise HOST         the host that others are told, if it is not the one of --bind. With 0.0.0.0 there, it is the
                            address from which the head is reached if this is not given
   --cpus N                 CPUs for tasks; those of the machine if this is not given. 0.5 is possible
-  --gpus N                 GPUs for tasks; none if this is not given
+  --gpus N                 so many GPUs that exist only on paper, for trying out; 0 for none. Those of the machine if this
+                           is not given
   --memory SIZE            memory for tasks that ask for some, for example 4GiB; that of the machine if this is
                            not given
   --store SIZE             shared memory for objects; three tenths of the memory if this is not given. What is more goes
@@ -106,6 +108,20 @@ of a program that observes. ui.perfetto.dev opens it.
 usage: outray timeline FILE [--address HOST:PORT]
 
   --address HOST:PORT   where the head is; OUTRAY_ADDRESS, or else 127.0.0.1:6380, if this is not given";
+
+pub(super) const GPUS: &str = "\
+Lists the GPUs of this machine, how they are joined, and what is in use now. It asks no cluster. Exit code 3: there is
+none, and stderr says why.
+
+usage: outray gpus [--json]
+
+  --json   the same as JSON, with exact figures
+
+MEMORY is what programs can have. Links, from the fastest: NVLink; switch, over PCIe switches; bridge, over one host
+bridge; system, over the link between CPUs, or unknown. A device with MIG on is listed as its slices.
+
+The library of the driver is libnvidia-ml.so.1, or the file that OUTRAY_NVML_PATH names. What CUDA_VISIBLE_DEVICES hides
+is left out.";
 
 pub(super) const STOP: &str = "\
 Ends the cluster: its head, its nodes and their workers. Programs that use it get errors.

@@ -90,6 +90,39 @@ pub(super) fn status(answer: &Value) -> String {
     format!("{}\n\n{nodes}", lines.join("\n"))
 }
 
+pub(super) fn gpus_here(answer: &Value) -> String {
+    let devices = rows(answer);
+    let row = |device: &Value| {
+        let busy = device["busy_percent"].as_u64().map_or_else(|| "-".into(), |percent| format!("{percent} %"));
+        let slice = device["mig"].as_bool().unwrap_or_default().then(|| "MIG".into());
+        let notes: Vec<_> = slice.into_iter().chain(device["problem"].as_str().map(String::from)).collect();
+        [
+            text(&device["index"]),
+            text(&device["name"]),
+            text(&device["uuid"]),
+            size(&device["memory_bytes"]),
+            size(&device["used_by_others_bytes"]),
+            text(&device["capability"]),
+            text(&device["numa_node"]),
+            busy,
+            notes.join(", "),
+        ]
+    };
+    let head = ["GPU", "NAME", "UUID", "MEMORY", "USED BY OTHERS", "CAPABILITY", "NUMA NODE", "BUSY", "NOTES"];
+    let table = table(head, &devices.iter().map(row).collect::<Vec<_>>());
+    if devices.len() < 2 {
+        return table;
+    }
+    // Every word for a link has six letters.
+    let cells = |cells: &mut dyn Iterator<Item = String>| cells.map(|cell| format!("{cell:<8}")).collect::<String>();
+    let head = cells(&mut devices.iter().map(|device| text(&device["index"])));
+    let links = devices
+        .iter()
+        .map(|device| format!("{:<7}{}", text(&device["index"]), cells(&mut rows(&device["links"]).iter().map(text))));
+    let lines = [format!("LINKS  {head}")].into_iter().chain(links).map(|line| line.trim_end().to_owned());
+    format!("{table}\n\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
 pub(super) fn nodes(answer: &Value) -> String {
     let rows: Vec<_> = rows(answer)
         .iter()

@@ -81,7 +81,7 @@ impl Group {
         let mut missing: Vec<usize> = (0..self.bundles.len()).filter(|bundle| self.places[*bundle].is_none()).collect();
         let size = |bundle: &usize| {
             let demand = &self.bundles[*bundle];
-            Reverse((demand.gpu, demand.cpu, demand.memory))
+            Reverse((demand.gpus(), demand.cpu, demand.memory))
         };
         missing.sort_by_key(size);
         let used: BTreeSet<ProcessId> = self.places.iter().flatten().map(|place| place.node).collect();
@@ -442,9 +442,12 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{
-        head::PATIENCE,
-        protocol::{Load, Member, Note, Strategy, TaskSpec},
+    use crate::{
+        cluster::{
+            head::PATIENCE,
+            protocol::{Load, Member, Note, Strategy, TaskSpec},
+        },
+        gpu::{GpuRequest, Inventory, placement::Devices},
     };
     use std::sync::Arc;
 
@@ -460,7 +463,7 @@ mod tests {
 
     impl Talk {
         /// With nodes 1, 2 and so on, of so many CPUs and GPUs.
-        fn new(nodes: &[(u32, usize)]) -> Self {
+        fn new(nodes: &[(u32, u32)]) -> Self {
             let mut talk = Talk(Head::new(), Effects::default());
             talk.say(OWNER, Message::JoinOwner { wish: None, on: None, groups: Vec::new() });
             nodes.iter().for_each(|(cpus, gpus)| talk.join(*cpus, *gpus));
@@ -472,9 +475,10 @@ mod tests {
             self.0.handle(0, from, message, &mut self.1);
         }
 
-        fn join(&mut self, cpus: u32, gpus: usize) {
+        fn join(&mut self, cpus: u32, gpus: u32) {
             let node = ProcessId(self.0.nodes.len() as u64 + 1);
-            let capacity = Capacity { cpu: cpus * 1_000, gpus: vec![1_000; gpus], ..Capacity::default() };
+            let gpus = Devices::new(Inventory::simulated(gpus));
+            let capacity = Capacity { cpu: cpus * 1_000, gpus, ..Capacity::default() };
             let (labels, bundles) = (Vec::new(), Vec::new());
             self.say(node, Message::JoinNode { capacity, labels, load: Load::default(), bundles });
         }
@@ -536,6 +540,10 @@ mod tests {
         }
     }
 
+    fn gpus(count: u32) -> Option<Arc<GpuRequest>> {
+        Some(GpuRequest::whole(count).into())
+    }
+
     fn cpus(count: u32) -> Demand {
         Demand::cpus(count * 1_000)
     }
@@ -560,7 +568,7 @@ mod tests {
         };
         for (bundles, policy, expected) in [
             (
-                vec![cpus(1), Demand { gpu: 4_000, ..cpus(1) }],
+                vec![cpus(1), Demand { gpu: gpus(4), ..cpus(1) }],
                 Policy::Pack,
                 "no node has room for bundle 1; the nearest is p1: 4 GPUs wanted, 2 there",
             ),
@@ -623,7 +631,7 @@ mod tests {
     #[test]
     fn a_bundle_makes_way_for_one_that_fits_nowhere_else() {
         let mut talk = Talk::new(&[(4, 1), (1, 1)]);
-        talk.create(&[Demand { gpu: 1_000, ..cpus(1) }, cpus(4)], Policy::StrictSpread, None);
+        talk.create(&[Demand { gpu: gpus(1), ..cpus(1) }, cpus(4)], Policy::StrictSpread, None);
         assert_eq!(talk.nodes_asked(), [2, 1]);
     }
 
@@ -661,8 +669,10 @@ mod tests {
     #[test]
     fn it_fails_when_its_time_is_over_and_says_what_was_missing() {
         let mut talk = Talk::new(&[(1, 4)]);
-        talk.has(1, Capacity { cpu: 1_000, gpus: vec![1_000, 1_000, 0, 0], ..Capacity::default() });
-        talk.create(&[Demand { gpu: 4_000, ..cpus(1) }], Policy::Pack, Some(ms(100)));
+        let mut room = Capacity { cpu: 2_000, gpus: Devices::new(Inventory::simulated(4)), ..Capacity::default() };
+        room.take(&Demand { gpu: gpus(2), ..cpus(1) });
+        talk.has(1, room);
+        talk.create(&[Demand { gpu: gpus(4), ..cpus(1) }], Policy::Pack, Some(ms(100)));
         talk.1 = Effects::default();
         talk.0.tick(ms(300), &mut talk.1);
         let failed = talk.1.sends.iter().find_map(|(_, message)| match message {

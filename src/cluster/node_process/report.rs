@@ -335,7 +335,7 @@ fn json_of(capacity: &Capacity) -> Value {
         capacity.custom.iter().map(|(name, amount)| (name.to_string(), *amount as f64 / 1e3)).collect();
     json!({
         "cpus": f64::from(capacity.cpu) / 1e3,
-        "gpus": capacity.gpus.iter().map(|gpu| f64::from(*gpu) / 1e3).collect::<Vec<_>>(),
+        "gpus": capacity.gpus.rooms.iter().map(|room| f64::from(room.thousandths) / 1e3).collect::<Vec<_>>(),
         "memory": capacity.memory,
         "resources": custom,
     })

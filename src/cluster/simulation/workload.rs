@@ -8,7 +8,10 @@ use crate::cluster::{
     protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
     wire::Blob,
 };
-use crate::error::{Error, Origin};
+use crate::{
+    error::{Error, Origin},
+    gpu::GpuRequest,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The body of a simulated task.
@@ -65,11 +68,15 @@ pub(super) fn labels(index: usize) -> Vec<Label> {
 /// Placement groups, and the demands of their bundles.
 pub(super) type Groups = Vec<(ObjectId, Vec<Demand>)>;
 
+fn gpus(thousandths: u32) -> Option<Arc<GpuRequest>> {
+    (thousandths > 0).then(|| GpuRequest::amount(thousandths).into())
+}
+
 /// The bundles of a group.
 pub(super) fn bundles(options: &Options, random: &mut Random) -> Vec<Demand> {
     let bundle = |random: &mut Random| match random.below(4) {
-        0 => Demand { gpu: 1_000, ..Demand::cpus(500) },
-        1 => Demand { gpu: 300, memory: 1 << 20, ..Demand::cpus(0) },
+        0 => Demand { gpu: gpus(1_000), ..Demand::cpus(500) },
+        1 => Demand { gpu: gpus(300), memory: 1 << 20, ..Demand::cpus(0) },
         _ => Demand::cpus(500 * (1 + random.below(2 * u64::from(options.cpus)) as u32)),
     };
     (0..1 + random.below(3)).map(|_| bundle(random)).collect()
@@ -102,7 +109,7 @@ pub(super) fn work(
         _ => Demand::cpus(1_000),
     };
     match random.below(12) {
-        0 => demand.gpu = 1 + random.below(1_000) as u32,
+        0 => demand.gpu = gpus(1 + random.below(1_000) as u32),
         1 => demand.memory = random.below(1 << 30),
         2 => demand.custom = BTreeMap::from([("licence".into(), 1_000)]),
         3 if random.one_in(4) => demand.custom = BTreeMap::from([("unicorn".into(), 1)]), // nobody has one
@@ -146,7 +153,10 @@ pub(super) fn work(
         demand = match random.below(8) {
             0 => demand, // may be too much
             1 => bundles[bundle].clone(),
-            _ => Demand { cpu: bundles[bundle].cpu / 2, gpu: bundles[bundle].gpu % 1_000 / 2, ..Demand::cpus(0) },
+            _ => {
+                let gpu = gpus(bundles[bundle].gpus() as u32 % 1_000 / 2);
+                Demand { cpu: bundles[bundle].cpu / 2, gpu, ..Demand::cpus(0) }
+            }
         };
     }
     (Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10, stays }, inside)

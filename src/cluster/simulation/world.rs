@@ -19,6 +19,7 @@ use crate::{
         },
     },
     error::Error,
+    gpu::{Inventory, placement::Devices},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -246,7 +247,7 @@ impl<'a> World<'a> {
         let id = self.process();
         let capacity = Capacity {
             cpu: self.options.cpus * 1_000,
-            gpus: if self.options.mixed && index.is_multiple_of(2) { vec![1_000; 2] } else { Vec::new() },
+            gpus: Devices::new(Inventory::simulated(if self.options.mixed && index.is_multiple_of(2) { 2 } else { 0 })),
             memory: 4 << 30,
             custom: if index.is_multiple_of(3) { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
         };
@@ -1030,10 +1031,10 @@ fn delay(options: &Options) -> Nanos {
 fn fits(demands: &[&Demand], capacity: &Capacity) -> Result<(), String> {
     let sum = |of: fn(&Demand) -> u64| demands.iter().map(|demand| of(demand)).sum::<u64>();
     let custom = |name: &str| demands.iter().filter_map(|demand| demand.custom.get(name)).sum::<u64>();
-    let gpus: u32 = capacity.gpus.iter().sum();
+    let gpus: u32 = capacity.gpus.rooms.iter().map(|room| room.thousandths).sum();
     let pairs = [
         ("CPUs", sum(|demand| demand.cpu.into()), capacity.cpu.into()),
-        ("GPUs", sum(|demand| demand.gpu.into()), gpus.into()),
+        ("GPUs", sum(Demand::gpus), gpus.into()),
         ("memory", sum(|demand| demand.memory), capacity.memory),
         ("licences", custom("licence"), capacity.custom.get("licence").copied().unwrap_or(0)),
     ];

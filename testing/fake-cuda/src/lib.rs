@@ -222,6 +222,8 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_ui
         // The compute capability.
         75 => 9,
         76 => 0,
+        // The NUMA node of the host: the first two devices are at the first.
+        134 => (with(|state| state.devices as c_int) - 1 - device) / 2,
         // Memory pools, and whatever else is asked, are supported.
         _ => 1,
     };

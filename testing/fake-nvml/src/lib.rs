@@ -1,364 +1,393 @@
-//! A stand-in `libnvidia-ml.so.1` for tests: the subset of the NVML ABI that outray's inventory uses.
-//! Four H200-like devices by default; `fake_nvml_*` functions (found with dlsym) change the picture.
-#![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
-use std::ffi::{c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void, CStr};
-use std::sync::Mutex;
+//! A stand-in for `libnvidia-ml.so.1`, for tests: the part of NVML's ABI that the inventory uses, and no hardware.
+//!
+//! At first it shows four devices like H200s: NVLink joins the first two and the last two, and each pair hangs on a NUMA
+//! node of its own. The variable `FAKE_NVML`, or the function [`fake_nvml_set`], says what else there is, in words:
+//!
+//! | word | what it does |
+//! |---|---|
+//! | `devices=2` | so many devices; forgets all other words, so it comes first |
+//! | `init=9` | `nvmlInit` returns this code |
+//! | `mig=0:2` | MIG is on for device 0, which has two slices |
+//! | `process=1:4242:1024` | process 4242 uses 1024 bytes of device 1; `0.1` is slice 1 of device 0 |
+//! | `fails=3:15` | device 3 answers everything with this code, here NVML_ERROR_GPU_IS_LOST |
+//!
+//! Numbers of functions, codes and layouts are those of `nvml.h`.
+#![allow(non_snake_case)]
 
-type Ret = c_uint;
-const OK: Ret = 0;
-const UNINITIALIZED: Ret = 1;
-const INVALID: Ret = 2;
-const NOT_SUPPORTED: Ret = 3;
-const NOT_FOUND: Ret = 6;
-const INSUFFICIENT: Ret = 7;
-const GPU_LOST: Ret = 15;
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong},
+    sync::Mutex,
+};
 
-#[derive(Clone)]
-struct Dev {
-    name: String,
-    uuid: String,
-    total: u64,
-    used: u64,
-    cc: (i32, i32),
-    numa: u32,
-    lost: bool,
-    mig: bool,
-    procs: Vec<(u32, u64)>,
+type Code = c_uint;
+const SUCCESS: Code = 0;
+const UNINITIALIZED: Code = 1;
+const INVALID_ARGUMENT: Code = 2;
+const NOT_SUPPORTED: Code = 3;
+const NOT_FOUND: Code = 6;
+const INSUFFICIENT_SIZE: Code = 7;
+const ARGUMENT_VERSION_MISMATCH: Code = 25;
+
+/// What NVML's users hold: 1 for device 0; 1 + 65,536 for its slice 0. Never null, never followed.
+type Handle = usize;
+const SLICE: Handle = 1 << 16;
+
+const TOTAL: u64 = 143_771 << 20;
+const RESERVED: u64 = 600 << 20;
+const SLICE_MIB: u64 = 16_384;
+
+#[derive(Clone, Default)]
+struct Device {
+    fails: Code,
+    processes: Vec<(c_uint, u64)>,
+    /// MIG is on.
+    slices: Option<Vec<Device>>,
 }
+
 struct State {
-    refs: u32,
-    init_code: Ret,
-    devs: Vec<Dev>,
-    nvlink: Vec<(usize, usize)>,
+    users: u32,
+    init: Code,
+    devices: Vec<Device>,
 }
-static STATE: Mutex<Option<State>> = Mutex::new(None);
 
-fn dev(i: usize) -> Dev {
-    Dev {
-        name: "NVIDIA H200".into(),
-        uuid: format!("GPU-00000000-0000-0000-0000-{i:012}"),
-        total: 143_771 << 20,
-        used: 600 << 20,
-        cc: (9, 0),
-        numa: (i / 2) as u32,
-        lost: false,
-        mig: false,
-        procs: vec![],
-    }
-}
 fn with<R>(f: impl FnOnce(&mut State) -> R) -> R {
-    let mut g = STATE.lock().unwrap_or_else(|e| e.into_inner());
-    f(g.get_or_insert_with(|| State {
-        refs: 0,
-        init_code: OK,
-        devs: (0..4).map(dev).collect(),
-        nvlink: vec![(0, 1), (2, 3)],
+    static STATE: Mutex<Option<State>> = Mutex::new(None);
+    let mut state = STATE.lock().unwrap_or_else(|poison| poison.into_inner());
+    f(state.get_or_insert_with(|| {
+        let mut state = State { users: 0, init: SUCCESS, devices: vec![Device::default(); 4] };
+        state.set(&std::env::var("FAKE_NVML").unwrap_or_default());
+        state
     }))
 }
-// Handles are 1-based indices: never null, never dereferenced.
-fn on(h: *mut c_void, f: impl FnOnce(&mut Dev) -> Ret) -> Ret {
-    with(|s| {
-        if s.refs == 0 {
-            return UNINITIALIZED;
+
+impl State {
+    fn set(&mut self, words: &str) {
+        for word in words.split_whitespace() {
+            let (name, value) = word.split_once('=').expect("NAME=VALUE");
+            let mut parts = value.split(':');
+            let target = parts.next().expect("a value");
+            let mut numbers = parts.map(|part| part.parse::<u64>().expect("a number"));
+            let mut number = || numbers.next().expect("another number");
+            match name {
+                "devices" => {
+                    self.init = SUCCESS;
+                    self.devices = vec![Device::default(); target.parse().expect("a number")];
+                }
+                "init" => self.init = target.parse().expect("a code"),
+                "mig" => self.at(target).slices = Some(vec![Device::default(); number() as usize]),
+                "process" => {
+                    let process = (number() as c_uint, number());
+                    self.at(target).processes.push(process);
+                }
+                "fails" => self.at(target).fails = number() as Code,
+                _ => panic!("unknown word {word}"),
+            }
         }
-        match s.devs.get_mut((h as usize).wrapping_sub(1)) {
-            None => INVALID,
-            Some(d) if d.lost => GPU_LOST,
-            Some(d) => f(d),
-        }
-    })
-}
-unsafe fn put(s: &str, out: *mut c_char, len: c_uint) -> Ret {
-    if s.len() + 1 > len as usize {
-        return INSUFFICIENT;
     }
-    std::ptr::copy_nonoverlapping(s.as_ptr() as *const c_char, out, s.len());
-    *out.add(s.len()) = 0;
-    OK
+
+    fn at(&mut self, target: &str) -> &mut Device {
+        let (device, slice) = target.split_once('.').map_or((target, None), |(device, slice)| (device, Some(slice)));
+        let device = &mut self.devices[device.parse::<usize>().expect("a device")];
+        match slice {
+            Some(slice) => &mut device.slices.as_mut().expect("MIG is on")[slice.parse::<usize>().expect("a slice")],
+            None => device,
+        }
+    }
+
+    /// Who answers for a handle, or why nobody does.
+    fn find(&self, handle: Handle) -> Result<&Device, Code> {
+        let (device, slice) = places(handle);
+        let device = self.devices.get(device).ok_or(INVALID_ARGUMENT)?;
+        match (self.users, device.fails, slice) {
+            (0, ..) => Err(UNINITIALIZED),
+            (_, SUCCESS, None) => Ok(device),
+            (_, SUCCESS, Some(slice)) => {
+                device.slices.as_deref().and_then(|all| all.get(slice)).ok_or(INVALID_ARGUMENT)
+            }
+            (_, code, _) => Err(code),
+        }
+    }
+
+    fn handles(&self) -> impl Iterator<Item = Handle> {
+        self.devices.iter().enumerate().flat_map(|(place, device)| {
+            let slices = device.slices.as_ref().map_or(0, Vec::len);
+            (0..=slices).map(move |slice| place + 1 + slice * SLICE)
+        })
+    }
 }
 
-// ---- control surface, for tests only -------------------------------------------------------
-#[unsafe(no_mangle)]
-pub extern "C" fn fake_nvml_reset(n: c_uint, init_code: c_uint) {
-    with(|s| {
-        s.devs = (0..n as usize).map(dev).collect();
-        s.init_code = init_code;
-        s.nvlink = vec![(0, 1), (2, 3)];
-    })
+/// The device, and which slice of it.
+fn places(handle: Handle) -> (usize, Option<usize>) {
+    ((handle % SLICE).wrapping_sub(1), (handle / SLICE).checked_sub(1))
 }
-#[unsafe(no_mangle)]
-pub extern "C" fn fake_nvml_set(i: c_uint, used: u64, total: u64, cc_major: c_int, lost: c_int) {
-    with(|s| {
-        if let Some(d) = s.devs.get_mut(i as usize) {
-            d.used = used;
-            d.total = total;
-            d.cc.0 = cc_major;
-            d.lost = lost != 0;
-        }
-    })
+
+fn uuid(handle: Handle) -> String {
+    match places(handle) {
+        (device, None) => format!("GPU-00000000-0000-0000-0000-{device:012}"),
+        (device, Some(slice)) => format!("MIG-00000000-0000-0000-{device:04}-{slice:012}"),
+    }
 }
-#[unsafe(no_mangle)]
-pub extern "C" fn fake_nvml_add_process(i: c_uint, pid: c_uint, bytes: u64) {
-    with(|s| {
-        if let Some(d) = s.devs.get_mut(i as usize) {
-            d.procs.push((pid, bytes));
-            d.used += bytes;
-        }
+
+fn ask(handle: Handle, answer: impl FnOnce(&Device) -> Code) -> Code {
+    with(|state| state.find(handle).map_or_else(|code| code, answer))
+}
+
+/// Sets what a caller wants to know.
+fn tell<T>(handle: Handle, out: &mut T, value: impl FnOnce(&Device) -> T) -> Code {
+    ask(handle, |device| {
+        *out = value(device);
+        SUCCESS
     })
 }
 
-// ---- NVML ABI ------------------------------------------------------------------------------
+/// # Safety
+/// `out` has room for `length` bytes.
+unsafe fn write_text(text: &str, out: *mut c_char, length: c_uint) -> Code {
+    if text.len() >= length as usize {
+        return INSUFFICIENT_SIZE;
+    }
+    // SAFETY: the text and its end are at most `length` bytes.
+    unsafe {
+        text.as_ptr().copy_to_nonoverlapping(out.cast(), text.len());
+        *out.add(text.len()) = 0;
+    }
+    SUCCESS
+}
+
+/// Changes the picture; `words` are those at the head of this file.
+///
+/// # Safety
+/// `words` ends with a zero byte.
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlInit_v2() -> Ret {
-    with(|s| {
-        if s.init_code == OK {
-            s.refs += 1;
-        }
-        s.init_code
+pub unsafe extern "C" fn fake_nvml_set(words: *const c_char) {
+    // SAFETY: the caller's promise.
+    let words = unsafe { CStr::from_ptr(words) }.to_str().expect("UTF-8");
+    with(|state| state.set(words));
+}
+
+// From here on NVML's own functions. A reference among the parameters is a pointer of the ABI to what the caller has
+// set to zero.
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> Code {
+    with(|state| {
+        state.users += u32::from(state.init == SUCCESS);
+        state.init
     })
 }
+
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlInitWithFlags(_f: c_uint) -> Ret {
-    nvmlInit_v2()
-}
-#[unsafe(no_mangle)]
-pub extern "C" fn nvmlShutdown() -> Ret {
-    with(|s| {
-        if s.refs == 0 {
-            UNINITIALIZED
-        } else {
-            s.refs -= 1;
-            OK
+pub extern "C" fn nvmlShutdown() -> Code {
+    with(|state| match state.users.checked_sub(1) {
+        Some(users) => {
+            state.users = users;
+            SUCCESS
         }
+        None => UNINITIALIZED,
     })
 }
+
+/// # Safety
+/// `out` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetDriverVersion(o: *mut c_char, n: c_uint) -> Ret {
-    put("580.95.05", o, n)
+pub unsafe extern "C" fn nvmlSystemGetDriverVersion(out: *mut c_char, length: c_uint) -> Code {
+    // SAFETY: the caller's promise.
+    unsafe { write_text("580.95.05", out, length) }
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(o: *mut c_char, n: c_uint) -> Ret {
-    put("13.580.95.05", o, n)
+pub extern "C" fn nvmlDeviceGetCount_v2(out: &mut c_uint) -> Code {
+    *out = with(|state| state.devices.len() as c_uint);
+    SUCCESS
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(o: *mut c_int) -> Ret {
-    *o = 13000;
-    OK
+pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, out: &mut Handle) -> Code {
+    let handle = index as Handle + 1;
+    tell(handle, out, |_| handle)
 }
+
+/// # Safety
+/// `wanted` ends with a zero byte.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetCount_v2(o: *mut c_uint) -> Ret {
-    *o = with(|s| s.devs.len() as c_uint);
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(i: c_uint, o: *mut *mut c_void) -> Ret {
-    let (n, lost) = with(|s| (s.devs.len(), s.devs.get(i as usize).map(|d| d.lost).unwrap_or(false)));
-    if i as usize >= n {
-        return INVALID;
-    }
-    if lost {
-        return GPU_LOST;
-    }
-    *o = (i as usize + 1) as *mut c_void;
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(u: *const c_char, o: *mut *mut c_void) -> Ret {
-    let u = CStr::from_ptr(u).to_string_lossy().into_owned();
-    match with(|s| s.devs.iter().position(|d| d.uuid == u)) {
-        Some(i) => {
-            *o = (i + 1) as *mut c_void;
-            OK
-        }
+pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(wanted: *const c_char, out: &mut Handle) -> Code {
+    // SAFETY: the caller's promise.
+    let wanted = unsafe { CStr::from_ptr(wanted) }.to_string_lossy();
+    match with(|state| state.handles().find(|handle| uuid(*handle) == wanted)) {
+        Some(handle) => tell(handle, out, |_| handle),
         None => NOT_FOUND,
     }
 }
+
+/// # Safety
+/// `out` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetName(h: *mut c_void, o: *mut c_char, n: c_uint) -> Ret {
-    on(h, |d| put(&d.name, o, n))
+pub unsafe extern "C" fn nvmlDeviceGetName(handle: Handle, out: *mut c_char, length: c_uint) -> Code {
+    let name = match places(handle) {
+        (_, None) => "NVIDIA H200",
+        (_, Some(_)) => "NVIDIA H200 MIG 1g.18gb",
+    };
+    // SAFETY: the caller's promise.
+    ask(handle, |_| unsafe { write_text(name, out, length) })
 }
+
+/// # Safety
+/// `out` has room for `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetUUID(h: *mut c_void, o: *mut c_char, n: c_uint) -> Ret {
-    on(h, |d| put(&d.uuid, o, n))
+pub unsafe extern "C" fn nvmlDeviceGetUUID(handle: Handle, out: *mut c_char, length: c_uint) -> Code {
+    // SAFETY: the caller's promise.
+    ask(handle, |_| unsafe { write_text(&uuid(handle), out, length) })
 }
+
+/// # Safety
+/// `out` has room for `length` words.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetIndex(h: *mut c_void, o: *mut c_uint) -> Ret {
-    on(h, |_| {
-        *o = h as usize as c_uint - 1;
-        OK
+pub unsafe extern "C" fn nvmlDeviceGetMemoryAffinity(
+    handle: Handle,
+    length: c_uint,
+    out: *mut c_ulong,
+    _scope: c_uint,
+) -> Code {
+    ask(handle, |_| match length {
+        0 => INVALID_ARGUMENT,
+        _ => {
+            // SAFETY: there is room for one word.
+            unsafe { *out = 1 << (places(handle).0 / 2) };
+            SUCCESS
+        }
     })
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetNumaNodeId(h: *mut c_void, o: *mut c_uint) -> Ret {
-    on(h, |d| {
-        *o = d.numa;
-        OK
-    })
+pub extern "C" fn nvmlDeviceGetCudaComputeCapability(handle: Handle, major: &mut c_int, minor: &mut c_int) -> Code {
+    tell(handle, major, |_| 9) | tell(handle, minor, |_| 0)
 }
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(h: *mut c_void, a: *mut c_int, b: *mut c_int) -> Ret {
-    on(h, |d| {
-        *a = d.cc.0;
-        *b = d.cc.1;
-        OK
-    })
-}
+
 #[repr(C)]
-pub struct MemV2 {
+pub struct Memory {
     version: c_uint,
     total: c_ulonglong,
     reserved: c_ulonglong,
     free: c_ulonglong,
     used: c_ulonglong,
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(h: *mut c_void, m: *mut MemV2) -> Ret {
-    if (*m).version != (std::mem::size_of::<MemV2>() as u32 | 2 << 24) {
-        return 25;
-    } // ARGUMENT_VERSION_MISMATCH
-    on(h, |d| {
-        (*m).total = d.total;
-        (*m).reserved = 0;
-        (*m).used = d.used;
-        (*m).free = d.total - d.used;
-        OK
+pub extern "C" fn nvmlDeviceGetMemoryInfo_v2(handle: Handle, out: &mut Memory) -> Code {
+    if out.version != size_of::<Memory>() as c_uint | 2 << 24 {
+        return ARGUMENT_VERSION_MISMATCH;
+    }
+    ask(handle, |device| {
+        (out.total, out.reserved) = match places(handle) {
+            (_, None) => (TOTAL, RESERVED),
+            (_, Some(_)) => (SLICE_MIB << 20, 0),
+        };
+        out.used = device.processes.iter().map(|(_, bytes)| bytes).sum();
+        out.free = out.total - out.reserved - out.used;
+        SUCCESS
     })
 }
+
 #[repr(C)]
-pub struct Util {
+pub struct Utilization {
     gpu: c_uint,
     memory: c_uint,
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetUtilizationRates(h: *mut c_void, u: *mut Util) -> Ret {
-    on(h, |d| {
-        (*u).gpu = if d.procs.is_empty() { 0 } else { 87 };
-        (*u).memory = 3;
-        OK
+pub extern "C" fn nvmlDeviceGetUtilizationRates(handle: Handle, out: &mut Utilization) -> Code {
+    ask(handle, |device| match device.slices.is_some() || places(handle).1.is_some() {
+        true => NOT_SUPPORTED,
+        false => {
+            *out = Utilization { gpu: if device.processes.is_empty() { 0 } else { 87 }, memory: 3 };
+            SUCCESS
+        }
     })
 }
+
 #[repr(C)]
-pub struct Proc {
+pub struct Process {
     pid: c_uint,
     used: c_ulonglong,
-    gi: c_uint,
-    ci: c_uint,
+    gpu_instance: c_uint,
+    compute_instance: c_uint,
 }
+
+/// # Safety
+/// `out` has room for `count` processes; it may be null if there is room for none.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(h: *mut c_void, n: *mut c_uint, p: *mut Proc) -> Ret {
-    on(h, |d| {
-        let need = d.procs.len() as c_uint;
-        if need == 0 {
-            *n = 0;
-            return OK;
+pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    handle: Handle,
+    count: &mut c_uint,
+    out: *mut Process,
+) -> Code {
+    ask(handle, |device| {
+        let room = std::mem::replace(count, device.processes.len() as c_uint);
+        if room < *count {
+            return INSUFFICIENT_SIZE;
         }
-        if *n < need {
-            *n = need;
-            return INSUFFICIENT;
+        for (place, &(pid, used)) in device.processes.iter().enumerate() {
+            let process = Process { pid, used, gpu_instance: c_uint::MAX, compute_instance: c_uint::MAX };
+            // SAFETY: there is room for all of them.
+            unsafe { out.add(place).write(process) };
         }
-        for (i, &(pid, used)) in d.procs.iter().enumerate() {
-            p.add(i).write(Proc { pid, used, gi: u32::MAX, ci: u32::MAX });
-        }
-        *n = need;
-        OK
+        SUCCESS
     })
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMigMode(h: *mut c_void, c: *mut c_uint, p: *mut c_uint) -> Ret {
-    on(h, |d| {
-        *c = d.mig as u32;
-        *p = d.mig as u32;
-        OK
-    })
+pub extern "C" fn nvmlDeviceGetMigMode(handle: Handle, current: &mut c_uint, pending: &mut c_uint) -> Code {
+    let is_on = |device: &Device| c_uint::from(device.slices.is_some());
+    tell(handle, current, is_on) | tell(handle, pending, is_on)
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMaxMigDeviceCount(h: *mut c_void, n: *mut c_uint) -> Ret {
-    on(h, |_| {
-        *n = 7;
-        OK
-    })
+pub extern "C" fn nvmlDeviceGetMaxMigDeviceCount(handle: Handle, out: &mut c_uint) -> Code {
+    tell(handle, out, |_| 7)
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(_h: *mut c_void, _i: c_uint, _o: *mut *mut c_void) -> Ret {
-    NOT_FOUND
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetTopologyCommonAncestor(a: *mut c_void, b: *mut c_void, l: *mut c_uint) -> Ret {
-    let (a, b) = (a as usize - 1, b as usize - 1);
-    *l = if a == b {
-        0
-    } else if a / 2 == b / 2 {
-        10
-    } else {
-        50
-    }; // INTERNAL / SINGLE / SYSTEM
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetP2PStatus(a: *mut c_void, b: *mut c_void, idx: c_uint, o: *mut c_uint) -> Ret {
-    let (a, b) = ((a as usize - 1).min(b as usize - 1), (a as usize - 1).max(b as usize - 1));
-    *o = if idx == 2 {
-        if with(|s| s.nvlink.contains(&(a, b))) {
-            0
-        } else {
-            5
+pub extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(handle: Handle, index: c_uint, out: &mut Handle) -> Code {
+    ask(handle, |device| match device.slices.as_deref().and_then(|all| all.get(index as usize)) {
+        Some(_) => {
+            *out = handle + (index as Handle + 1) * SLICE;
+            SUCCESS
         }
-    } else {
-        0
-    }; // 2 = NVLINK, 5 = NOT_SUPPORTED
-    OK
-}
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetNvLinkState(h: *mut c_void, link: c_uint, o: *mut c_uint) -> Ret {
-    on(h, |_| {
-        if link < 18 {
-            *o = 1;
-            OK
-        } else {
-            INVALID
-        }
+        None => NOT_FOUND,
     })
 }
+
 #[repr(C)]
-pub struct Pci {
-    legacy: [c_char; 16],
-    domain: c_uint,
-    bus: c_uint,
-    device: c_uint,
-    id: c_uint,
-    sub: c_uint,
-    bus_id: [c_char; 32],
+pub struct Attributes {
+    multiprocessors: c_uint,
+    others: [c_uint; 7],
+    memory_mib: c_ulonglong,
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(h: *mut c_void, p: *mut Pci) -> Ret {
-    on(h, |_| {
-        let bus = 0x10 + h as usize as c_uint;
-        let full = format!("00000000:{bus:02X}:00.0");
-        let short = format!("0000:{bus:02X}:00.0");
-        std::ptr::write_bytes(p, 0, 1);
-        put(&short, (*p).legacy.as_mut_ptr(), 16);
-        put(&full, (*p).bus_id.as_mut_ptr(), 32);
-        (*p).bus = bus;
-        (*p).id = 0x2335_10DE;
-        OK
+pub extern "C" fn nvmlDeviceGetAttributes_v2(handle: Handle, out: &mut Attributes) -> Code {
+    ask(handle, |_| match places(handle) {
+        (_, None) => NOT_SUPPORTED,
+        (_, Some(_)) => {
+            *out = Attributes { multiprocessors: 16, others: [1; 7], memory_mib: SLICE_MIB };
+            SUCCESS
+        }
     })
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetComputeMode(h: *mut c_void, o: *mut c_uint) -> Ret {
-    on(h, |_| {
-        *o = 0;
-        OK
-    })
+pub extern "C" fn nvmlDeviceGetTopologyCommonAncestor(a: Handle, b: Handle, out: &mut c_uint) -> Code {
+    let level = match (places(a).0, places(b).0) {
+        (a, b) if a == b => 0,              // INTERNAL
+        (a, b) if a.abs_diff(b) == 1 => 30, // HOSTBRIDGE
+        _ => 50,                            // SYSTEM
+    };
+    ask(a, |_| SUCCESS) | tell(b, out, |_| level)
 }
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(h: *mut c_void, o: *mut c_uint) -> Ret {
-    on(h, |_| {
-        *o = h as usize as c_uint - 1;
-        OK
-    })
+pub extern "C" fn nvmlDeviceGetP2PStatus(a: Handle, b: Handle, what: c_uint, out: &mut c_uint) -> Code {
+    const NVLINK: c_uint = 2;
+    let is_joined = what != NVLINK || places(a).0 / 2 == places(b).0 / 2;
+    ask(a, |_| SUCCESS) | tell(b, out, |_| if is_joined { 0 } else { 5 }) // OK, NOT_SUPPORTED
 }
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetSerial(_h: *mut c_void, _o: *mut c_char, _n: c_uint) -> Ret {
-    NOT_SUPPORTED
-}
-const _: fn(c_longlong) = |_| {};
