@@ -301,12 +301,12 @@ fn a_wild_address_is_a_fault() {
 fn a_lost_device_says_so() {
     let Some(fake) = in_child("a_lost_device_says_so", &[]) else { return };
     let gpu = Gpu::open(&device(1)).unwrap();
-    fake.fault(1, 46);
+    fake.set_fault(1, 46);
     assert_eq!(gpu.synchronize(), Err(GpuError::DeviceLost { device: 1 }));
     assert_eq!(Gpu::open(&device(1)).unwrap_err(), GpuError::DeviceLost { device: 1 });
     Gpu::open(&device(0)).unwrap().synchronize().unwrap();
     // Of one that was never used the driver does not say more than this.
-    fake.fault(3, 46);
+    fake.set_fault(3, 46);
     assert_eq!(Gpu::open(&device(3)).unwrap_err(), GpuError::Unavailable { device: 3 });
 }
 

@@ -229,7 +229,7 @@ fn a_device_that_has_failed_is_leased_to_nobody_and_the_others_are() {
     // The body is long over when the kernel faults.
     assert_eq!(rt.task(traps).gpus(1).submit(x.clone()).get().unwrap(), Ok(0));
     fake.hold(0, false);
-    fake.fault(0, 700);
+    fake.set_fault(0, 700);
     // Who can have another device gets that; who needs both can never start, and hears why.
     let poisoned = |error: &GpuError| matches!(error, GpuError::Poisoned { device: 0, code: 700, .. });
     until("it is known", || rt.task(|| ()).gpus(2).submit(()).get().is_err());

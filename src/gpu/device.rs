@@ -170,6 +170,7 @@ impl Device {
     }
 
     /// Asks the driver whether the context still works. A fault shows at the first call after it.
+    #[cfg(feature = "gpu-blas")]
     pub(crate) fn look(&self) -> Result<(), GpuError> {
         self.bind()?;
         result::mem_get_info().map(drop).map_err(|error| self.error("cuMemGetInfo", error))

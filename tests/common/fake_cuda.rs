@@ -82,6 +82,12 @@ impl Fake {
         String::from_utf8(text).unwrap()
     }
 
+    /// From now on every call in the context of the device with this number fails with this code.
+    pub(crate) fn set_fault(&self, index: u32, code: u32) {
+        // SAFETY: that is its type in `testing/fake-cuda`.
+        unsafe { self.0.get::<extern "C" fn(usize, u32)>(b"fake_cuda_fault").unwrap()(3 - index as usize, code) }
+    }
+
     /// While it is held the device finishes nothing that it is given from now on, and the host's waits block.
     pub(crate) fn hold(&self, index: u32, hold: bool) {
         // SAFETY: that is its type in `testing/fake-cuda`.

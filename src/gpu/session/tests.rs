@@ -71,7 +71,7 @@ fn a_fault_of_another_device_is_not_ones_own() {
     let event = Gpu::lease(&broken, &[]).unwrap().finish().unwrap();
     let gpu = Gpu::lease(&sound, &[]).unwrap();
     assert_eq!(Device::known_fault(broken.info()), None);
-    fake.fault(0, 719);
+    fake.set_fault(0, 719);
     let error = gpu.ordered().wait(&event).unwrap_err();
     assert!(matches!(error, GpuError::Poisoned { device: 0, code: 719, .. }), "{error}");
     assert_eq!(Device::known_fault(broken.info()), Some(error));
@@ -91,7 +91,7 @@ fn an_unknown_error_is_a_fault_where_the_context_is_lost() {
         scope.spawn(|| gpu.check::<()>("a call", Err(unknown())).unwrap_err()).join().unwrap()
     });
     assert_eq!((survived, gpu.fault()), (GpuError::Driver { call: "a call".into(), code: 999 }, None));
-    fake.fault(0, 999);
+    fake.set_fault(0, 999);
     let lost = gpu.check::<()>("a call", Err(unknown())).unwrap_err();
     assert_eq!(lost, GpuError::Poisoned { device: 0, call: "a call".into(), code: 999 });
     assert_eq!(gpu.fault(), Some(lost));
