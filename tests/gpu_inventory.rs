@@ -9,6 +9,9 @@ use libloading::Library;
 use outray::gpu::{CudaSource, DeviceSource, DeviceUsage, GpuError, Inventory, Link, NvmlSource, detect};
 use std::{
     ffi::CString,
+    fs::{self, File},
+    io::Write,
+    os::fd::AsRawFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -154,46 +157,49 @@ fn what_keeps_nvml_from_answering_is_said() {
     assert!(another.to_string().ends_with("lacks nvmlInit_v2"), "{another}");
 }
 
-/// A copy of the stand-in in which these symbols have other names, as in a library from before them.
-struct Older(PathBuf);
+/// A copy of the stand-in in which these symbols have other names, as in a library from before them. It has no name of
+/// its own any more, so nothing is left of it however the test ends.
+struct Older(File);
 
 impl Older {
     fn without(symbols: &[&str]) -> Older {
-        let mut bytes = std::fs::read(path("fake_nvml")).unwrap();
+        let mut bytes = fs::read(path("fake_nvml")).unwrap();
         for symbol in symbols {
             let name = [b"\0", symbol.as_bytes(), b"\0"].concat();
-            let places: Vec<_> = bytes.windows(name.len()).enumerate().filter(|(_, at)| *at == name).collect();
-            let places: Vec<_> = places.into_iter().map(|(place, _)| place).collect();
+            let places = bytes.windows(name.len()).enumerate().filter(|(_, at)| *at == name);
+            let places: Vec<_> = places.map(|(place, _)| place).collect();
             assert!(!places.is_empty(), "{symbol}");
             places.into_iter().for_each(|place| bytes[place + 1] = b'x');
         }
         let file = std::env::temp_dir().join(format!("outray-older-nvml-{:016x}.so", fastrand::u64(..)));
-        let older = Older(file);
-        std::fs::write(&older.0, bytes).unwrap();
+        let older = File::create(&file).map(Older);
+        fs::remove_file(&file).unwrap();
+        let mut older = older.unwrap();
+        older.0.write_all(&bytes).unwrap();
         older
     }
-}
 
-impl Drop for Older {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+    /// The loader takes a name that it knows for what it has opened before, so all of one test are kept till its end.
+    fn open(&self) -> NvmlSource {
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        NvmlSource::open(Some(path.as_ref())).unwrap()
     }
 }
 
 #[test]
 fn an_older_library_gives_what_it_can_or_says_what_it_lacks() {
     let older = Older::without(&["nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryAffinity", "nvmlDeviceGetP2PStatus"]);
-    let all = NvmlSource::open(Some(&older.0)).unwrap().inventory().unwrap();
+    let all = older.open().inventory().unwrap();
     assert_eq!((all.devices.len(), all.devices[0].numa_node), (4, None));
     assert_eq!((all.link(0, 1), all.link(0, 2)), (Some(Link::HostBridge), Some(Link::System)));
 
     let older = Older::without(&["nvmlDeviceGetMemoryInfo_v2"]);
-    let error = NvmlSource::open(Some(&older.0)).unwrap().inventory().unwrap_err();
+    let error = older.open().inventory().unwrap_err();
     let lacks = "libnvidia-ml.so.1 lacks nvmlDeviceGetMemoryInfo_v2";
     assert_eq!(error, GpuError::DriverTooOld { missing: lacks.into() });
 
     let older = Older::without(&["nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetUtilizationRates"]);
-    let source = NvmlSource::open(Some(&older.0)).unwrap();
+    let source = older.open();
     let all = source.inventory().unwrap();
     assert_eq!(source.usage(&all.devices[0]), Ok(DeviceUsage::default()));
 }
