@@ -29,7 +29,11 @@ use serde::{Deserialize, Serialize};
 
 #[path = "support/digits.rs"]
 mod digits_net;
-use digits_net::{CLASSES, Dataset, Network, Sgd, most_likely};
+use digits_net::{CLASSES, Dataset, Network, most_likely};
+
+#[path = "support/training.rs"]
+mod training;
+use training::{Config, train};
 
 const USAGE: &str = "\
 Usage: digits [--quick] [--trace FILE]
@@ -40,20 +44,7 @@ Usage: digits [--quick] [--trace FILE]
 
 const SEED: u64 = 1998;
 const FOLDS: usize = 5;
-const BATCH: usize = 32;
-const MOMENTUM: f32 = 0.9;
 const REQUIRED_ACCURACY: f32 = 0.95;
-
-/// What the search varies, and how long it trains.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Config {
-    hidden: usize,
-    learning_rate: f32,
-    l2: f32,
-    /// Half the width of the uniform noise added to each pixel of a training image.
-    noise: f32,
-    epochs: usize,
-}
 
 /// One configuration, judged on one fold. The handle lets every trial share the same digits.
 #[derive(Clone, Serialize, Deserialize)]
@@ -71,27 +62,6 @@ fn run_trial(trial: Trial) -> outray::Result<f32> {
 fn validate(digits: &Dataset, config: Config, fold: usize) -> f32 {
     let (validation, training) = digits.partition(|row| row % FOLDS == fold);
     train(&training, config, SEED + fold as u64).score(&validation).accuracy
-}
-
-/// Trains by gradient descent in small batches, with a learning rate that falls linearly to zero.
-fn train(digits: &Dataset, config: Config, seed: u64) -> Network {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let mut network = Network::new(config.hidden, &mut rng);
-    let mut optimizer = Sgd::new(config.learning_rate, MOMENTUM, config.l2, network.parameters.len());
-    let mut order: Vec<usize> = (0..digits.len()).collect();
-    for epoch in 0..config.epochs {
-        optimizer.learning_rate = config.learning_rate * (1.0 - epoch as f32 / config.epochs as f32);
-        rng.shuffle(&mut order);
-        for rows in order.chunks(BATCH) {
-            let mut batch = digits.select(rows);
-            if config.noise > 0.0 {
-                batch.images.mapv_inplace(|pixel| pixel + config.noise * (2.0 * rng.f32() - 1.0));
-            }
-            let (gradient, _) = network.gradient(&batch);
-            optimizer.step(&mut network.parameters, &gradient);
-        }
-    }
-    network
 }
 
 /// The configurations to try, the slowest to train first: the fast ones then fill the gaps at the end.

@@ -9,7 +9,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, azip};
 use serde::{Deserialize, Serialize};
 
 /// Pixels of one image.
-const PIXELS: usize = 64;
+pub(crate) const PIXELS: usize = 64;
 /// Digits to tell apart.
 pub(crate) const CLASSES: usize = 10;
 

@@ -17,6 +17,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 mod kernels;
+mod pools;
 mod state;
 
 use kernels::KERNELS;
