@@ -411,7 +411,7 @@ impl Runtime {
     pub fn shutdown(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         if self.core.is_stopping() {
-            return self.core.threads() == 0;
+            return self.core.threads() == 0 && self.core.is_over_elsewhere();
         }
         self.core.close(Some(until.saturating_duration_since(Instant::now())))
     }

@@ -744,7 +744,10 @@ impl Client {
             asked.1.insert(asked.0, (question, answer));
             asked.0
         };
-        let gone = || Error::Unsupported { reason: "the cluster is gone".into() };
+        let gone = || match self.core.is_stopping() {
+            true => self.core.shutdown_error("a question to the cluster"),
+            false => Error::Unsupported { reason: "the cluster is gone".into() },
+        };
         if self.is_lost.load(Ordering::Acquire) {
             self.asked.lock().1.remove(&number);
             return Err(gone());
@@ -827,7 +830,10 @@ impl Client {
 
     /// The runtime begins to end: what has not started fails, here and elsewhere; what runs goes on.
     pub(crate) fn close(self: &Arc<Self>) {
-        if self.me.is_worker() && self.job.source == self.job.driver && !self.is_told.swap(true, Ordering::AcqRel) {
+        if self.job.source != self.job.driver {
+            return; // detached actors are nobody's program
+        }
+        if self.me.is_worker() && !self.is_told.swap(true, Ordering::AcqRel) {
             // A task has asked for that: it ends for all.
             self.post(self.job.driver, Letter::Close, Vec::new());
         }
@@ -945,6 +951,9 @@ impl Client {
     }
 
     fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
+        if matches!(message, Message::Fenced) && from == HEAD && !self.me.is_worker() {
+            return self.lost("the head has declared this program dead, although it lives: it was not heard in time");
+        }
         self.with(|state, out| match message {
             Message::Home { node } => {
                 state.home = Some(node);

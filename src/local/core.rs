@@ -731,7 +731,7 @@ impl Core {
     }
 
     /// Whether what has been sent to a cluster has ended.
-    fn is_over_elsewhere(&'static self) -> bool {
+    pub(crate) fn is_over_elsewhere(&'static self) -> bool {
         #[cfg(feature = "cluster")]
         if let Some(client) = self.client.get() {
             return client.is_over();
