@@ -404,14 +404,14 @@ impl Runtime {
     ///
     /// What has not started fails with [`Error::Shutdown`], actors die, futures are dropped where
     /// they wait. Tasks that run are waited for, for at most `limit`; those that take longer are
-    /// left behind. Returns whether everything ended.
+    /// left behind; on a cluster they are given up, and fail. Returns whether everything ended.
     ///
     /// # Blocking
     /// Up to `limit`; from inside a task it does not wait at all.
     pub fn shutdown(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         if self.core.is_stopping() {
-            return self.core.threads() == 0;
+            return self.core.threads() == 0 && self.core.is_over_elsewhere();
         }
         self.core.close(Some(until.saturating_duration_since(Instant::now())))
     }

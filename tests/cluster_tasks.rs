@@ -52,6 +52,21 @@ fn large_values_go_through_the_stores() {
 }
 
 #[test]
+fn large_results_outlive_a_runtime_that_ends() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let results: Vec<_> = (0..6).map(|byte: u8| rt.submit(|byte: u8| vec![byte; 1 << 20], byte)).collect();
+    // They are there, and nobody here has wanted to see them.
+    let lengths: Vec<_> = results.iter().map(|result| rt.submit(|v: Arc<Vec<u8>>| v.len(), result)).collect();
+    assert_eq!(rt.get_all(&lengths), Ok(vec![1 << 20; 6]));
+    drop(rt);
+    drop(cluster);
+    for (byte, result) in (0..).zip(&results) {
+        assert_eq!(result.get(), Ok(vec![byte; 1 << 20]));
+    }
+}
+
+#[test]
 fn errors_say_what_they_say_locally() {
     let cluster = LocalCluster::start(1).unwrap();
     let rt = cluster.connect().unwrap();

@@ -58,6 +58,43 @@ fn simulation_with_everything_that_can_happen() {
 }
 
 #[test]
+fn simulation_with_drivers_that_end_while_tasks_run() {
+    let reports = all(300, |seed| Options {
+        cpus: 1 + seed as u32 % 3,
+        endings: 1 + seed as usize % 2,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 10,
+        borrowing: seed % 3 == 0,
+        groups: seed % 4 == 0,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.withdrawn) > 0, "all had started");
+}
+
+#[test]
+fn simulation_with_drivers_that_end_and_everything_that_can_happen() {
+    let reports = all(300, |seed| Options {
+        nodes: 3 + seed as usize % 5,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 3,
+        tasks: 80,
+        endings: 1 + seed as usize % 3,
+        head_crashes: seed as usize % 2,
+        borrowing: seed % 3 == 0,
+        groups: seed % 2 == 0,
+        task_time: Duration::from_millis(1 + seed % 20),
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        worker_crashes: seed as usize % 4,
+        partitions: seed as usize % 3,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.withdrawn) > 0, "all had started");
+}
+
+#[test]
 fn simulation_with_a_head_that_is_started_again() {
     let reports = all(200, |seed| Options {
         nodes: 3 + seed as usize % 4,

@@ -3,8 +3,7 @@
 mod common;
 
 use common::{
-    AtomicBool, AtomicUsize, Counted, Gate, alone, at_once, give_others_a_chance, local, local_only, meet, not_yet,
-    until, watch,
+    AtomicBool, AtomicUsize, Counted, Gate, alone, at_once, give_others_a_chance, local, local_only, meet, until, watch,
 };
 use outray::{Error, Object, ObjectRef, Runtime};
 use serde::{Deserialize, Serialize};
@@ -853,7 +852,6 @@ fn dropping_the_handle_does_not_stop_the_task() {
 
 #[test]
 fn dropping_the_runtime_waits_for_what_runs_and_fails_what_has_not_started() {
-    not_yet!("what runs on a cluster fails at once when its runtime ends");
     watch(|| {
         static GATE: Gate = Gate::new();
         static RAN: AtomicBool = AtomicBool::new(false);

@@ -275,6 +275,9 @@ impl Client {
 
     /// The actor with this name, wherever it is.
     pub(crate) fn named_actor(self: &Arc<Self>, name: &str, type_name: &'static str) -> Result<RemoteActor> {
+        if self.core.is_stopping() {
+            return Err(self.core.shutdown_error(format!("actor `{name}`")));
+        }
         let answer = self.ask(Question::Named { name: name.to_owned() })?;
         self.found(name, &serde_json::from_str(&answer).unwrap_or_default(), type_name)
     }

@@ -61,7 +61,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::{
     any::Any,
-    cell::RefCell,
+    cell::{Cell, RefCell},
     panic::Location,
     path::{Path, PathBuf},
     sync::{
@@ -119,6 +119,12 @@ pub(crate) struct Client {
     is_lost: AtomicBool,
     /// There is no head now, but there may be one again.
     is_headless: AtomicBool,
+    /// Nodes where nothing of this program runs any more.
+    closed: Mutex<FxHashSet<ProcessId>>,
+    /// Of a worker: its program ends, and others know.
+    is_told: AtomicBool,
+    /// Values that are fetched before the runtime ends, because there are handles to them here.
+    awaited: Mutex<Option<Vec<Weak<dyn Remote>>>>,
     /// Functions whose names the node has been told.
     named: Mutex<FxHashMap<Site, &'static Descriptor>>,
     /// At waits that last, and when the next is due.
@@ -294,6 +300,9 @@ impl Client {
             asked: Mutex::default(),
             is_lost: AtomicBool::new(false),
             is_headless: AtomicBool::new(false),
+            closed: Mutex::default(),
+            is_told: AtomicBool::new(false),
+            awaited: Mutex::default(),
             named: Mutex::default(),
             looks: Mutex::default(),
             next_look: Mutex::default(),
@@ -573,7 +582,10 @@ impl Client {
             Some(Value::Stored { holders, .. }) => holders,
             None => Vec::new(),
         };
-        if state.wants.insert(object)
+        if self.is_lost.load(Ordering::Acquire) {
+            let cell = cell().filter(|cell| !cell.is_done());
+            out.arrivals.extend(cell.map(|cell| (cell.clone(), Err(self.gone(&*cell)))));
+        } else if state.wants.insert(object)
             && let Some(home) = state.home
         {
             out.effects.send(home, Message::Want { object, holders });
@@ -630,6 +642,8 @@ impl Client {
                 dead => self.actor_is(state, actor, place, dead, out),
             }),
             Letter::HeadIsBack => self.join_again(),
+            Letter::Close => self.job_ends(),
+            Letter::Closed => drop(self.closed.lock().insert(from)),
             Letter::Took { task, attempt } => self.with(|state, out| {
                 if let Some(handles) = state.offered.remove(&(task, attempt)) {
                     out.trash.push(Box::new(handles));
@@ -730,7 +744,10 @@ impl Client {
             asked.1.insert(asked.0, (question, answer));
             asked.0
         };
-        let gone = || Error::Unsupported { reason: "the cluster is gone".into() };
+        let gone = || match self.core.is_stopping() {
+            true => self.core.shutdown_error("a question to the cluster"),
+            false => Error::Unsupported { reason: "the cluster is gone".into() },
+        };
         if self.is_lost.load(Ordering::Acquire) {
             self.asked.lock().1.remove(&number);
             return Err(gone());
@@ -811,12 +828,107 @@ impl Client {
         }
     }
 
-    /// The runtime ends: what is under way fails.
-    pub(crate) fn shut_down(&self) {
-        let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
-        for cell in cells {
-            let node: Arc<dyn Node> = cell.clone();
-            cell.arrive(Err(Arc::new(self.core.shutdown_error(node.label()))));
+    /// The runtime begins to end: what has not started fails, here and elsewhere; what runs goes on.
+    pub(crate) fn close(self: &Arc<Self>) {
+        if self.job.source != self.job.driver {
+            return; // detached actors are nobody's program
+        }
+        if self.me.is_worker() && !self.is_told.swap(true, Ordering::AcqRel) {
+            // A task has asked for that: it ends for all.
+            self.post(self.job.driver, Letter::Close, Vec::new());
+        }
+        self.close_streams();
+        self.with(|state, out| {
+            state.groups.clear(); // and who waits for them is told
+            // Actors that others have started may live on.
+            let calls = state.calls.iter().filter(|(_, actor)| actor.owner != self.me);
+            let calls: Vec<_> = calls.map(|(number, _)| ObjectId { owner: self.me, number: *number }).collect();
+            for call in calls {
+                let label = self.label(call).unwrap_or_else(|| "call".into());
+                self.stop_call(state, call, out);
+                state.owner.fail(call, Arc::new(self.core.shutdown_error(label)), &mut out.effects);
+            }
+            state.owner.close(self.job.driver, &mut out.effects);
+        });
+    }
+
+    /// Streams that are produced here end, also those whose consumers want nothing at the moment.
+    pub(crate) fn close_streams(&self) {
+        let feeders = std::mem::take(&mut *self.feeders.lock());
+        feeders.into_values().for_each(|feeder| contain(|| feeder.close()));
+    }
+
+    /// Whether all has ended, and the values are here that there are handles to. A worker's are kept by its node.
+    pub(crate) fn is_over(self: &Arc<Self>) -> bool {
+        if self.me.is_worker() || self.is_lost.load(Ordering::Acquire) {
+            return true;
+        }
+        let ends_elsewhere = || {
+            let (state, closed) = (self.state.lock(), self.closed.lock());
+            state.owner.told().any(|node| !closed.contains(&node))
+        };
+        if !self.under_way.lock().is_empty() || ends_elsewhere() {
+            return false;
+        }
+        let awaited = self.awaited.lock().take().unwrap_or_else(|| self.fetch_the_rest());
+        let mut cells: Vec<_> = awaited.iter().filter_map(Weak::upgrade).collect();
+        cells.retain(|cell| !cell.is_done() && cell.meta().handles.load(Ordering::Acquire) > 0);
+        *self.awaited.lock() = Some(cells.iter().map(Arc::downgrade).collect());
+        cells.is_empty()
+    }
+
+    /// Asks for large results that are elsewhere.
+    fn fetch_the_rest(self: &Arc<Self>) -> Vec<Weak<dyn Remote>> {
+        let mut cells = self.cells();
+        cells.retain(|cell| {
+            let is_stored = || matches!(self.state.lock().owner.value(cell.id()), Some(Value::Stored { .. }));
+            !cell.is_done() && cell.id().owner == self.me && is_stored()
+        });
+        cells.iter().for_each(|cell| self.want(cell.id()));
+        cells.iter().map(Arc::downgrade).collect()
+    }
+
+    /// Cells that somebody has a handle to.
+    fn cells(&self) -> Vec<Arc<dyn Remote>> {
+        self.state.lock().cells.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The runtime has ended, or waits no longer: whatever is not here fails.
+    pub(crate) fn shut_down(self: &Arc<Self>) {
+        if self.me.is_worker() {
+            return; // others may still ask for what it has made
+        }
+        self.is_lost.store(true, Ordering::Release);
+        let asked = std::mem::take(&mut self.asked.lock().1);
+        drop(asked);
+        self.state.lock().groups.clear();
+        let mut cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
+        cells.extend(self.cells());
+        for cell in cells.into_iter().filter(|cell| !cell.is_done()) {
+            let value = self.state.lock().owner.value(cell.id()).filter(|_| cell.id().owner == self.me);
+            let outcome = match value {
+                Some(Value::Inline(value)) => Ok(Bytes::from_owner(value)),
+                Some(Value::Failed(error)) => Err(error),
+                _ => Err(self.gone(&*cell)),
+            };
+            contain(|| cell.arrive(outcome));
+        }
+    }
+
+    /// Why what is elsewhere does not come any more.
+    fn gone(&self, cell: &dyn Remote) -> Arc<Error> {
+        let node: &dyn Node = cell;
+        Arc::new(match self.core.is_stopping() {
+            true => self.core.shutdown_error(node.label()),
+            false => Error::Lost { origin: node.origin(), reason: "the cluster is gone".into() },
+        })
+    }
+
+    /// The program's runtime ends: said to a worker by its node, or to the driver by a task.
+    fn job_ends(&self) {
+        self.is_told.store(true, Ordering::Release);
+        if !self.core.is_stopping() {
+            self.core.close_later();
         }
     }
 
@@ -839,6 +951,9 @@ impl Client {
     }
 
     fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
+        if matches!(message, Message::Fenced) && from == HEAD && !self.me.is_worker() {
+            return self.lost("the head has declared this program dead, although it lives: it was not heard in time");
+        }
         self.with(|state, out| match message {
             Message::Home { node } => {
                 state.home = Some(node);
@@ -1872,6 +1987,20 @@ impl<T: Object> Waiter for Exported<T> {
         };
         self.client.fulfil(self.id, result);
     }
+}
+
+thread_local! {
+    static RECEIVES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread receives letters from now on, so nothing that waits for some is to wait on it.
+pub(super) fn receives_here() {
+    RECEIVES.set(true);
+}
+
+/// Whether it does.
+pub(crate) fn is_receiver() -> bool {
+    RECEIVES.get()
 }
 
 /// Makes the handles to the parts of a result.

@@ -1,7 +1,7 @@
 //! A driver: the program that connects to a cluster.
 
 use super::{
-    client::{Client, Post},
+    client::{self, Client, Post},
     endpoint::StartError,
     image::Image,
     node_process::{PART, head_patience},
@@ -201,6 +201,7 @@ fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client:
             client.lost(&reason);
         }
     };
+    client::receives_here();
     station.run(
         post,
         || next.get(),

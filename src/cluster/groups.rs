@@ -86,7 +86,10 @@ impl Client {
         });
         // From here on it is given up if anything fails.
         let group = Arc::new(RemoteGroup { client: self.clone(), id, bundles: demands });
-        let gone = || Error::Unsupported { reason: "the cluster is gone".into() };
+        let gone = || match self.core.is_stopping() {
+            true => self.core.shutdown_error("a placement group"),
+            false => Error::Unsupported { reason: "the cluster is gone".into() },
+        };
         known.recv().map_err(|_| gone())??;
         Ok(group)
     }

@@ -38,8 +38,8 @@ use self::groups::Group;
 use super::{
     capacity::{Capacity, Demand},
     protocol::{
-        Arg, Effects, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, ProcessId, Strategy, TaskSpec, ms,
-        transfer_time, waiting_time,
+        Arg, Effects, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, Outcome, ProcessId, Strategy,
+        TaskSpec, ms, transfer_time, waiting_time,
     },
 };
 use std::{
@@ -144,6 +144,8 @@ struct OwnerView {
     on: Option<ProcessId>,
     /// When it was granted tasks last, and for how long.
     granted: Option<(Nanos, Nanos)>,
+    /// None of its tasks is to start any more.
+    is_closing: bool,
 }
 
 pub(crate) struct Head {
@@ -265,7 +267,7 @@ impl Head {
                 self.enter(from, Member::Owner { on }, out);
                 self.welcome(now, from, out);
                 let home = wish.filter(|node| self.expected.contains_key(node)); // it stays that
-                self.owners.insert(from, OwnerView { heard: now, home, on, granted: None });
+                self.owners.insert(from, OwnerView { heard: now, home, on, granted: None, is_closing: false });
                 if home.is_none() {
                     self.find_home(from, wish, out);
                 }
@@ -284,6 +286,14 @@ impl Head {
                 }
             }
             Message::Place(spec) => self.place(now, spec, out),
+            Message::Close { .. } => {
+                if let Some(owner) = self.owners.get_mut(&from) {
+                    owner.is_closing = true;
+                    for spec in self.waiting.extract_if(.., |spec| spec.id.owner == from) {
+                        withdraw(&spec, out);
+                    }
+                }
+            }
             Message::Load(load) => {
                 let Some(node) = self.nodes.get_mut(&from) else { return };
                 let load = node.with_inventory(load);
@@ -432,8 +442,10 @@ impl Head {
         if self.dead.contains_key(&owner) {
             return;
         }
-        if !self.owners.contains_key(&owner) {
-            return self.waiting.push(spec); // it is about to join again, and could not be told
+        match self.owners.get(&owner) {
+            None => return self.waiting.push(spec), // it is about to join again, and could not be told
+            Some(view) if view.is_closing => return withdraw(&spec, out),
+            Some(_) => {}
         }
         spec.forget_holders(|holder| self.dead.contains_key(holder));
         match self.choose(&spec) {
@@ -631,6 +643,12 @@ impl Head {
     }
 }
 
+/// Tells the owner of a task that it will not start.
+fn withdraw(spec: &TaskSpec, out: &mut Effects) {
+    let (task, attempt, outcome) = (spec.id, spec.attempt, Outcome::Withdrawn);
+    out.send(task.owner, Message::Finished { task, attempt, outcome });
+}
+
 fn of_node(member: Member) -> Option<(Capacity, Vec<Label>)> {
     match member {
         Member::Node { capacity, labels } => Some((capacity, labels)),
@@ -703,6 +721,25 @@ mod tests {
             *counts.entry(place(&mut head, plain()).unwrap()).or_insert(0) += 1;
         }
         assert_eq!(counts, Map::from([(node(1), 10), (node(2), 30)]));
+    }
+
+    #[test]
+    fn what_waits_for_room_is_given_back_when_its_owner_closes() {
+        let mut head = head(&[1]);
+        place(&mut head, TaskSpec { stays: true, ..plain() }).unwrap();
+        let mut say = |message| {
+            let mut out = Effects::default();
+            head.handle(0, OWNER, message, &mut out);
+            let outcomes = out.sends.into_iter().map(|(to, message)| match message {
+                Message::Finished { outcome, .. } if to == OWNER => outcome,
+                other => panic!("{other:?}"),
+            });
+            outcomes.collect::<Vec<_>>()
+        };
+        assert!(say(Message::Place(plain())).is_empty(), "it waits");
+        assert!(matches!(say(Message::Close { job: OWNER })[..], [Outcome::Withdrawn]));
+        assert!(matches!(say(Message::Place(plain()))[..], [Outcome::Withdrawn]), "and so what was on its way");
+        assert_eq!(head.holds().1, 0);
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub(crate) mod streams;
 pub(crate) mod wire;
 mod worker;
 
+pub(crate) use client::is_receiver;
 pub use local_cluster::{LocalCluster, LocalClusterBuilder};
 pub(crate) use runs::write_trace;
 

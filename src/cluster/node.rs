@@ -16,6 +16,9 @@
 //! until there is a new one. What was passed on to the last one may be lost: owners are told, ask for the tasks that
 //! they think are here (`Check`), and send again those that are not.
 //!
+//! # Owners that close
+//! What an owner that closes has here and no worker has got is given back as withdrawn, and what comes of it later, too.
+//!
 //! # Invariants
 //! - What runs holds its demand, and all demands together fit the capacity.
 //! - A ready task lets at most [`PASSES`] younger ones pass that need less; then it is waited for.
@@ -198,6 +201,8 @@ pub(crate) struct Node {
     passed_on: BTreeSet<Key>,
     /// Who had tasks here.
     owners: BTreeSet<ProcessId>,
+    /// Owners of which nothing starts any more.
+    closing: BTreeSet<ProcessId>,
 }
 
 impl Node {
@@ -238,6 +243,7 @@ impl Node {
             kept_back: Vec::new(),
             passed_on: BTreeSet::new(),
             owners: BTreeSet::new(),
+            closing: BTreeSet::new(),
         }
     }
 
@@ -293,6 +299,7 @@ impl Node {
             }
             Message::Cancel { task } => self.cancel(task, 0..=u32::MAX, out),
             Message::Retire { task, attempt } => self.cancel(task, attempt..=attempt, out),
+            Message::Close { .. } => self.withdraw(from, out),
             Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
             Message::Pull { object } => self.asked(object, from, out),
             Message::Pulled { object, is_well } => {
@@ -461,7 +468,9 @@ impl Node {
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].
     fn submitted(&mut self, spec: TaskSpec, out: &mut Effects) {
         self.owners.insert(spec.id.owner);
-        if self.should_keep(&spec) {
+        if self.closing.contains(&spec.id.owner) {
+            tell((spec.id, spec.attempt), Outcome::Withdrawn, out);
+        } else if self.should_keep(&spec) {
             self.keep(spec, out); // where its owner takes it to be
         } else if self.is_headless {
             self.kept_back.push(spec);
@@ -504,6 +513,9 @@ impl Node {
             return;
         }
         self.owners.insert(spec.id.owner);
+        if self.closing.contains(&spec.id.owner) {
+            return tell(key, Outcome::Withdrawn, out);
+        }
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
@@ -896,7 +908,7 @@ impl Node {
         } else if let Some(task) = self.end(key)
             && let Some((since, _)) = task.running
             && !task.spec.stays
-            && !matches!(outcome, Outcome::Crashed { .. })
+            && !matches!(outcome, Outcome::Crashed { .. } | Outcome::Withdrawn)
         {
             // One that was with its worker ahead of its turn has waited there for the one before it.
             let in_a_row = (now - self.finished.min(now)) * u64::from(self.capacity.cpu / 1_000).max(1);
@@ -1016,6 +1028,24 @@ impl Node {
         }
     }
 
+    /// An owner closes: what of its is here and with no worker does not start.
+    fn withdraw(&mut self, owner: ProcessId, out: &mut Effects) {
+        if self.dead.contains(&owner) || !self.closing.insert(owner) {
+            return;
+        }
+        let kept_back: Vec<Key> =
+            self.kept_back.extract_if(.., |spec| spec.id.owner == owner).map(|spec| (spec.id, spec.attempt)).collect();
+        kept_back.into_iter().for_each(|key| tell(key, Outcome::Withdrawn, out));
+        let of = |number| ObjectId { owner, number };
+        let all = self.tasks.range((of(0), 0)..=(of(u64::MAX), u32::MAX));
+        let waiting: Vec<Key> = all.filter(|(_, task)| task.running.is_none()).map(|(key, _)| *key).collect();
+        for key in waiting {
+            if self.end(key).is_some() {
+                tell(key, Outcome::Withdrawn, out);
+            }
+        }
+    }
+
     /// Gives the youngest of the tasks that wait to another node.
     fn give_away(&mut self, thief: ProcessId, capacity: &Capacity, most: u32, out: &mut Effects) {
         let mut given = 0;
@@ -1044,6 +1074,7 @@ impl Node {
         self.dead.insert(process);
         // It may have been an owner: its tasks and objects go.
         self.owners.remove(&process);
+        self.closing.remove(&process);
         self.kept_back.retain(|spec| spec.id.owner != process);
         let orphans: Vec<_> = self.tasks.keys().map(|key| key.0).filter(|id| id.owner == process).collect();
         for id in orphans {
@@ -1088,6 +1119,11 @@ impl Node {
                 tell(key, Outcome::Lacking(why.clone()), out);
             }
         }
+    }
+
+    /// Whether it has been told that this process is dead.
+    pub(crate) fn has_buried(&self, process: ProcessId) -> bool {
+        self.dead.contains(&process)
     }
 
     /// What it holds: tasks, copies of objects, and objects on their way.
@@ -1302,6 +1338,38 @@ mod tests {
             end(&mut node, ObjectId { owner: OWNER, number });
         }
         assert_eq!((node.holds(), node.free().cpu, node.running), ((0, 0, 0), 2_000, 0));
+    }
+
+    #[test]
+    fn what_no_worker_has_is_given_back_when_its_owner_closes() {
+        /// The tasks that are withdrawn.
+        fn withdrawn(out: &Effects) -> Vec<u64> {
+            let tasks = out.sends.iter().filter_map(|(to, message)| match message {
+                Message::Finished { task, outcome: Outcome::Withdrawn, .. } if *to == OWNER => Some(task.number),
+                _ => None,
+            });
+            tasks.collect()
+        }
+        let mut node = node();
+        assert_eq!(say(&mut node, HEAD, Message::Assign(task(1, false))).starts.len(), 1);
+        say(&mut node, HEAD, Message::Assign(task(2, false)));
+        say(&mut node, HEAD, Message::Assign(chained(3, 77)));
+        let others = ObjectId { owner: ASKER, number: 1 };
+        say(&mut node, HEAD, Message::Assign(TaskSpec { id: others, ..task(0, false) }));
+        node.head_is_gone();
+        let elsewhere = TaskSpec { strategy: Strategy::Spread, ..task(4, false) };
+        say(&mut node, OWNER, Message::Submit(elsewhere));
+        assert_eq!(withdrawn(&say(&mut node, OWNER, Message::Close { job: OWNER })), [4, 2, 3]);
+        // So is what was on its way.
+        for (number, message) in (5..).zip([Message::Submit, Message::Assign, Message::Granted, Message::Stolen]) {
+            assert_eq!(withdrawn(&say(&mut node, OTHER, message(task(number, false)))), [number]);
+        }
+        // What runs goes on, and others' tasks start.
+        let out = end(&mut node, ObjectId { owner: OWNER, number: 1 });
+        assert!(matches!(out.sends[..], [(OWNER, Message::Finished { outcome: Outcome::Inline(_), .. })]), "{out:?}");
+        assert_eq!(out.starts.iter().map(|spec| spec.id).collect::<Vec<_>>(), [others]);
+        end(&mut node, others);
+        assert_eq!((node.holds(), node.free().cpu), ((0, 0, 0), 2_000));
     }
 
     #[test]

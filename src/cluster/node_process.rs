@@ -140,6 +140,10 @@ struct JobState {
     waiting: Vec<TaskSpec>,
     /// Why there will be none.
     refused: Option<Arc<Error>>,
+    /// The program ends: nothing of it starts any more; its driver waits for the end of what runs here; that has ended.
+    is_closing: bool,
+    is_awaited: bool,
+    is_closed: bool,
     /// What its functions are called, as far as they have run here.
     names: HashMap<Site, Arc<str>>,
 }
@@ -544,6 +548,14 @@ impl NodeProcess {
                     job.names.insert(function, name.into());
                 }
             }
+            Letter::Closed => {
+                if let Some(driver) = state.workers.get(&from).map(|worker| worker.driver) {
+                    if let Some(job) = state.jobs.get_mut(&driver) {
+                        job.is_closed = true;
+                    }
+                    self.job_has_closed(state, driver);
+                }
+            }
             Letter::Leaving => state.is_ending = true,
             _ => {}
         }
@@ -582,6 +594,11 @@ impl NodeProcess {
             Message::Dead { process } => Some(*process),
             _ => None,
         };
+        if let Message::Close { job } = &message
+            && !state.node.has_buried(*job)
+        {
+            self.close_job(state, from, *job, out);
+        }
         state.node.handle(self.now(), from, message, out);
         if let Some(object) = freed.filter(|object| !state.node.stores(*object)) {
             state.shelf.remove(object);
@@ -590,6 +607,29 @@ impl NodeProcess {
             let node = &state.node;
             state.shelf.retain(|object| node.stores(*object));
             state.dead_actors.retain(|actor, _| Some(actor.owner) != buried);
+        }
+    }
+
+    /// A program ends: what it has here that runs goes on.
+    fn close_job(&self, state: &mut State, from: ProcessId, driver: ProcessId, out: &mut Effects) {
+        let job = state.jobs.entry(driver).or_default();
+        let was_closing = std::mem::replace(&mut job.is_closing, true);
+        job.is_awaited |= from == driver;
+        let worker = job.worker.filter(|_| !was_closing);
+        for spec in std::mem::take(&mut job.waiting) {
+            state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Withdrawn, out);
+        }
+        if let Some(worker) = worker {
+            self.send(state, self.envelope(worker, Letter::Close, Vec::new()));
+        }
+        self.job_has_closed(state, driver);
+    }
+
+    /// Tells a driver that waits for it that nothing of its program runs here any more, if that is so.
+    fn job_has_closed(&self, state: &mut State, driver: ProcessId) {
+        let Some(job) = state.jobs.get_mut(&driver).filter(|job| job.worker.is_none() || job.is_closed) else { return };
+        if std::mem::take(&mut job.is_awaited) {
+            self.send(state, self.envelope(driver, Letter::Closed, Vec::new()));
         }
     }
 
@@ -710,6 +750,9 @@ impl NodeProcess {
         if let Some(error) = &job.refused {
             let outcome = Outcome::Failed(error.clone());
             return state.node.finished(self.now(), spec.id, spec.attempt, outcome, out);
+        }
+        if job.is_closing {
+            return state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Withdrawn, out);
         }
         if let Some(worker) = job.worker {
             return self.hand_over(state, worker, spec);
@@ -971,6 +1014,7 @@ impl NodeProcess {
         {
             job.worker = None;
         }
+        self.job_has_closed(state, worker.driver);
         if !worker.is_ready {
             let reason = format!("{why}, before it could run anything; does the program run by itself?");
             return self.refuse(state, worker.driver, Error::Unsupported { reason }, out);
@@ -1053,7 +1097,7 @@ impl NodeProcess {
         }
         state.node.join_again(self.now(), out);
         // It hears these after that.
-        let is_unknown = |entry: &(&ProcessId, &JobState)| entry.1.job.is_none();
+        let is_unknown = |entry: &(&ProcessId, &JobState)| entry.1.job.is_none() && !entry.1.is_closing;
         let jobs: Vec<_> = state.jobs.iter().filter(is_unknown).map(|(driver, _)| *driver).collect();
         let questions = jobs.into_iter().map(|driver| Letter::WhichJob { driver });
         for letter in std::mem::take(&mut state.untold).into_iter().chain(questions) {

@@ -35,6 +35,11 @@
 //! passed on later is with that one. What it lacks is sent again, as an attempt that does not count. If the
 //! earlier one is there after all, whichever ends first wins.
 //!
+//! # Closing
+//! An owner that closes starts nothing any more, and makes nothing again. What waits here fails; of what is on its way
+//! the places are told (`Close`), when they are known, and they fail what they have not started and what comes later. So
+//! what moves meanwhile is found where it arrives. What runs goes on, and ends as always.
+//!
 //! # Invariants
 //! - A task ends once. Results of late attempts are dropped, and their copies freed.
 //! - A task whose node is dead, or its worker, is under way again, or has used up its attempts and failed.
@@ -243,6 +248,10 @@ pub(crate) struct Owner {
     late: BTreeMap<ProcessId, Option<Nanos>>,
     beat: Nanos,
     steps: Vec<Step>,
+    /// It closes, as a part of this job.
+    closing: Option<ProcessId>,
+    /// Who has been told.
+    told: BTreeSet<ProcessId>,
     /// What errors say about an object.
     origins: Box<dyn Fn(ObjectId) -> Box<Origin> + Send>,
 }
@@ -269,6 +278,8 @@ impl Owner {
             late: BTreeMap::new(),
             beat: 0,
             steps: Vec::new(),
+            closing: None,
+            told: BTreeSet::new(),
             origins,
         }
     }
@@ -455,7 +466,48 @@ impl Owner {
         for node in nodes {
             self.check(node, out);
         }
+        self.told.remove(&HEAD);
+        self.tell_closing(HEAD, out);
         self.run(out);
+    }
+
+    /// From here on nothing of this owner's starts: what has not started fails, here or where it is. What runs goes
+    /// on. `job`: the driver of the program that ends.
+    pub(crate) fn close(&mut self, job: ProcessId, out: &mut Effects) {
+        self.closing = Some(job);
+        let mut places = BTreeSet::new();
+        for (number, record) in &self.records {
+            if record.is_sent() {
+                places.extend([Some(HEAD), record.at, record.via].into_iter().flatten());
+            } else if record.is_under_way() && record.work.is_some() {
+                self.steps.push(Step::End(*number, record.attempt, State::Failed(self.shutdown(*number))));
+            }
+            places.extend(record.stays_at());
+        }
+        for place in places {
+            self.tell_closing(place, out);
+        }
+        self.run(out);
+    }
+
+    /// The nodes that have been told that it closes, and live.
+    pub(crate) fn told(&self) -> impl Iterator<Item = ProcessId> + '_ {
+        self.told.iter().copied().filter(|place| *place != HEAD && !self.dead.contains(place))
+    }
+
+    /// Tells a process that may have tasks of this owner, once, if it closes.
+    fn tell_closing(&mut self, place: ProcessId, out: &mut Effects) {
+        if let Some(job) = self.closing
+            && !self.dead.contains(&place)
+            && self.told.insert(place)
+        {
+            out.send(place, Message::Close { job });
+        }
+    }
+
+    fn shutdown(&self, number: u64) -> Failure {
+        let origin = self.origin(number);
+        Arc::new(Error::Shutdown { what: format!("{} `{}` (#{})", origin.kind, origin.name, origin.id) })
     }
 
     /// Asks a node for the tasks that should be there.
@@ -848,10 +900,11 @@ impl Owner {
         record.attempt += 1;
         (record.at, record.via, record.hop) = (None, None, 0);
         record.missing = missing.clone();
+        let attempt = record.attempt;
         match failed {
-            Some(why) => {
-                let attempt = record.attempt;
-                self.steps.push(Step::End(number, attempt, self.lacking(number, &why)));
+            Some(why) => self.steps.push(Step::End(number, attempt, self.lacking(number, &why))),
+            None if self.closing.is_some() => {
+                self.steps.push(Step::End(number, attempt, State::Failed(self.shutdown(number))));
             }
             None if missing.is_empty() => self.send(number, there, out),
             None => self.steps.extend(missing.into_iter().map(Step::Revive)),
@@ -944,6 +997,7 @@ impl Owner {
                 if [Some(node), via].into_iter().flatten().any(|process| self.dead.contains(&process)) {
                     self.steps.push(Step::Again(number, NODE_DIED.into()));
                 }
+                self.tell_closing(node, out);
             }
             Some(record) if record.is_under_way() => {} // an attempt that was thought lost: who is first wins
             // It is known to be there, and to stay.
@@ -1030,6 +1084,7 @@ impl Owner {
             Outcome::Stored { size } => State::Stored { size, holders: BTreeSet::from([from]) },
             Outcome::Failed(why) => State::Failed(why),
             Outcome::Lacking(why) => self.lacking(number, &why),
+            Outcome::Withdrawn => State::Failed(self.shutdown(number)),
             Outcome::Crashed { why } => {
                 return self.steps.push(Step::Again(number, format!("the process that ran it died ({why})")));
             }
@@ -1268,6 +1323,61 @@ mod tests {
         let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
         let work = Work { demand, strategy: Strategy::Default, args, body, attempts, stays };
         (owner.submit(work, &mut out), out)
+    }
+
+    fn is_shutdown(owner: &Owner, object: ObjectId) -> bool {
+        owner.failure(object).is_some_and(|why| matches!(why.root_cause(), Error::Shutdown { .. }))
+    }
+
+    #[test]
+    fn what_has_not_started_fails_when_its_owner_closes_and_what_may_run_is_waited_for() {
+        let mut owner = owner();
+        let (moves, _) = submit(&mut owner, Vec::new(), 4, false);
+        let (waits, _) = submit(&mut owner, Vec::new(), 4, false);
+        let dependent = submit_spread(&mut owner, moves);
+        let mut out = Effects::default();
+        owner.close(US, &mut out);
+        assert!(
+            matches!(out.sends[..], [(HEAD, Message::Close { job: US }), (NODE, Message::Close { job: US })]),
+            "{out:?}"
+        );
+        assert!(is_shutdown(&owner, dependent) && owner.failure(moves).is_none() && owner.failure(waits).is_none());
+        let out = say(&mut owner, NODE, Message::Finished { task: waits, attempt: 1, outcome: Outcome::Withdrawn });
+        assert_eq!(out.done, [(waits, false)]);
+        let text = owner.failure(waits).unwrap().to_string();
+        assert!(text.starts_with("task `") && text.contains("has shut down"), "{text}");
+        // Where it moves to is told, once; and so is the next head.
+        let placed = Message::Placed { task: moves, attempt: 1, hop: 1, node: OTHER, via: None };
+        assert!(matches!(say(&mut owner, HEAD, placed.clone()).sends[..], [(OTHER, Message::Close { job: US })]));
+        assert!(say(&mut owner, HEAD, placed).sends.is_empty());
+        let mut out = Effects::default();
+        owner.join_again(&mut out);
+        let to_head = out.sends.iter().filter(|(to, _)| *to == HEAD).map(|(_, message)| message).collect::<Vec<_>>();
+        assert!(matches!(to_head[..], [Message::JoinOwner { .. }, Message::Close { job: US }]), "{out:?}");
+        assert_eq!(owner.told().collect::<Vec<_>>(), [NODE, OTHER]);
+        // There is no other attempt.
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        assert!(is_shutdown(&owner, moves));
+        assert_eq!(owner.told().collect::<Vec<_>>(), [NODE]);
+        let (late, out) = submit(&mut owner, Vec::new(), 4, false);
+        assert!(is_shutdown(&owner, late) && out.sends.is_empty(), "{out:?}");
+    }
+
+    #[test]
+    fn what_runs_when_its_owner_closes_ends_as_always_and_what_is_lost_is_not_made_again() {
+        let mut owner = owner();
+        let (runs, _) = submit(&mut owner, Vec::new(), 4, false);
+        let (stays, _) = submit(&mut owner, Vec::new(), 4, true);
+        say(&mut owner, OTHER, Message::Finished { task: stays, attempt: 1, outcome: Outcome::Inline(Arc::from([])) });
+        let mut out = Effects::default();
+        owner.close(US, &mut out);
+        let told = out.sends.iter().map(|(to, _)| *to).collect::<Vec<_>>();
+        assert_eq!(told, [HEAD, NODE, OTHER], "also where an actor is");
+        say(&mut owner, NODE, Message::Finished { task: runs, attempt: 1, outcome: Outcome::Stored { size: 1 << 20 } });
+        assert!(matches!(owner.value(runs), Some(Value::Stored { .. })));
+        say(&mut owner, HEAD, Message::Dead { process: NODE });
+        owner.want(runs, &mut Effects::default());
+        assert!(is_shutdown(&owner, runs));
     }
 
     /// One that waits here for what it depends on: a node does not keep those that are to be spread.

@@ -231,6 +231,8 @@ pub(crate) enum Outcome {
     Lacking(Failure),
     /// The process that ran it died.
     Crashed { why: Arc<str> },
+    /// It had not started when its owner closed.
+    Withdrawn,
 }
 
 /// What a node tells the head about itself.
@@ -273,6 +275,9 @@ pub(crate) enum Message {
     Cancel { task: ObjectId },
     /// Owner to a node: the same for one attempt.
     Retire { task: ObjectId, attempt: u32 },
+    /// Owner to the head and to the nodes that have tasks of it: what has not started is not to start, nor what comes
+    /// later. `job`: the driver of the program that ends.
+    Close { job: ProcessId },
     /// Node to the owner: one that had finished, and stayed, has ended without being told to.
     Ended { task: ObjectId, attempt: u32, why: Arc<str> },
 
@@ -440,6 +445,7 @@ mod tests {
             Outcome::Failed(lost(object, "a reason")),
             Outcome::Lacking(lost(object, "another")),
             Outcome::Crashed { why: "signal 9".into() },
+            Outcome::Withdrawn,
         ];
         for outcome in outcomes {
             let message = Message::Finished { task: object, attempt: 3, outcome };

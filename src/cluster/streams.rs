@@ -271,6 +271,8 @@ pub(crate) trait Feed: Send + Sync {
     fn credit(self: Arc<Self>, items: u32);
     /// Nobody wants any more.
     fn stop(&self);
+    /// The runtime that it is in ends.
+    fn close(&self);
 }
 
 impl<T: Object> Feeder<T> {
@@ -346,5 +348,10 @@ impl<T: Object> Feed for Feeder<T> {
     fn stop(&self) {
         let node: Arc<dyn Node> = self.items.clone();
         self.end(Err(Arc::new(Error::Cancelled { origin: node.origin() })));
+    }
+
+    fn close(&self) {
+        let node: Arc<dyn Node> = self.items.clone();
+        self.end(Err(Arc::new(self.client.core.shutdown_error(node.label()))));
     }
 }

@@ -489,6 +489,11 @@ pub(crate) enum Letter {
         task: ObjectId,
         attempt: u32,
     },
+    /// The runtime of a program ends. A node to its worker: what has not started fails. A worker to the driver: a task
+    /// has asked for that.
+    Close,
+    /// A worker to its node, and that to the driver: what ran has ended.
+    Closed,
     /// Worker to owner, before the result: these are inside it.
     Inside {
         task: ObjectId,

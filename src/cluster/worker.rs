@@ -1,7 +1,7 @@
 //! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
 
 use super::{
-    client::{Client, Post},
+    client::{self, Client, Post},
     pipe,
     wire::{Envelope, Letter},
 };
@@ -71,6 +71,12 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
             clock.tick();
         }
     })?;
+    let closed = letters.clone();
+    client.on_leave(move || {
+        let to = you.station();
+        closed.send(&Envelope { from: you, to, letter: Letter::Closed, payload: Vec::new() });
+    });
+    client::receives_here();
     loop {
         let more = loop {
             match received.next() {

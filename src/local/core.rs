@@ -685,44 +685,74 @@ impl Core {
         self.flags.fetch_or(flag::STOPPING, Ordering::SeqCst);
         #[cfg(feature = "cluster")]
         if let Some(client) = self.client.get() {
-            client.shut_down();
+            client.close();
         }
         // On one of our own threads we cannot wait for all of them.
         let inside = thread::frames().iter().any(|node| std::ptr::eq(node.meta().core, self))
             || thread::with_worker(self, |worker| worker.is_some());
+        #[cfg(feature = "cluster")]
+        let inside = inside || crate::cluster::is_receiver();
         if inside {
             self.drain();
-            let rest = std::thread::Builder::new().name("outray-close".into()).spawn(move || self.close(None));
-            if let Err(error) = rest {
-                tracing::error!(%error, "cannot start a thread to end the runtime; what still waits for it may hang");
-            }
+            self.close_later();
             return false;
         }
         loop {
             self.drain();
             self.deterministic.close();
+            let is_over = self.is_over_elsewhere();
             let mut threads = self.threads.lock();
-            if threads.alive == 0 {
+            if threads.alive == 0 && is_over {
                 break;
             }
             // Running tasks may still submit and block; look again from time to time, and when the last ends.
             self.threads_ended.wait_for(&mut threads, Duration::from_millis(1));
-            if until.is_some_and(|until| Instant::now() >= until) && threads.alive > 0 {
+            let has_ended = threads.alive == 0 && is_over;
+            drop(threads);
+            if until.is_some_and(|until| Instant::now() >= until) && !has_ended {
+                self.leave();
                 return false;
             }
         }
         self.flags.fetch_or(flag::CLOSED, Ordering::SeqCst);
         self.drain();
-        #[cfg(feature = "cluster")]
-        if let Some(client) = self.client.get() {
-            client.leave();
-        }
+        self.leave();
         *self.stealers.write() = Arc::new([]);
         *self.recorder.write() = None;
         true
     }
 
+    /// Ends it on another thread.
+    pub(crate) fn close_later(&'static self) {
+        let rest = std::thread::Builder::new().name("outray-close".into()).spawn(move || self.close(None));
+        if let Err(error) = rest {
+            tracing::error!(%error, "cannot start a thread to end the runtime; what still waits for it may hang");
+        }
+    }
+
+    /// Whether what has been sent to a cluster has ended.
+    pub(crate) fn is_over_elsewhere(&'static self) -> bool {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.client.get() {
+            return client.is_over();
+        }
+        true
+    }
+
+    /// Leaves the cluster, if it is on one.
+    fn leave(&'static self) {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.client.get() {
+            client.shut_down();
+            client.leave();
+        }
+    }
+
     fn drain(&'static self) {
+        #[cfg(feature = "cluster")]
+        if let Some(client) = self.client.get() {
+            client.close_streams();
+        }
         let names = std::mem::take(&mut *self.names.lock());
         drop(names);
         let actors: Vec<_> = self.actors.lock().drain().filter_map(|(_, actor)| actor.upgrade()).collect();

@@ -6,7 +6,7 @@ pub(crate) mod shared;
 mod where_to;
 
 pub(crate) use shared::{AtomicBool, AtomicU32, AtomicUsize, Notes};
-pub(crate) use where_to::{builder, local, local_only, not_yet, on_cluster};
+pub(crate) use where_to::{builder, local, local_only, on_cluster};
 
 use outray::{Error, Runtime};
 use serde::{Deserialize, Deserializer, Serialize};

@@ -30,17 +30,7 @@ macro_rules! local_only {
     };
 }
 
-/// Leaves a test of something that a cluster does not do yet.
-macro_rules! not_yet {
-    ($why:literal) => {
-        if $crate::common::on_cluster() {
-            println!("not yet on a cluster: {}", $why);
-            return;
-        }
-    };
-}
-
-pub(crate) use {local_only, not_yet};
+pub(crate) use local_only;
 
 /// A runtime with so many CPUs.
 pub(crate) fn local(cpus: usize) -> Runtime {

@@ -66,6 +66,8 @@ pub struct Options {
     pub crashes: usize,
     /// Drivers that die.
     pub driver_crashes: usize,
+    /// Drivers that end in good order while their tasks run.
+    pub endings: usize,
     /// Times that the head dies, and is started again with what it remembers. Not with `links`.
     pub head_crashes: usize,
     /// Times that some processes cannot be reached by the others, or by some others; some last longer
@@ -101,6 +103,7 @@ impl Options {
             worker_crashes: 0,
             crashes: 0,
             driver_crashes: 0,
+            endings: 0,
             head_crashes: 0,
             partitions: 0,
             cancellations: 0,
@@ -120,6 +123,8 @@ pub struct Report {
     pub ended: usize,
     /// See `ended`.
     pub failed: usize,
+    /// Those of them that had not started when their owner ended.
+    pub withdrawn: usize,
     /// Attempts that were started.
     pub starts: usize,
     /// Times that the head was started again.

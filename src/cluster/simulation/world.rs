@@ -66,6 +66,8 @@ pub(super) enum Event {
     Act(ProcessId),
     CrashNode,
     CrashDriver,
+    /// A driver ends, and waits for what runs.
+    CloseDriver,
     CrashWorker,
     CrashHead,
     StartHead,
@@ -219,6 +221,7 @@ impl<'a> World<'a> {
         for (count, span, event) in [
             (options.crashes, busy + PATIENCE, (|| Event::CrashNode) as fn() -> Event),
             (options.driver_crashes, busy, || Event::CrashDriver),
+            (options.endings, busy, || Event::CloseDriver),
             (options.worker_crashes, busy, || Event::CrashWorker),
             (options.head_crashes, busy, || Event::CrashHead),
             (options.partitions, busy + PATIENCE, || Event::Cut),
@@ -477,6 +480,14 @@ impl<'a> World<'a> {
         {
             self.broken = Some(format!("{object:?} failed, because its argument {arg:?} is gone"));
         }
+        let is_withdrawn = |why: Arc<Error>| matches!(*why, Error::Shutdown { .. });
+        if self.shell(process).and_then(|shell| shell.owner.failure(object)).is_some_and(is_withdrawn) {
+            self.report.withdrawn += 1;
+            let runs = |sim: &SimNode| sim.running.keys().any(|(task, _)| *task == object);
+            if !self.has_faults() && self.nodes.values().any(runs) {
+                self.broken = Some(format!("{object:?} runs, and was not waited for when its owner ended"));
+            }
+        }
         if self.with(process, |shell, out| shell.ended(object, out)) == Some(false) {
             self.broken = Some(format!("task {object:?} ended, but it was not pending"));
         }
@@ -579,6 +590,7 @@ impl<'a> World<'a> {
                 event,
                 Event::CrashNode
                     | Event::CrashDriver
+                    | Event::CloseDriver
                     | Event::CrashWorker
                     | Event::CrashHead
                     | Event::StartHead
@@ -655,6 +667,14 @@ impl<'a> World<'a> {
                 if let Some(victim) = self.pick(self.drivers.keys().copied().collect()) {
                     self.drivers.remove(&victim);
                     self.crashed.insert(victim, self.now);
+                }
+            }
+            Event::CloseDriver => {
+                if let Some(id) = self.pick(self.drivers.keys().copied().collect())
+                    && let Some(driver) = self.drivers.get_mut(&id)
+                {
+                    driver.left = 0;
+                    self.with(id, |shell, out| shell.owner.close(id, out));
                 }
             }
             Event::Cut => {
@@ -1050,6 +1070,6 @@ fn may_be_lost(why: &Error) -> bool {
     match why.root_cause() {
         Error::Lost { reason, .. } => [PUT_AND_LOST, NO_HANDLE, OWNER_DIED, MAKER_DIED].contains(&&**reason),
         Error::Infeasible { reason, .. } => reason.contains("placement group was removed"),
-        error => matches!(error, Error::Cancelled { .. }),
+        error => matches!(error, Error::Cancelled { .. } | Error::Shutdown { .. }),
     }
 }
