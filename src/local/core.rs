@@ -293,11 +293,28 @@ impl Core {
         self.schedule(job);
     }
 
-    /// Starts a job that has its own share of the CPUs, on a thread without a seat.
+    /// Starts a job that has its own share of the CPUs, on a thread without a seat: on this one if it has come to the
+    /// end of such a job, so that a chain of them wakes nobody.
     pub(crate) fn start(&'static self, job: Job) {
         if self.has(flag::DETERMINISTIC | flag::CLOSED) {
             return self.schedule_specially(job);
         }
+        if thread::depth() == 0 && thread::seat() == 0 {
+            let kept = thread::with_worker(self, |worker| match worker {
+                Some(worker) if worker.takes_granted.get() && worker.granted.borrow().is_none() => {
+                    *worker.granted.borrow_mut() = Some(job.clone());
+                    true
+                }
+                _ => false,
+            });
+            if kept {
+                return;
+            }
+        }
+        self.start_elsewhere(job);
+    }
+
+    fn start_elsewhere(&'static self, job: Job) {
         match self.idle.pop() {
             Some(sleeper) => sleeper.send(Some(job)),
             None => self.spawn(Some(job)),
@@ -350,9 +367,14 @@ impl Core {
     pub(crate) fn lend_seat(&'static self) -> u32 {
         let seat = thread::set_seat(0);
         // What was to run next here must not wait for this thread.
-        let next = thread::with_worker(self, |worker| worker.and_then(|w| w.next.borrow_mut().take()));
+        let (next, granted) = thread::with_worker(self, |worker| {
+            worker.map_or((None, None), |w| (w.next.borrow_mut().take(), w.granted.borrow_mut().take()))
+        });
         if let Some(job) = next {
             self.schedule(job);
+        }
+        if let Some(job) = granted {
+            self.start_elsewhere(job);
         }
         if seat > 0 {
             self.idle.give(seat);
@@ -438,6 +460,8 @@ impl Core {
                 stealers_version: Cell::new(usize::MAX),
                 block: RefCell::default(),
                 next: RefCell::new(None),
+                granted: RefCell::new(None),
+                takes_granted: Cell::new(false),
                 last_actor: Cell::new(0),
                 random: Cell::new((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             });
@@ -470,9 +494,8 @@ impl Core {
         loop {
             // A job brings its own share of the CPUs, and its thread was not counted as a searcher.
             if let Some(job) = job.take() {
-                run(job);
-                self.run_next();
-                self.idle.stand_up(0);
+                self.run_granted(job);
+                self.idle.stand_up(thread::set_seat(0));
             }
             while let Some(found) = self.search() {
                 run(found);
@@ -511,6 +534,32 @@ impl Core {
     /// How many threads may sleep: as many as there are CPUs, and a few to replace blocked ones.
     fn spare_threads(&self) -> usize {
         self.config(|c| c.total.cpu.div_ceil(SEAT) as usize + 4).unwrap_or(4)
+    }
+
+    /// Runs a job that has its own share of the CPUs, then those that get theirs from it, and then what became ready.
+    fn run_granted(&'static self, job: Job) {
+        let takes_granted = |takes| {
+            thread::with_worker(self, |worker| {
+                worker.and_then(|worker| {
+                    worker.takes_granted.set(takes);
+                    worker.granted.borrow_mut().take()
+                })
+            })
+        };
+        takes_granted(true);
+        let mut next = Some(job);
+        let mut in_a_row = 0;
+        while let Some(job) = next {
+            run(job);
+            in_a_row += 1;
+            next = takes_granted(in_a_row < FAIRNESS);
+        }
+        takes_granted(false);
+        // Its share is free now, and may be the seat for what depended on it.
+        if self.idle.try_sit() {
+            thread::set_seat(SEAT);
+        }
+        self.run_next();
     }
 
     /// Runs the dependents that became ready, one after the other.

@@ -26,6 +26,10 @@ pub(crate) struct WorkerLocal {
     pub(crate) stealers_version: Cell<usize>,
     /// A dependent that became ready when this worker finished a task: it runs next.
     pub(crate) next: RefCell<Option<Job>>,
+    /// One that got its resources when this worker gave back those of another: it runs next.
+    pub(crate) granted: RefCell<Option<Job>>,
+    /// It runs a job that has its own share of the CPUs, and looks for another when that ends.
+    pub(crate) takes_granted: Cell<bool>,
     pub(crate) random: Cell<u64>,
     /// The actor whose calls it ran last.
     pub(crate) last_actor: Cell<u64>,
