@@ -576,10 +576,13 @@ impl Node {
         self.tasks.range((object, 0)..=(object, u32::MAX)).any(|(_, task)| !task.stopped && !task.spec.stays)
     }
 
-    /// Whether the task that makes it has been handed to a worker.
+    /// Whether the task that makes it has been handed to the worker of those without GPUs.
     fn is_with_worker(&self, object: ObjectId) -> bool {
         let mut attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
-        attempts.any(|(_, task)| task.running.is_some() && !task.stopped && !task.spec.stays)
+        attempts.any(|(_, task)| {
+            let is_there = !task.spec.stays && task.spec.demand.gpu.is_none();
+            task.running.is_some() && !task.stopped && is_there
+        })
     }
 
     /// What was to be made here is not: it is asked for as others are.
