@@ -1515,6 +1515,25 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_task_with_a_lease_is_not_handed_out_ahead_to_another_worker() {
+        for (gpu, starts) in [(None, 1), (Some(GpuRequest::share(500).into()), 0)] {
+            let capacity = Capacity { cpu: 2_000, gpus: Devices::new(Inventory::simulated(1)), ..Capacity::default() };
+            let mut node = Node::new(US, capacity, Vec::new(), &mut Effects::default());
+            node.hand_out_ahead(8);
+            let maker = TaskSpec { demand: Arc::new(Demand { gpu, ..Demand::cpus(1_000) }), ..task(1, false) };
+            let args = vec![Arg::Object { id: maker.id, size: 0, holders: Vec::new() }];
+            let next = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), args, ..task(2, false) };
+            assert_eq!(say(&mut node, OWNER, Message::Assign(maker.clone())).starts.len(), 1);
+            assert_eq!(say(&mut node, OWNER, Message::Assign(next.clone())).starts.len(), starts);
+            let mut out = Effects::default();
+            node.finished(0, maker.id, 1, Outcome::Inline(Arc::from([])), &mut out);
+            assert_eq!(out.starts.len(), 1 - starts);
+            end(&mut node, next.id);
+            assert_eq!(node.holds().0, 0);
+        }
+    }
+
+    #[test]
     fn what_stays_keeps_its_resources_until_it_has_ended() {
         let mut node = node();
         let (actor, next) = (task(1, true), task(2, false));

@@ -900,13 +900,7 @@ impl NodeProcess {
     }
 
     /// No worker for this job, or none of a kind: its tasks fail.
-    fn refuse(
-        &self,
-        state: &mut State,
-        (driver, kind): (ProcessId, Option<Kind>),
-        error: Error,
-        out: &mut Effects,
-    ) {
+    fn refuse(&self, state: &mut State, (driver, kind): (ProcessId, Option<Kind>), error: Error, out: &mut Effects) {
         let Some(job) = state.jobs.get_mut(&driver) else { return };
         let reason = match error {
             Error::Unsupported { reason } => reason,
