@@ -16,7 +16,7 @@ use crate::{
         thread,
     },
     object::{Object, ObjectRef},
-    resources::{PlacementGroup, Request, Strategy, request_methods},
+    resources::{Isolation, PlacementGroup, Request, Strategy, request_methods},
     serial,
     task::{assert_captures_nothing, or_failed},
 };
@@ -373,6 +373,7 @@ pub struct ActorBuilder<F, Args, S> {
     options: ActorOptions<S>,
     get_if_exists: bool,
     detached: bool,
+    isolation: Isolation,
     /// Set by `fallible`: unpacks what the constructor returns.
     unpack: Option<Unpack<S>>,
     /// What of this is known to a type only, for the process that it is sent to.
@@ -450,6 +451,7 @@ where
             options: ActorOptions { name, max_restarts, checkpoint: None, max_pending_calls, max_concurrency, groups },
             get_if_exists: self.get_if_exists,
             detached: self.detached,
+            isolation: self.isolation,
             unpack: Some(unpack::<T, E>),
             #[cfg(feature = "cluster")]
             sites: Sites {
@@ -477,6 +479,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
             },
             get_if_exists: false,
             detached: false,
+            isolation: Isolation::Shared,
             unpack: None,
             #[cfg(feature = "cluster")]
             sites: Sites::default(),
@@ -564,6 +567,13 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
         self
     }
 
+    /// Which process it lives in. [`Isolation::Process`] is for a cluster, of which `LocalCluster` (feature
+    /// `cluster`) is one on this machine: a local runtime has one process, and refuses it with [`Error::InvalidOption`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
     /// Starts the actor. If that is impossible it is dead from the start, and calls say why.
     #[track_caller]
     pub fn start<In, T>(self, args: In) -> Actor<S>
@@ -626,7 +636,7 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
         let name = self.options.name.clone();
         #[cfg(feature = "cluster")]
         if let Some(client) = core.client.get() {
-            let ActorBuilder { request, options, get_if_exists, detached, sites, new, .. } = self;
+            let ActorBuilder { request, options, get_if_exists, detached, isolation, sites, new, .. } = self;
             let setup = crate::cluster::actors::Setup {
                 options,
                 sites,
@@ -635,9 +645,16 @@ impl<F, Args, S: Send + Sync + 'static> ActorBuilder<F, Args, S> {
                 bundle: request.bundle,
                 get_if_exists,
                 detached,
+                isolation,
             };
             let started = client.start_actor::<F, In::Deferred, Args, S, T>(location, new, args.into_args(), setup);
             return started.map(|actor| Actor(Place::There(actor)));
+        }
+        if self.isolation == Isolation::Process {
+            return Err(Error::invalid(
+                "isolation(Isolation::Process): a local runtime has one process; connect to a cluster, or start a \
+                 `LocalCluster` (feature `cluster`)",
+            ));
         }
         let mut names = core.names.lock();
         if let Some(name) = &name
@@ -709,7 +726,7 @@ pub(crate) fn host<F, D, Args, S>(
     unpack: Option<Unpack<S>>,
     actor_options: ActorOptions<S>,
     options: Box<Options>,
-    ended: Box<dyn FnOnce(Error) + Send>,
+    ended: crate::local::actor::Ended,
 ) -> Result<Actor<S>>
 where
     F: Constructor<Args>,

@@ -100,7 +100,7 @@ pub use observe::{ActorInfo, ActorState, Explanation, Filter, ObjectInfo, Stats,
 pub use parallel::{Map, MapUnordered};
 pub use pool::ActorPool;
 pub use queue::Queue;
-pub use resources::{Bundle, PlacementGroup, PlacementStrategy, Strategy};
+pub use resources::{Bundle, Isolation, PlacementGroup, PlacementStrategy, Strategy};
 pub use runtime::{Builder, Runtime};
 pub use stream::{ObjectStream, StreamTask, Values};
 pub use task::{Fallible, Split, Task};

@@ -174,6 +174,25 @@ impl Strategy {
     }
 }
 
+/// Which process an actor lives in, on a cluster: [`ActorBuilder::isolation`](crate::ActorBuilder::isolation).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// One that it shares with other tasks and actors of the program on its node. If that process dies all of them
+    /// are lost.
+    #[default]
+    Shared,
+    /// One of its own, which ends when the actor does. A crash in it takes nobody else along, and a panic in a
+    /// `&mut self` call, too, is followed by a new process (unless there are checkpoints), if the actor may start again:
+    /// the way out for code that may spoil its process, such as kernels that may fault and leave a GPU's context
+    /// unusable. It sees the GPUs that are leased to it and no others.
+    ///
+    /// What it costs: starting a process, and there no contexts and modules that others have loaded. What its own tasks
+    /// make and what it [puts](crate::Runtime::put) is owned by its process, and lost with it, unless it was taken out
+    /// of it before. Calls that it has not ended when its process ends fail.
+    Process,
+}
+
 /// How the bundles of a placement group are laid out over nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

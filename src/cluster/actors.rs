@@ -22,13 +22,13 @@ use crate::{
     error::{Error, Result},
     function::{Constructor, Method},
     local::{
-        actor::{ActorOptions, Checkpoint},
+        actor::{ActorOptions, Checkpoint, Ended},
         node::{Options, Promise, contain},
         resources::Demand,
         thread,
     },
     object::{Object, ObjectRef},
-    resources::Strategy,
+    resources::{Isolation, Strategy},
     serial,
     task::or_failed,
 };
@@ -102,6 +102,7 @@ pub(crate) struct Setup<S> {
     /// One that has the name already will do.
     pub(crate) get_if_exists: bool,
     pub(crate) detached: bool,
+    pub(crate) isolation: Isolation,
 }
 
 impl fmt::Debug for RemoteActor {
@@ -211,7 +212,7 @@ impl Client {
         T: Send + Sync + 'static,
     {
         let _ = new; // it has no value but its type
-        let Setup { options, sites, demand, strategy, bundle, get_if_exists, detached } = setup;
+        let Setup { options, sites, demand, strategy, bundle, get_if_exists, detached, isolation } = setup;
         let type_name = std::any::type_name::<S>();
         let mut dependencies = Vec::new();
         args.dependencies(&mut Visitor(&mut |node| dependencies.push(node.clone())));
@@ -225,6 +226,7 @@ impl Client {
             max_pending_calls: options.max_pending_calls,
             max_concurrency: options.max_concurrency,
             groups: options.groups.iter().map(|(name, calls)| (name.clone(), *calls)).collect(),
+            is_isolated: isolation == Isolation::Process,
         };
         let cpu = (!demand.is_nothing()).then_some(demand.cpu);
         let extras = Extras { actor: Some(actor), cpu, ..Extras::default() };
@@ -569,9 +571,11 @@ where
         if let Some(site) = extras.unpack {
             part(site, &mut unpack)?;
         }
+        // The state that is saved is in this process.
+        let moves = extras.is_isolated && extras.max_restarts > 0 && checkpoint.is_none();
         let options = ActorOptions {
             name: incoming.order.name.clone(),
-            max_restarts: extras.max_restarts,
+            max_restarts: if moves { 0 } else { extras.max_restarts },
             checkpoint,
             max_pending_calls: extras.max_pending_calls,
             max_concurrency: extras.max_concurrency,
@@ -581,7 +585,8 @@ where
         let Incoming { client, reply, .. } = incoming;
         let (id, attempt) = (reply.id, reply.attempt);
         let told = client.clone();
-        let ended = Box::new(move |error| told.hosted_ended(id, attempt, error));
+        let tell = Box::new(move |error, restarts| told.hosted_ended((id, attempt), error, restarts));
+        let ended = Ended { tell, moves };
         let actor = actor::host(client.core, new, args, unpack, options, submitted, ended)?;
         client.hosts(id, Arc::new(actor.clone()));
         reply.with(actor.ready());

@@ -117,6 +117,8 @@ pub(crate) struct Client {
     asked: Mutex<(u64, FxHashMap<u64, Asked>)>,
     /// Nobody will answer any more.
     is_lost: AtomicBool,
+    /// Of a worker: what others submit here has a lease on GPUs.
+    has_gpus: AtomicBool,
     /// There is no head now, but there may be one again.
     is_headless: AtomicBool,
     /// Nodes where nothing of this program runs any more.
@@ -298,6 +300,7 @@ impl Client {
             dead: Mutex::default(),
             kept: Mutex::default(),
             asked: Mutex::default(),
+            has_gpus: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             is_headless: AtomicBool::new(false),
             closed: Mutex::default(),
@@ -314,6 +317,11 @@ impl Client {
 
     pub(crate) fn node_name(&self) -> Arc<str> {
         self.node.lock().clone()
+    }
+
+    /// This is a worker for those who have a lease on a GPU.
+    pub(crate) fn set_has_gpus(&self) {
+        self.has_gpus.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn set_node_name(&self, name: &str) {
@@ -933,10 +941,10 @@ impl Client {
     }
 
     /// Whether a task with these options is to run on the cluster. A driver runs nothing itself; a worker
-    /// keeps plain tasks as long as it is not overloaded.
+    /// keeps plain tasks as long as it is not overloaded, unless it has GPUs, which these are not to see.
     #[inline]
     pub(crate) fn takes(&self, options: Option<&Options>) -> bool {
-        if !self.me.is_worker() {
+        if !self.me.is_worker() || self.has_gpus.load(Ordering::Relaxed) {
             return true;
         }
         let is_plain = options.is_none_or(|options| {
@@ -1523,7 +1531,7 @@ impl Client {
 
     /// Whether a stream's producer is to run on the cluster.
     pub(crate) fn takes_streams(&self) -> bool {
-        !self.me.is_worker()
+        !self.me.is_worker() || self.has_gpus.load(Ordering::Relaxed)
     }
 
     /// Starts a stream on the cluster. It holds no CPU there, because it stops whenever its consumer is slow.
@@ -1654,12 +1662,12 @@ impl Client {
     }
 
     /// An actor that lived here is dead.
-    pub(super) fn hosted_ended(&self, actor: ObjectId, attempt: u32, error: Error) {
+    pub(super) fn hosted_ended(&self, (actor, attempt): (ObjectId, u32), error: Error, restarts: bool) {
         let error = Arc::new(error);
         self.dead.lock().insert(actor, error.clone());
         let hosted = self.hosted.lock().remove(&actor);
         drop(hosted);
-        self.post(self.me.station(), Letter::ActorEnded { actor, attempt, error }, Vec::new());
+        self.post(self.me.station(), Letter::ActorEnded { actor, attempt, error, restarts }, Vec::new());
     }
 
     /// What an object of the cluster is called there.

@@ -576,10 +576,13 @@ impl Node {
         self.tasks.range((object, 0)..=(object, u32::MAX)).any(|(_, task)| !task.stopped && !task.spec.stays)
     }
 
-    /// Whether the task that makes it has been handed to a worker.
+    /// Whether the task that makes it has been handed to the worker of those without GPUs.
     fn is_with_worker(&self, object: ObjectId) -> bool {
         let mut attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
-        attempts.any(|(_, task)| task.running.is_some() && !task.stopped && !task.spec.stays)
+        attempts.any(|(_, task)| {
+            let is_there = !task.spec.stays && task.spec.demand.gpu.is_none();
+            task.running.is_some() && !task.stopped && is_there
+        })
     }
 
     /// What was to be made here is not: it is asked for as others are.
@@ -1509,6 +1512,25 @@ mod tests {
         assert_eq!(assign(&mut node, &plain(5)), [plain(5).id]);
         assert_eq!(assign(&mut node, &task(6, false)), []);
         assert_eq!(state(&node, 6), Some(TaskState::WaitingForResources));
+    }
+
+    #[test]
+    fn what_waits_for_a_task_with_a_lease_is_not_handed_out_ahead_to_another_worker() {
+        for (gpu, starts) in [(None, 1), (Some(GpuRequest::share(500).into()), 0)] {
+            let capacity = Capacity { cpu: 2_000, gpus: Devices::new(Inventory::simulated(1)), ..Capacity::default() };
+            let mut node = Node::new(US, capacity, Vec::new(), &mut Effects::default());
+            node.hand_out_ahead(8);
+            let maker = TaskSpec { demand: Arc::new(Demand { gpu, ..Demand::cpus(1_000) }), ..task(1, false) };
+            let args = vec![Arg::Object { id: maker.id, size: 0, holders: Vec::new() }];
+            let next = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), args, ..task(2, false) };
+            assert_eq!(say(&mut node, OWNER, Message::Assign(maker.clone())).starts.len(), 1);
+            assert_eq!(say(&mut node, OWNER, Message::Assign(next.clone())).starts.len(), starts);
+            let mut out = Effects::default();
+            node.finished(0, maker.id, 1, Outcome::Inline(Arc::from([])), &mut out);
+            assert_eq!(out.starts.len(), 1 - starts);
+            end(&mut node, next.id);
+            assert_eq!(node.holds().0, 0);
+        }
     }
 
     #[test]

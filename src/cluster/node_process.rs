@@ -1,6 +1,6 @@
 //! A node as a process: the state machine on a station, the objects' bytes, and the workers.
 //!
-//! Each job has one worker here, started at its first task from the job's executable. Workers speak with the node
+//! A job has workers here, started from its executable when the first task comes for them (`seats.rs`). They speak with the node
 //! over pipes, and with everybody else through it: what is not for the node is passed on.
 //!
 //! # Threads
@@ -9,10 +9,12 @@
 
 mod questions;
 mod report;
+mod seats;
 
 use questions::Questions;
 pub(crate) use report::NAME;
 use report::Titled;
+use seats::{Kind, Over, Seats, VISIBLE, kill};
 
 use super::{
     bulk::{self, Bulk},
@@ -102,7 +104,7 @@ struct State {
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
     /// Workers that have letters to be sent.
     unsent: BTreeSet<ProcessId>,
-    next_worker: u16,
+    next_worker: Option<u16>,
     printed: Printed,
     timeline: Runs,
     questions: Questions,
@@ -133,17 +135,16 @@ struct JobState {
     job: Option<Job>,
     /// What it is called.
     program: Option<Arc<str>>,
-    /// The part of the executable that has arrived.
+    /// The part of the executable that has arrived, and who waits for it.
     image: BytesMut,
-    worker: Option<ProcessId>,
-    /// Until there is a worker.
-    waiting: Vec<TaskSpec>,
+    fetching: Vec<Kind>,
+    /// Its workers.
+    seats: Seats,
     /// Why there will be none.
     refused: Option<Arc<Error>>,
-    /// The program ends: nothing of it starts any more; its driver waits for the end of what runs here; that has ended.
+    /// The program ends: nothing of it starts any more; its driver waits for the end of what runs here.
     is_closing: bool,
     is_awaited: bool,
-    is_closed: bool,
     /// What its functions are called, as far as they have run here.
     names: HashMap<Site, Arc<str>>,
 }
@@ -171,6 +172,12 @@ struct Call {
 
 struct Worker {
     driver: ProcessId,
+    kind: Kind,
+    /// The actor whose alone it is has ended.
+    over: Option<Over>,
+    is_killed: bool,
+    /// Its program ends, and nothing of it runs here any more.
+    is_closed: bool,
     letters: pipe::Sender,
     child: Arc<Mutex<Child>>,
     pid: u32,
@@ -227,7 +234,7 @@ impl NodeProcess {
                 actors: HashMap::new(),
                 dead_actors: BTreeMap::new(),
                 unsent: BTreeSet::new(),
-                next_worker: 1,
+                next_worker: Some(1),
                 printed: Printed::default(),
                 timeline: Runs::default(),
                 questions: Questions::default(),
@@ -397,9 +404,8 @@ impl NodeProcess {
                     // It waits for its worker.
                     None => {
                         let mut more = Effects::default();
-                        for job in state.jobs.values_mut() {
-                            job.waiting.retain(|spec| (spec.id, spec.attempt) != (task, attempt));
-                        }
+                        state.jobs.values_mut().for_each(|job| job.withdraw(task, attempt));
+                        state.end_unwanted();
                         let why = Outcome::Crashed { why: "it was stopped".into() };
                         state.node.finished(self.now(), task, attempt, why, &mut more);
                         effects.push_back(more);
@@ -468,23 +474,12 @@ impl NodeProcess {
                 let value = payload.into_iter().next().unwrap_or_default();
                 self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
             }
-            Letter::ActorEnded { actor, attempt, error } => {
-                let was_made = state.actors.remove(&actor).is_some_and(|place| place.is_made);
-                state.runs.remove(&(actor, attempt));
-                state.dead_actors.insert(actor, error.clone());
-                // Its name is free from here on.
-                let dead = Letter::ActorIs { actor, place: None, dead: Some(error.clone()) };
-                match actor.owner {
-                    HEAD => self.tell_head(state, dead),
-                    owner => self.send(state, self.envelope(owner, dead, Vec::new())),
-                }
-                match was_made {
-                    true => state.node.ended(self.now(), actor, attempt, out),
-                    false => state.node.finished(self.now(), actor, attempt, Outcome::Failed(error), out),
-                }
+            Letter::ActorEnded { actor, attempt, error, restarts } => {
+                self.actor_ended(state, from, (actor, attempt), error, restarts, out);
             }
             Letter::Kill { actor } => {
                 if let Some(worker) = state.actors.get(&actor).map(|place| place.worker) {
+                    state.is_killed(worker);
                     self.send(state, Envelope { from, to: worker, letter: Letter::Kill { actor }, payload });
                 }
             }
@@ -549,10 +544,9 @@ impl NodeProcess {
                 }
             }
             Letter::Closed => {
-                if let Some(driver) = state.workers.get(&from).map(|worker| worker.driver) {
-                    if let Some(job) = state.jobs.get_mut(&driver) {
-                        job.is_closed = true;
-                    }
+                if let Some(worker) = state.workers.get_mut(&from) {
+                    worker.is_closed = true;
+                    let driver = worker.driver;
                     self.job_has_closed(state, driver);
                 }
             }
@@ -582,11 +576,8 @@ impl NodeProcess {
             Message::Free { object, .. } => freed = Some(*object),
             Message::Dead { process } => {
                 self.station.forget(*process);
-                if let Some(job) = state.jobs.remove(process)
-                    && let Some(worker) = job.worker.and_then(|worker| state.workers.get(&worker))
-                {
-                    let _ = worker.child.lock().kill(); // it may have ended
-                }
+                state.jobs.remove(process);
+                state.workers_of(*process).for_each(|(_, worker)| kill(worker));
             }
             _ => {}
         }
@@ -615,11 +606,12 @@ impl NodeProcess {
         let job = state.jobs.entry(driver).or_default();
         let was_closing = std::mem::replace(&mut job.is_closing, true);
         job.is_awaited |= from == driver;
-        let worker = job.worker.filter(|_| !was_closing);
-        for spec in std::mem::take(&mut job.waiting) {
+        for spec in job.leave(None) {
             state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Withdrawn, out);
         }
-        if let Some(worker) = worker {
+        state.end_unwanted();
+        let workers: Vec<_> = state.workers_of(driver).map(|(id, _)| *id).filter(|_| !was_closing).collect();
+        for worker in workers {
             self.send(state, self.envelope(worker, Letter::Close, Vec::new()));
         }
         self.job_has_closed(state, driver);
@@ -627,7 +619,8 @@ impl NodeProcess {
 
     /// Tells a driver that waits for it that nothing of its program runs here any more, if that is so.
     fn job_has_closed(&self, state: &mut State, driver: ProcessId) {
-        let Some(job) = state.jobs.get_mut(&driver).filter(|job| job.worker.is_none() || job.is_closed) else { return };
+        let has_closed = state.workers_of(driver).all(|(_, worker)| worker.is_closed);
+        let Some(job) = state.jobs.get_mut(&driver).filter(|_| has_closed) else { return };
         if std::mem::take(&mut job.is_awaited) {
             self.send(state, self.envelope(driver, Letter::Closed, Vec::new()));
         }
@@ -669,6 +662,9 @@ impl NodeProcess {
         };
         if let Some(worker) = call_of {
             self.call_ended(state, worker, id);
+            if let Some(worker) = state.workers.get(&worker) {
+                worker.end_if_over();
+            }
             if let Some(size) = stored {
                 state.node.put(id, size);
             }
@@ -678,8 +674,13 @@ impl NodeProcess {
             match state.actors.get_mut(&id) {
                 Some(place) if !matches!(outcome, Outcome::Failed(_)) => place.is_made = true,
                 _ => {
-                    state.runs.remove(&(id, attempt));
                     state.actors.remove(&id);
+                    if let (Some(run), Outcome::Failed(_)) = (state.runs.get(&(id, attempt)), &outcome)
+                        && state.is_over(run.worker, Over::Finished(outcome.clone())).is_none()
+                    {
+                        return;
+                    }
+                    state.runs.remove(&(id, attempt));
                 }
             }
             let is_inline = matches!(outcome, Outcome::Inline(_));
@@ -739,7 +740,37 @@ impl NodeProcess {
         kept
     }
 
-    /// Hands a task to its job's worker.
+    /// An actor has ended here: for good, or to start again in another worker.
+    fn actor_ended(
+        &self,
+        state: &mut State,
+        worker: ProcessId,
+        (actor, attempt): (ObjectId, u32),
+        error: Arc<Error>,
+        restarts: bool,
+        out: &mut Effects,
+    ) {
+        let was_made = state.actors.remove(&actor).is_some_and(|place| place.is_made);
+        let over = match (restarts, was_made) {
+            (true, _) => Over::Crashed(error.to_string().into()),
+            (false, true) => Over::Ended,
+            (false, false) => Over::Finished(Outcome::Failed(error.clone())),
+        };
+        if !restarts {
+            state.dead_actors.insert(actor, error.clone());
+            // Its name is free from here on.
+            let dead = Letter::ActorIs { actor, place: None, dead: Some(error) };
+            match actor.owner {
+                HEAD => self.tell_head(state, dead),
+                owner => self.send(state, self.envelope(owner, dead, Vec::new())),
+            }
+        }
+        if let Some(over) = state.is_over(worker, over) {
+            self.tell_over(state, (actor, attempt), over, out);
+        }
+    }
+
+    /// Hands a task to its worker.
     fn start(self: &Arc<Self>, state: &mut State, spec: TaskSpec, out: &mut Effects) {
         let Some(driver) = Order::driver(&spec.body) else {
             let error = Arc::new(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
@@ -747,23 +778,23 @@ impl NodeProcess {
         };
         let is_new = !state.jobs.contains_key(&driver);
         let job = state.jobs.entry(driver).or_default();
-        if let Some(error) = &job.refused {
-            let outcome = Outcome::Failed(error.clone());
-            return state.node.finished(self.now(), spec.id, spec.attempt, outcome, out);
+        let kind = Kind::of(&spec);
+        if let Some(error) = job.refused(kind) {
+            return state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error), out);
         }
         if job.is_closing {
             return state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Withdrawn, out);
         }
-        if let Some(worker) = job.worker {
+        if let Some(worker) = job.worker(kind) {
             return self.hand_over(state, worker, spec);
         }
-        job.waiting.push(spec);
+        if job.wait(kind, spec)
+            && let Some(known) = job.job.clone()
+        {
+            self.prepare(known, kind);
+        }
         if is_new {
             self.station.post(&self.envelope(HEAD, Letter::WhichJob { driver }, Vec::new()));
-        } else if let Some(known) = job.job.clone()
-            && job.waiting.len() == 1
-        {
-            self.prepare(known); // its worker has died
         }
     }
 
@@ -803,17 +834,17 @@ impl NodeProcess {
             None => drop(state.jobs.remove(&driver)), // it has ended; its tasks are cancelled by that
             Some(job) => {
                 if let Err(error) = job.image.check_runs_here() {
-                    return self.refuse(state, driver, error.into(), out);
+                    return self.refuse(state, (driver, None), error.into(), out);
                 }
                 entry.program = Some(job.name.as_str().into());
                 entry.job = Some(job.clone());
-                self.prepare(job);
+                entry.awaited().into_iter().for_each(|kind| self.prepare(job.clone(), kind));
             }
         }
     }
 
     /// Starts a worker for a job, from the executable if it is here; otherwise asks the driver for it.
-    fn prepare(self: &Arc<Self>, job: Job) {
+    fn prepare(self: &Arc<Self>, job: Job, kind: Kind) {
         let node = self.clone();
         std::thread::spawn(move || {
             let (driver, source) = (job.driver, job.source);
@@ -822,12 +853,19 @@ impl NodeProcess {
                 _ => node.cache.find(&job.image),
             };
             match found {
-                Ok(Some(path)) => node.spawn(job, path),
+                Ok(Some(path)) => node.spawn(job, path, kind),
                 Ok(None) => {
-                    let want = Letter::WantImage { driver, offset: 0 };
-                    node.station.post(&node.envelope(source, want, Vec::new()));
+                    let is_first = node.with(|state, _| {
+                        let Some(entry) = state.jobs.get_mut(&driver) else { return false };
+                        entry.fetching.push(kind);
+                        entry.fetching.len() == 1
+                    });
+                    if is_first {
+                        let want = Letter::WantImage { driver, offset: 0 };
+                        node.station.post(&node.envelope(source, want, Vec::new()));
+                    }
                 }
-                Err(error) => node.with(|state, out| node.refuse(state, driver, error.into(), out)),
+                Err(error) => node.with(|state, out| node.refuse(state, (driver, None), error.into(), out)),
             }
         });
     }
@@ -844,7 +882,7 @@ impl NodeProcess {
         let (Some(job), Some(part)) = (entry.job.clone(), payload.into_iter().next()) else { return };
         if offset != entry.image.len() as u64 || part.is_empty() {
             let reason = format!("the program {driver} could not send its executable; is the file still there?");
-            return self.refuse(state, driver, Error::Unsupported { reason }, out);
+            return self.refuse(state, (driver, None), Error::Unsupported { reason }, out);
         }
         entry.image.extend_from_slice(&part);
         let offset = entry.image.len() as u64;
@@ -853,33 +891,48 @@ impl NodeProcess {
             return self.station.post(&self.envelope(job.source, want, Vec::new()));
         }
         let content = std::mem::take(&mut entry.image).freeze();
+        let kinds = std::mem::take(&mut entry.fetching);
         let node = self.clone();
         std::thread::spawn(move || match node.cache.store(&job.image, &content[..]) {
-            Ok(path) => node.spawn(job, path),
-            Err(error) => node.with(|state, out| node.refuse(state, job.driver, error.into(), out)),
+            Ok(path) => kinds.into_iter().for_each(|kind| node.spawn(job.clone(), path.clone(), kind)),
+            Err(error) => node.with(|state, out| node.refuse(state, (job.driver, None), error.into(), out)),
         });
     }
 
-    /// No worker for this job: its tasks fail.
-    fn refuse(&self, state: &mut State, driver: ProcessId, error: Error, out: &mut Effects) {
+    /// No worker for this job, or none of a kind: its tasks fail.
+    fn refuse(&self, state: &mut State, (driver, kind): (ProcessId, Option<Kind>), error: Error, out: &mut Effects) {
         let Some(job) = state.jobs.get_mut(&driver) else { return };
         let reason = match error {
             Error::Unsupported { reason } => reason,
             other => other.to_string(),
         };
         let error = Arc::new(Error::Unsupported { reason: format!("node {}: {reason}", self.name) });
-        job.refused = Some(error.clone());
-        for spec in std::mem::take(&mut job.waiting) {
+        for spec in job.refuse(kind, &error) {
             state.node.finished(self.now(), spec.id, spec.attempt, Outcome::Failed(error.clone()), out);
         }
     }
 
-    fn spawn(self: &Arc<Self>, job: Job, path: PathBuf) {
+    fn spawn(self: &Arc<Self>, job: Job, path: PathBuf, kind: Kind) {
+        let seat = (job.driver, Some(kind));
+        let allowed = self.with(|state, out| {
+            if !state.jobs.get(&job.driver).is_some_and(|job| job.is_wanted(kind)) {
+                return None;
+            }
+            let Some(number) = state.next_worker else {
+                let reason = format!("it has started {} workers, as many as it can; start it again", u16::MAX);
+                self.refuse(state, seat, Error::Unsupported { reason }, out);
+                return None;
+            };
+            state.next_worker = number.checked_add(1);
+            Some((self.me.worker(number), kind.devices(&state.node)))
+        });
+        let Some((id, devices)) = allowed else { return };
         let start = || {
             let (near, far) = UnixStream::pair()?;
             let letters = pipe::Sender::ready(near)?;
             let child = Command::new(&path)
                 .env(entry::VARIABLE, entry::OF_A_NODE)
+                .env(VISIBLE, devices.join(","))
                 .stdin(OwnedFd::from(far))
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -902,7 +955,7 @@ impl NodeProcess {
             Ok(started) => started,
             Err(error) => {
                 let reason = format!("could not start the worker {}: {error}", path.display());
-                return self.with(|state, out| self.refuse(state, job.driver, Error::Unsupported { reason }, out));
+                return self.with(|state, out| self.refuse(state, seat, Error::Unsupported { reason }, out));
             }
         };
         let (Some(input), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
@@ -910,13 +963,16 @@ impl NodeProcess {
         };
         let pid = child.id();
         let child = Arc::new(Mutex::new(child));
-        let id = self.with(|state, _| {
-            let id = self.me.worker(state.next_worker);
-            state.next_worker = state.next_worker.checked_add(1).unwrap_or(1);
-            let you = Letter::Welcome { you: id, node: self.name.clone(), job: job.clone(), cpus: self.cpus };
+        self.with(|state, _| {
+            let (node, has_gpus) = (self.name.clone(), !devices.is_empty());
+            let you = Letter::Welcome { you: id, node, job: job.clone(), cpus: self.cpus, has_gpus };
             letters.send(&self.envelope(id, you, Vec::new()));
             let worker = Worker {
                 driver: job.driver,
+                kind,
+                over: None,
+                is_killed: false,
+                is_closed: false,
                 letters,
                 child: child.clone(),
                 pid,
@@ -929,7 +985,7 @@ impl NodeProcess {
                 waiting: Vec::new(),
             };
             state.workers.insert(id, worker);
-            id
+            state.end_unwanted();
         });
         let node = self.clone();
         let driver = job.driver;
@@ -990,17 +1046,16 @@ impl NodeProcess {
 
     fn ready(self: &Arc<Self>, state: &mut State, from: ProcessId, refused: Option<String>, out: &mut Effects) {
         let Some(worker) = state.workers.get_mut(&from) else { return };
-        let driver = worker.driver;
+        let (driver, kind) = (worker.driver, worker.kind);
         if let Some(reason) = refused {
-            return self.refuse(state, driver, Error::Unsupported { reason }, out);
+            return self.refuse(state, (driver, Some(kind)), Error::Unsupported { reason }, out);
         }
         worker.is_ready = true;
         for envelope in std::mem::take(&mut worker.waiting) {
             worker.letters.send(&envelope);
         }
-        let Some(job) = state.jobs.get_mut(&driver) else { return };
-        job.worker = Some(from);
-        for spec in std::mem::take(&mut job.waiting) {
+        let waiting = state.jobs.get_mut(&driver).and_then(|job| job.is_there(kind, from));
+        for spec in waiting.into_iter().flatten() {
             self.hand_over(state, from, spec);
         }
     }
@@ -1009,15 +1064,18 @@ impl NodeProcess {
         let Some(worker) = state.workers.remove(&id) else { return };
         self.leave_out(state, id);
         state.node.reclaim(worker.lent);
-        if let Some(job) = state.jobs.get_mut(&worker.driver)
-            && job.worker == Some(id)
-        {
-            job.worker = None;
-        }
+        let job = state.jobs.get_mut(&worker.driver);
+        let was_awaited = job.is_some_and(|job| job.is_gone(worker.kind, id));
         self.job_has_closed(state, worker.driver);
         if !worker.is_ready {
-            let reason = format!("{why}, before it could run anything; does the program run by itself?");
-            return self.refuse(state, worker.driver, Error::Unsupported { reason }, out);
+            if was_awaited {
+                let reason = format!("{why}, before it could run anything; does the program run by itself?");
+                self.refuse(state, (worker.driver, Some(worker.kind)), Error::Unsupported { reason }, out);
+            }
+            return;
+        }
+        if let (Kind::Own(actor, attempt), Some(over)) = (worker.kind, worker.over) {
+            self.tell_over(state, (actor, attempt), over, out);
         }
         let lost: Vec<_> = state.runs.iter().filter(|(_, run)| run.worker == id).map(|(key, _)| *key).collect();
         for (task, attempt) in lost {
@@ -1027,8 +1085,8 @@ impl NodeProcess {
                 None => state.node.finished(self.now(), task, attempt, Outcome::Crashed { why: why.into() }, out),
             }
         }
-        for call in worker.calls.into_keys() {
-            let error = died(call, why);
+        for (call, Call { actor, .. }) in worker.calls {
+            let error = state.dead_actors.get(&actor).cloned().unwrap_or_else(|| died(call, why));
             out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
         }
         self.tell_head(state, Letter::Died { process: id });

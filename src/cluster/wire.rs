@@ -276,7 +276,7 @@ pub(crate) struct Order {
 impl Order {
     /// In one piece, behind its value:
     /// ```text
-    ///  0  the job's driver: nodes read no more than that, and the title
+    ///  0  the job's driver: nodes read no more than that, and the title; of an actor also whether it is isolated
     ///  8  where the value is: at 64 if arrays stand behind it, so that they are aligned, or else at 24
     /// 16  how long it is
     ///     the value
@@ -292,6 +292,12 @@ impl Order {
         let number = |at: usize| bytes.get(at..)?.first_chunk().map(|number| u64::from_le_bytes(*number));
         let (start, length) = (usize::try_from(number(8)?).ok()?, usize::try_from(number(16)?).ok()?);
         Some(start..start.checked_add(length)?)
+    }
+
+    /// Whether an encoded order is of an actor that has a worker to itself.
+    pub(crate) fn is_isolated(bytes: &Bytes) -> bool {
+        let extras = Order::decode(bytes).and_then(|order| order.extras);
+        extras.and_then(|extras| extras.actor).is_some_and(|actor| actor.is_isolated)
     }
 
     /// The driver of the job that an encoded order is of.
@@ -351,6 +357,8 @@ pub(crate) struct ActorExtras {
     pub(crate) max_pending_calls: Option<usize>,
     pub(crate) max_concurrency: Option<usize>,
     pub(crate) groups: Vec<(Arc<str>, usize)>,
+    /// It has a worker to itself.
+    pub(crate) is_isolated: bool,
 }
 
 /// How something ended, with its result in the letter's payload.
@@ -548,11 +556,12 @@ pub(crate) enum Letter {
     Reclaim {
         cpu: u32,
     },
-    /// Worker to node: an actor that ran has ended.
+    /// Worker to node: an actor that ran has ended; `restarts`: it is to start again, if it may, in another worker.
     ActorEnded {
         actor: ObjectId,
         attempt: u32,
         error: Arc<Error>,
+        restarts: bool,
     },
 
     /// To an actor's owner, and the answer.
@@ -656,6 +665,8 @@ pub(crate) enum Letter {
         node: String,
         job: Job,
         cpus: u32,
+        /// What runs there has a lease on GPUs.
+        has_gpus: bool,
     },
     /// The worker is ready, or says why it cannot be.
     Ready {

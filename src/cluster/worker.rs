@@ -38,7 +38,7 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
             None => return Err(io::Error::other("the node has ended")),
         }
     };
-    let Envelope { letter: Letter::Welcome { you, node, job, cpus }, .. } = first else {
+    let Envelope { letter: Letter::Welcome { you, node, job, cpus, has_gpus }, .. } = first else {
         return Err(io::Error::other("the node's first letter is not a welcome"));
     };
     let letters = pipe::Sender::waiting(output);
@@ -61,6 +61,9 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     });
     let client = Client::new(core, you, job, Some(you.station()), post);
     client.set_node_name(&node);
+    if has_gpus {
+        client.set_has_gpus();
+    }
     let _ = core.client.set(client.clone()); // the core is new
     let ready = Letter::Ready { refused: None };
     letters.send(&Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });

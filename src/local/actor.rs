@@ -221,8 +221,14 @@ enum NextCall<S> {
     Stop,
 }
 
+/// How another process is told of the end of an actor that it has started.
 #[cfg(feature = "cluster")]
-type Ended = Box<dyn FnOnce(Error) + Send>;
+pub(crate) struct Ended {
+    /// Takes why, and whether it is to start again.
+    pub(crate) tell: Box<dyn FnOnce(Error, bool) + Send>,
+    /// A panic that loses the state ends it here, and it starts again in a process that is new.
+    pub(crate) moves: bool,
+}
 
 pub(crate) struct ActorCell<S> {
     pub(crate) core: &'static Core,
@@ -738,6 +744,11 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
     fn restart(&self, panic: &str) -> bool {
         let lost = self.state.write().take();
         contain(|| drop(lost));
+        #[cfg(feature = "cluster")]
+        if self.ended.lock().as_ref().is_some_and(|ended| ended.moves) {
+            self.die_and(&format!("a method panicked: {panic}; it starts again in another process"), true);
+            return false;
+        }
         let restarts = self.restarts.load(Ordering::Relaxed);
         if restarts >= self.options.max_restarts {
             let used = match self.options.max_restarts {
@@ -797,6 +808,12 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
 
     /// The end: refuses and fails all calls, frees the state, the name and the resources.
     fn die(&self, cause: &str) {
+        self.die_and(cause, false);
+    }
+
+    /// The same; `moves`: it is to start again in another process.
+    #[cfg_attr(not(feature = "cluster"), allow(unused_variables))]
+    fn die_and(&self, cause: &str, moves: bool) {
         {
             let mut ours = self.cause.lock();
             if ours.is_some() {
@@ -838,7 +855,7 @@ impl<S: Send + Sync + 'static> ActorCell<S> {
         {
             let ended = self.ended.lock().take();
             if let Some(ended) = ended {
-                ended(self.death());
+                (ended.tell)(self.death(), moves);
             }
         }
     }
