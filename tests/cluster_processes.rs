@@ -139,7 +139,7 @@ fn objects_go_from_one_process_to_the_other() {
             let guest = isolated!(rt).start(());
             let mut numbers = guest.call(Guest::make, length);
             for _ in 0..3 {
-                numbers = rt.submit(double, &rt.task(double).gpus(1.0).submit(&numbers));
+                numbers = rt.submit(double, rt.task(double).gpus(1.0).submit(&numbers));
             }
             drop(guest);
             assert_eq!(numbers.get(), Ok(vec![7 << 6; length]));
