@@ -630,6 +630,39 @@ impl Context {
     /// when it is done, and whoever gets the device next comes after it. What is given to it after the body's end is
     /// nobody's lease. An actor has one session for all its calls.
     ///
+    /// ```no_run
+    /// use outray::{Runtime, gpu::{DeviceBuffer, GpuError, cudarc::driver::{LaunchConfig, PushKernelArg}}, task};
+    ///
+    /// const DOUBLE: &str = r#"extern "C" __global__ void twice(const float* x, float* y, int n) {
+    ///     int i = blockIdx.x * blockDim.x + threadIdx.x;
+    ///     if (i < n) y[i] = 2 * x[i];
+    /// }"#;
+    ///
+    /// fn upload(numbers: Vec<f32>) -> Result<DeviceBuffer<f32>, GpuError> {
+    ///     Ok(task::context().gpu(0)?.upload(&numbers)?.freeze())
+    /// }
+    ///
+    /// fn twice(x: Result<DeviceBuffer<f32>, GpuError>) -> Result<DeviceBuffer<f32>, GpuError> {
+    ///     let (gpu, x) = (task::context().gpu(0)?, x?);
+    ///     let kernel = gpu.compile(DOUBLE, "twice", Default::default())?;
+    ///     let (mut y, n) = (gpu.zeros::<f32>(x.len())?, x.len() as i32);
+    ///     {
+    ///         let (x, mut y) = (x.read(&gpu)?, y.write(&gpu)?); // in order with whoever else uses them
+    ///         let mut launch = gpu.stream().launch_builder(&kernel);
+    ///         launch.arg(&x).arg(&mut y).arg(&n);
+    ///         // SAFETY: the kernel takes these, and both have `n` numbers.
+    ///         gpu.check("cuLaunchKernel", unsafe { launch.launch(LaunchConfig::for_num_elems(n as u32)) })?;
+    ///     }
+    ///     Ok(y.freeze())
+    /// }
+    ///
+    /// let rt = Runtime::local();
+    /// let x = rt.task(upload).gpus(0.5).submit(vec![1.0, 2.0]);
+    /// let four_times = rt.task(twice).gpus(0.5).submit(&rt.task(twice).gpus(0.5).submit(&x));
+    /// assert_eq!(four_times.get()??.to_vec()?, [4.0, 8.0]); // only here somebody waits for the device
+    /// # Ok::<(), outray::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`GpuError::NotLeased`](crate::gpu::GpuError::NotLeased) where the task asked for fewer devices, or none; that
     /// there is no driver, or why the device cannot be used.

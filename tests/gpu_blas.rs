@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)]
 
-#[path = "common/stand_ins.rs"]
-mod stand_ins;
+#[path = "common/fake_cuda.rs"]
+mod fake_cuda;
 
 use cudarc::{
     cublas::{
@@ -11,9 +11,18 @@ use cudarc::{
     },
     driver::CudaContext,
 };
-use stand_ins::in_child;
+use fake_cuda::{Fake, path};
+use libloading::Library;
 
 const SEED: u64 = 11;
+
+/// The test in a process of its own, with the stand-in for libcublas, too: cudarc finds what is open under its name.
+fn in_child(test: &str) -> Option<Fake> {
+    let fake = fake_cuda::in_child(test, &[])?;
+    // SAFETY: the stand-in runs nothing when it is opened.
+    std::mem::forget(unsafe { Library::new(path("fake_cublas")) }.unwrap());
+    Some(fake)
+}
 
 /// Whole numbers, so that sums are exact in any order.
 fn numbers(rng: &mut fastrand::Rng, count: usize) -> Vec<f32> {
@@ -30,7 +39,7 @@ fn place(operation: Op, leading: usize, row: usize, column: usize) -> usize {
 
 #[test]
 fn products_of_all_shapes_and_transposes_are_those_of_a_plain_loop() {
-    let Some(cuda) = in_child("products_of_all_shapes_and_transposes_are_those_of_a_plain_loop", &[]) else { return };
+    let Some(cuda) = in_child("products_of_all_shapes_and_transposes_are_those_of_a_plain_loop") else { return };
     println!("seed {SEED}");
     let mut rng = fastrand::Rng::with_seed(SEED);
     let context = CudaContext::new(0).unwrap();
@@ -105,7 +114,7 @@ fn products_of_all_shapes_and_transposes_are_those_of_a_plain_loop() {
 
 #[test]
 fn wrong_shapes_are_errors() {
-    let Some(_cuda) = in_child("wrong_shapes_are_errors", &[]) else { return };
+    let Some(_cuda) = in_child("wrong_shapes_are_errors") else { return };
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let blas = CudaBlas::new(stream.clone()).unwrap();
@@ -137,7 +146,7 @@ fn wrong_shapes_are_errors() {
 
 #[test]
 fn the_checker_sees_what_products_read_and_write() {
-    let Some(cuda) = in_child("the_checker_sees_what_products_read_and_write", &[]) else { return };
+    let Some(cuda) = in_child("the_checker_sees_what_products_read_and_write") else { return };
     let context = CudaContext::new(0).unwrap();
     // SAFETY: nothing runs at the same time on the stand-in, and the missing order is what this is about.
     unsafe { context.disable_event_tracking() };
