@@ -142,7 +142,8 @@ fn objects_go_from_one_process_to_the_other() {
                 numbers = rt.submit(double, rt.task(double).gpus(1.0).submit(&numbers));
             }
             drop(guest);
-            assert_eq!(numbers.get(), Ok(vec![7 << 6; length]));
+            let numbers = numbers.get().unwrap();
+            assert_eq!((numbers.len(), numbers.iter().all(|number| *number == 7 << 6)), (length, true));
         }
         // What waits for a task with a GPU, without one, is not with its worker ahead of it.
         let (begun, end) = (Queue::bounded(&rt, 1).unwrap(), Queue::<u32>::bounded(&rt, 1).unwrap());
@@ -157,6 +158,24 @@ fn objects_go_from_one_process_to_the_other() {
         end.put(5).unwrap();
         for other in rt.get_all(&others).unwrap() {
             assert!(other.0 == 5 && other.1 == gpu && other.2 != gpu, "{other:?}");
+        }
+    });
+}
+
+#[test]
+fn processes_that_end_do_not_disturb_results_that_are_being_written() {
+    watch(|| {
+        let cluster = LocalCluster::builder().nodes(1).cpus(2.0).start().unwrap();
+        let rt = cluster.connect().unwrap();
+        for _ in 0..5 {
+            let guests: Vec<_> = (0..3).map(|_| isolated!(rt).start(())).collect();
+            let pids: Vec<_> = guests.iter().map(|guest| guest.call(Guest::pid, ())).collect();
+            rt.get_all(&pids).unwrap();
+            drop(guests);
+            let large: Vec<_> = (0..50).map(|n| rt.submit(|n: u64| vec![n; 100_000], n)).collect();
+            let sums = large.iter().map(|large| rt.submit(|v: Vec<u64>| v.iter().sum::<u64>(), large));
+            let sums: Vec<_> = sums.collect();
+            assert_eq!(rt.get_all(&sums).unwrap(), (0..50).map(|n| n * 100_000).collect::<Vec<_>>());
         }
     });
 }

@@ -100,6 +100,8 @@ struct State {
     /// Which worker runs what.
     runs: BTreeMap<(ObjectId, u32), Run>,
     actors: HashMap<ObjectId, ActorPlace>,
+    /// Objects that are being written to the shelf, and by whom.
+    reserved: BTreeMap<ObjectId, ProcessId>,
     /// What those died of that were here.
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
     /// Workers that have letters to be sent.
@@ -232,6 +234,7 @@ impl NodeProcess {
                 workers: BTreeMap::new(),
                 runs: BTreeMap::new(),
                 actors: HashMap::new(),
+                reserved: BTreeMap::new(),
                 dead_actors: BTreeMap::new(),
                 unsent: BTreeSet::new(),
                 next_worker: Some(1),
@@ -463,13 +466,19 @@ impl NodeProcess {
             }
             Letter::Reserve { object, attempt, size } => {
                 let path = state.shelf.reserve(object, size).map_err(|error| error.to_string());
+                if path.is_ok() {
+                    state.reserved.insert(object, from);
+                }
                 let reserved = Letter::Reserved { object, attempt, path };
                 self.send(state, self.envelope(from, reserved, Vec::new()));
             }
-            Letter::Written { object, is_well } => match state.shelf.adopt(object) {
-                Ok(size) if is_well && state.node.put(object, size) => {}
-                _ => state.shelf.remove(object), // who asks for it is told that it is lost
-            },
+            Letter::Written { object, is_well } => {
+                state.reserved.remove(&object);
+                match state.shelf.adopt(object) {
+                    Ok(size) if is_well && state.node.put(object, size) => {}
+                    _ => state.shelf.remove(object), // who asks for it is told that it is lost
+                }
+            }
             Letter::Ended { id, attempt, is_call, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
                 self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
@@ -595,8 +604,10 @@ impl NodeProcess {
             state.shelf.remove(object);
         }
         if buried.is_some() {
-            let node = &state.node;
-            state.shelf.retain(|object| node.stores(*object));
+            // Others may still write what was reserved for them.
+            state.reserved.retain(|object, by| Some(*by) != buried && Some(object.owner) != buried);
+            let (node, reserved) = (&state.node, &state.reserved);
+            state.shelf.retain(|object| node.stores(*object) || reserved.contains_key(object));
             state.dead_actors.retain(|actor, _| Some(actor.owner) != buried);
         }
     }
@@ -643,6 +654,7 @@ impl NodeProcess {
         };
         let outcome = match end {
             End::Failed(error) => {
+                state.reserved.remove(&id);
                 state.shelf.remove(id); // if a file was reserved for it
                 Outcome::Failed(error)
             }
@@ -651,10 +663,13 @@ impl NodeProcess {
                 Ok(()) => Outcome::Stored { size },
                 Err(error) => too_much(&error),
             },
-            End::Written => match state.shelf.adopt(id) {
-                Ok(size) => Outcome::Stored { size },
-                Err(error) => too_much(&error),
-            },
+            End::Written => {
+                state.reserved.remove(&id);
+                match state.shelf.adopt(id) {
+                    Ok(size) => Outcome::Stored { size },
+                    Err(error) => too_much(&error),
+                }
+            }
         };
         let stored = match &outcome {
             Outcome::Stored { size } => Some(*size),
