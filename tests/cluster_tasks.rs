@@ -255,8 +255,8 @@ fn gpus_are_chosen_among_the_nodes_by_kind_and_the_leases_reach_the_worker() {
     let never = |request: GpuRequest| rt.task(|| ()).gpu(request).submit(()).get().unwrap_err().to_string();
     let why = never(GpuRequest::whole(3).named("H200"));
     assert!(why.contains("3 GPUs named \"H200\" wanted, 2 there (of 2 devices, 2 named \"H200\")"), "{why}");
-    let why = never(GpuRequest::whole(1).named("L4").memory(40 * GIB));
-    let nearest = "1 GPUs with 40 GiB each named \"L4\" wanted, 0 there (of 4 devices, 4 named \"L4\", 0 with 40 GiB";
+    let why = never(GpuRequest::whole(1).named("L4").memory(200 * GIB));
+    let nearest = "1 GPUs with 200 GiB each named \"L4\" wanted, 0 there (of 4 devices, 4 named \"L4\", 0 with 200 GiB";
     assert!(why.contains("the nearest is") && why.contains(nearest), "{why}");
     // A bundle has devices, and those in it take from them.
     let bundles = [Bundle::new().gpu(GpuRequest::whole(1).named("L4")), Bundle::new().gpus(0.5).gpu_memory(50 * GIB)];

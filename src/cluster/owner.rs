@@ -1706,12 +1706,15 @@ mod tests {
         let mut owner = owner();
         let (whole, [first, second]) = split(&mut owner, 1);
         let why = lost(whole, "a reason");
-        let out = say(&mut owner, NODE, Message::Finished { task: whole, attempt: 1, outcome: Outcome::Failed(why) });
+        let mut out =
+            say(&mut owner, NODE, Message::Finished { task: whole, attempt: 1, outcome: Outcome::Failed(why) });
+        out.done.sort_unstable();
         assert_eq!(out.done, [(whole, false), (first, false), (second, false)]);
         assert!(matches!(owner.failure(second).as_deref(), Some(Error::Lost { reason, .. }) if reason == "a reason"));
         let (again, [third, fourth]) = split(&mut owner, 1);
         let mut out = Effects::default();
         owner.cancel(third, &mut out);
+        out.done.sort_unstable();
         assert_eq!(out.done, [(again, false), (third, false), (fourth, false)]);
         assert!(matches!(out.sends[..], [(NODE, Message::Cancel { task })] if task == again), "{:?}", out.sends);
         assert!([third, fourth].iter().all(|part| owner.failure(*part).is_some_and(|why| why.is_cancelled())));
