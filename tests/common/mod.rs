@@ -93,12 +93,24 @@ pub(crate) fn assert_cycle(error: &Error, expected: &[&str]) {
     assert!(text.contains("waiting would never end") && text.contains(" -> "), "{text}");
 }
 
-/// What a process of a cluster is told it knows a moment later. Each is asked for its figures: the question goes over
-/// the head, which is a longer way than that of the news, and a worker hears both from its node, in their order.
+/// What a worker of a cluster is told it knows a moment later. Waits until a task there has been told of its cancellation:
+/// that goes the way of all that was said before, after it.
 pub(crate) fn the_news_is_everywhere(rt: &Runtime) {
-    if on_cluster() {
-        until("nothing waits", || rt.stats().waiting_for_resources == 0);
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    if !on_cluster() {
+        return;
     }
+    let (started, told) = (STARTED.load(SeqCst), TOLD.load(SeqCst));
+    let probe = || {
+        STARTED.fetch_add(1, SeqCst);
+        until("it is told", || outray::task::context().is_cancelled());
+        TOLD.fetch_add(1, SeqCst);
+    };
+    let probe = rt.task(probe).cpus(0).submit(());
+    until("the probe runs", || STARTED.load(SeqCst) > started);
+    probe.cancel();
+    until("the probe has been told", || TOLD.load(SeqCst) > told);
 }
 
 /// Lets everybody else run for a while: a chance to do what they must not. Never needed for a test
