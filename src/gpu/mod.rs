@@ -79,16 +79,6 @@ pub fn detect() -> Result<Arc<dyn DeviceSource>, GpuError> {
     return Err(GpuError::NotBuilt);
 }
 
-#[cfg(all(test, not(feature = "gpu-unversioned")))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_build_without_gpus_says_so() {
-        assert_eq!(detect().map(|_| ()).unwrap_err(), GpuError::NotBuilt);
-    }
-}
-
 /// The fault after which nothing runs on a device in this process, if one was seen.
 pub(crate) fn known_fault(device: &DeviceInfo) -> Option<GpuError> {
     #[cfg(feature = "gpu-unversioned")]
@@ -97,4 +87,14 @@ pub(crate) fn known_fault(device: &DeviceInfo) -> Option<GpuError> {
     let _ = device;
     #[cfg(not(feature = "gpu-unversioned"))]
     None
+}
+
+#[cfg(all(test, not(feature = "gpu-unversioned")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_gpus_says_so() {
+        assert_eq!(detect().map(|_| ()).unwrap_err(), GpuError::NotBuilt);
+    }
 }

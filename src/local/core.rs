@@ -85,12 +85,17 @@ pub(crate) mod flag {
     pub(crate) const CLOSED: u32 = 16;
 }
 
+/// So many threads may have ended before their counters are put together.
+const VISITORS: usize = 64;
+
 #[derive(Default)]
 struct Threads {
     /// Running or asleep.
     alive: usize,
     started: usize,
     counters: Vec<Arc<Counters>>,
+    /// Of threads that are no workers.
+    visitors: Vec<Arc<Counters>>,
     free_indices: Vec<usize>,
 }
 
@@ -107,6 +112,7 @@ pub(crate) struct Core {
     pub(super) gpus: super::gpus::Gpus,
     /// How many wait in the ledger, for those who only want to know whether any do.
     pub(crate) applicants: AtomicUsize,
+    /// What threads did that have no counters of their own here, or have ended.
     pub(crate) outside: CachePadded<Counters>,
     pub(crate) actors: Mutex<HashMap<u64, Weak<dyn AnyActor>>>,
     pub(crate) names: Mutex<HashMap<String, NamedActor>>,
@@ -397,15 +403,29 @@ impl Core {
     #[inline]
     pub(crate) fn count(&'static self, which: impl Fn(&Counters) -> &AtomicU64) {
         thread::with_worker(self, |worker| match worker {
-            // The owner is the only writer: no read-modify-write is needed.
-            Some(worker) => {
-                let counter = which(&worker.counters);
-                counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            }
-            None => {
-                which(&self.outside).fetch_add(1, Ordering::Relaxed);
-            }
+            Some(worker) => worker.counters.count(which),
+            None => thread::count_outside(self, which),
         });
+    }
+
+    /// Counters for a thread that is no worker.
+    pub(crate) fn visitor_counters(&self) -> Arc<Counters> {
+        let mut threads = self.threads.lock();
+        let visitors = &mut threads.visitors;
+        if visitors.len() >= VISITORS && visitors.len().is_power_of_two() {
+            // What threads did that have ended is kept in one place.
+            let all = std::mem::take(visitors);
+            visitors.extend(all.into_iter().filter_map(|counters| match Arc::try_unwrap(counters) {
+                Err(in_use) => Some(in_use),
+                Ok(ended) => {
+                    self.outside.add(&ended);
+                    None
+                }
+            }));
+        }
+        let counters = Arc::<Counters>::default();
+        visitors.push(counters.clone());
+        counters
     }
 
     #[inline]
@@ -418,8 +438,9 @@ impl Core {
 
     pub(crate) fn total(&self, which: impl Fn(&Counters) -> &AtomicU64) -> u64 {
         let threads = self.threads.lock();
-        let inside: u64 = threads.counters.iter().map(|c| which(c).load(Ordering::Relaxed)).sum();
-        inside + which(&self.outside).load(Ordering::Relaxed)
+        let counters = threads.counters.iter().chain(&threads.visitors);
+        let own: u64 = counters.map(|c| which(c).load(Ordering::Relaxed)).sum();
+        own + which(&self.outside).load(Ordering::Relaxed)
     }
 
     pub(crate) fn threads(&self) -> usize {

@@ -207,7 +207,7 @@ impl<B: Body> TaskCell<B> {
         let options = self.meta.options.as_deref();
         let attempt = self.meta.attempt();
         let outcome = match result {
-            None => return self.release(),
+            None => return self.stop(),
             Some(Ok(value)) => {
                 let is_err = options.and_then(|o| o.is_err).is_some_and(|is_err| is_err(&value));
                 if is_err && options.is_some_and(|o| attempt <= o.retry_errors) && !self.slot.is_done() {
@@ -238,7 +238,7 @@ impl<B: Body> TaskCell<B> {
         let core = self.meta.core;
         let Some(options) = self.meta.options.as_deref() else { unreachable!("retries are an option") };
         let attempt = options.attempt.fetch_add(1, Ordering::Relaxed);
-        self.release();
+        self.stop();
         let pause = options.backoff.saturating_mul(1 << (attempt - 1).min(16));
         let again = move |cell: Arc<Self>| {
             match copy.map(|copy| cell.slot.put_body(copy)) {
@@ -316,9 +316,14 @@ impl<B: Body> TaskCell<B> {
         self.meta.options.as_deref().filter(|o| o.demands).map(|o| &o.grant)
     }
 
-    fn release(&self) {
+    /// Gives up what it has without a result.
+    fn stop(&self) {
         #[cfg(feature = "gpu-unversioned")]
-        let _has_been_told = self.end_of_lent_devices();
+        let _nobody_asks = self.end_of_lent_devices();
+        self.release();
+    }
+
+    fn release(&self) {
         // What was lent is there for the next attempt, too.
         let taken = self.grant().and_then(|grant| grant.lock().take_if(|grant| !grant.is_lent));
         if let Some(grant) = taken {

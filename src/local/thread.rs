@@ -35,13 +35,35 @@ pub(crate) struct WorkerLocal {
     pub(crate) last_actor: Cell<u64>,
 }
 
-/// What a thread did. Workers have their own; all other threads share one.
+/// What a thread did. Each thread has its own for the runtime that it uses first of those that are there.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) submitted: AtomicU64,
     pub(crate) executed: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) stolen: AtomicU64,
+}
+
+impl Counters {
+    /// By the owner, who is the only writer: no read-modify-write is needed.
+    #[inline]
+    pub(crate) fn count(&self, which: impl Fn(&Counters) -> &AtomicU64) {
+        let counter = which(self);
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Adds what another thread did, which has ended.
+    pub(crate) fn add(&self, other: &Counters) {
+        let Counters { submitted, executed, failed, stolen } = self;
+        for (sum, part) in [
+            (submitted, &other.submitted),
+            (executed, &other.executed),
+            (failed, &other.failed),
+            (stolen, &other.stolen),
+        ] {
+            sum.fetch_add(part.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
 }
 
 struct Local {
@@ -53,6 +75,8 @@ struct Local {
     /// The node that this thread will run as soon as it is ready (see `wait::help`).
     expected: Cell<u64>,
     next_id: Cell<u64>,
+    /// What a thread counts that is no worker, and for which runtime.
+    visited: RefCell<Option<(&'static Core, Arc<Counters>)>>,
     parker: OnceCell<Arc<Parker>>,
 }
 
@@ -64,6 +88,7 @@ thread_local! {
             seat: Cell::new(0),
             expected: Cell::new(0),
             next_id: Cell::new(0),
+            visited: RefCell::new(None),
             parker: OnceCell::new(),
         }
     };
@@ -92,6 +117,33 @@ pub(crate) fn become_worker(worker: WorkerLocal) {
 #[inline]
 pub(crate) fn with_worker<R>(core: &'static Core, f: impl FnOnce(Option<&WorkerLocal>) -> R) -> R {
     LOCAL.with(|local| f(local.worker.get().filter(|worker| std::ptr::eq(worker.core, core))))
+}
+
+/// Counts what a thread did that is no worker of `core`.
+#[inline]
+pub(crate) fn count_outside(core: &'static Core, which: impl Fn(&Counters) -> &AtomicU64) {
+    LOCAL.with(|local| {
+        if let Some((of, counters)) = &*local.visited.borrow()
+            && std::ptr::eq(*of, core)
+        {
+            return counters.count(which);
+        }
+        count_as_stranger(local, core, which);
+    });
+}
+
+/// The same for a thread that has no counters of its own there, yet.
+#[cold]
+fn count_as_stranger(local: &Local, core: &'static Core, which: impl Fn(&Counters) -> &AtomicU64) {
+    let is_closed = |core: &Core| core.has(super::flag::CLOSED);
+    let is_free = local.visited.borrow().as_ref().is_none_or(|(of, _)| is_closed(of));
+    if !is_free || is_closed(core) {
+        which(&core.outside).fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let counters = core.visitor_counters();
+    counters.count(which);
+    *local.visited.borrow_mut() = Some((core, counters));
 }
 
 /// Notes that this worker runs calls of an actor, and says of which one it did before.
