@@ -247,6 +247,19 @@ impl Packed {
         !self.buffers.is_empty()
     }
 
+    /// Its bytes, if there is nothing beside them and they are not longer than that.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn into_small(self, longest: usize) -> std::result::Result<Vec<u8>, Packed> {
+        let is_small = self.handles.is_empty() && self.buffers.is_empty() && self.bytes.len() <= longest;
+        if is_small { Ok(self.bytes) } else { Err(self) }
+    }
+
+    /// The opposite.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn from_small(bytes: Vec<u8>) -> Packed {
+        Packed { bytes, handles: Vec::new(), buffers: Vec::new() }
+    }
+
     /// All of it, in MessagePack alone or with its arrays behind it.
     pub(crate) fn write(&self, to: &mut impl std::io::Write) -> std::io::Result<()> {
         match self.has_buffers() {

@@ -24,13 +24,15 @@ use super::{
     cycles::Looks,
     function::{Descriptor, FunctionError, resolve_here},
     look,
-    owner::{Owner, Value, Work, WorkArg},
+    owner::{Owner, Value, Work, WorkArg, WorkBody},
+    pack::{self, Carrier, Common, Member, Pack, Packing},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
     remote::{Remote, RemoteCell},
+    rows::Rows,
     running::{Made, Running},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
-    travel::{Arrival, Arrived, Incoming, Reply, guarded},
+    travel::{Arrival, Arrived, Incoming, Reply, ReplyTo, guarded},
     wire::{
         self, Beginning, Detach, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site,
     },
@@ -83,21 +85,18 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same when it fetches an executable first.
 const UPLOAD: Duration = Duration::from_secs(120);
 
-/// Sends a letter; never waits.
-pub(crate) type Post = Box<dyn Fn(Envelope) + Send + Sync>;
-
 pub(crate) struct Client {
     pub(crate) me: ProcessId,
     pub(crate) core: &'static Core,
     pub(crate) job: Job,
     node: Mutex<Arc<str>>,
-    post: Post,
+    carrier: Box<dyn Carrier>,
     started: Instant,
     state: Mutex<State>,
     /// What runs here on behalf of others.
     running: Mutex<Running>,
     /// What is under way, to say what it is called.
-    under_way: Arc<Mutex<FxHashMap<ObjectId, Arc<dyn Remote>>>>,
+    under_way: Arc<Mutex<Rows<Arc<dyn Remote>>>>,
     /// How many tasks of the node's are here, that wait or run.
     given: AtomicUsize,
     /// Actors that live here.
@@ -139,7 +138,7 @@ pub(super) struct State {
     pub(super) owner: Owner,
     home: Option<ProcessId>,
     /// Objects that this process has cells of.
-    cells: FxHashMap<ObjectId, Weak<dyn Remote>>,
+    cells: Cells,
     /// Own objects that are local nodes, and the numbers that those have here.
     locals: FxHashMap<u64, (u64, Weak<dyn Node>)>,
     /// The same by the local node's number.
@@ -161,6 +160,71 @@ pub(super) struct State {
     pub(super) groups: FxHashMap<ObjectId, mpsc::Sender<Result<()>>>,
     /// Actors that this process has started, or calls.
     pub(super) actors: FxHashMap<ObjectId, View>,
+    packed: Option<LastPack>,
+}
+
+/// Cells by their objects: those of this process's own objects, and others.
+struct Cells {
+    me: ProcessId,
+    own: Rows<Weak<dyn Remote>>,
+    others: FxHashMap<ObjectId, Weak<dyn Remote>>,
+}
+
+impl Cells {
+    fn of(me: ProcessId) -> Cells {
+        Cells { me, own: Rows::default(), others: FxHashMap::default() }
+    }
+
+    fn get(&self, object: ObjectId) -> Option<Arc<dyn Remote>> {
+        match object.owner == self.me {
+            true => self.own.get(object.number)?.upgrade(),
+            false => self.others.get(&object)?.upgrade(),
+        }
+    }
+
+    fn insert(&mut self, object: ObjectId, cell: &Arc<dyn Remote>) {
+        let cell = Arc::downgrade(cell);
+        match object.owner == self.me {
+            true => drop(self.own.insert(object.number, cell)),
+            false => drop(self.others.insert(object, cell)),
+        }
+    }
+
+    fn remove(&mut self, object: ObjectId) {
+        match object.owner == self.me {
+            true => drop(self.own.remove(object.number)),
+            false => drop(self.others.remove(&object)),
+        }
+    }
+
+    /// Removes one that is gone; there may be a new one.
+    fn forget(&mut self, object: ObjectId) {
+        let cell = match object.owner == self.me {
+            true => self.own.get(object.number),
+            false => self.others.get(&object),
+        };
+        if cell.is_some_and(|cell| cell.strong_count() == 0) {
+            self.remove(object);
+        }
+    }
+
+    /// Those that somebody has a handle to.
+    fn all(&self) -> Vec<Arc<dyn Remote>> {
+        let own = self.own.iter().map(|(_, cell)| cell);
+        own.chain(self.others.values()).filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// The pack that the last task went into.
+struct LastPack {
+    to: ProcessId,
+    is_granted: bool,
+    work: Arc<Work>,
+    function: Site,
+    location: &'static Location<'static>,
+    /// The object that one more task would make, and how many there are.
+    next: u64,
+    count: u32,
 }
 
 /// Writes to the file of this path, or is told why there is none.
@@ -246,11 +310,11 @@ impl Client {
         me: ProcessId,
         job: Job,
         wish: Option<ProcessId>,
-        post: Post,
+        carrier: Box<dyn Carrier>,
     ) -> Arc<Client> {
-        let under_way: Arc<Mutex<FxHashMap<ObjectId, Arc<dyn Remote>>>> = Arc::default();
+        let under_way: Arc<Mutex<Rows<Arc<dyn Remote>>>> = Arc::default();
         let names = under_way.clone();
-        let origins = Box::new(move |object: ObjectId| match names.lock().get(&object) {
+        let origins = Box::new(move |object: ObjectId| match names.lock().get(object.number) {
             Some(cell) => {
                 let node: Arc<dyn Node> = cell.clone();
                 node.origin()
@@ -271,12 +335,12 @@ impl Client {
             core,
             job,
             node: Mutex::new("local".into()),
-            post,
+            carrier,
             started: Instant::now(),
             state: Mutex::new(State {
                 owner,
                 home: None,
-                cells: FxHashMap::default(),
+                cells: Cells::of(me),
                 locals: FxHashMap::default(),
                 exported: FxHashMap::default(),
                 held: FxHashMap::default(),
@@ -288,6 +352,7 @@ impl Client {
                 foreign: FxHashMap::default(),
                 groups: FxHashMap::default(),
                 actors: FxHashMap::default(),
+                packed: None,
             }),
             running: Mutex::default(),
             given: AtomicUsize::new(0),
@@ -333,7 +398,7 @@ impl Client {
     }
 
     pub(super) fn post(&self, to: ProcessId, letter: Letter, payload: Vec<Bytes>) {
-        (self.post)(Envelope { from: self.me, to, letter, payload });
+        self.carrier.post(Envelope { from: self.me, to, letter, payload });
     }
 
     /// Works under the lock, and then does what came of it.
@@ -401,15 +466,14 @@ impl Client {
         if let Some(held) = state.held.remove(&object.number) {
             out.trash.push(Box::new(held));
         }
-        let call_of = state.calls.remove(&object.number);
-        let failure = match state.owner.value(object) {
-            Some(Value::Failed(why)) => Some(why),
-            _ => None,
-        };
-        if let (Some(actor), Some(Error::ActorDied { .. } | Error::Lost { .. })) = (call_of, failure.as_deref()) {
+        let value = state.owner.value(object);
+        if let Some(actor) = state.calls.remove(&object.number)
+            && let Some(Value::Failed(why)) = &value
+            && let Error::ActorDied { .. } | Error::Lost { .. } = &**why
+        {
             self.was_not_there(state, actor);
         }
-        let cell = self.under_way.lock().remove(&object);
+        let cell = self.under_way.lock().remove(object.number);
         // Actors are counted where they are; a part counts with the whole.
         // A placement group that only the task held is given back.
         let options = cell.as_ref().filter(|cell| cell.kind() != "actor").and_then(|cell| cell.meta().options.as_ref());
@@ -417,12 +481,12 @@ impl Client {
             out.trash.push(Box::new(bundle));
         }
         if cell.as_ref().is_some_and(|cell| !matches!(cell.kind(), "actor" | "object")) {
-            self.core.count_ended(!matches!(state.owner.value(object), Some(Value::Failed(_))));
+            self.core.count_ended(!matches!(value, Some(Value::Failed(_))));
         }
         self.take_over(state, object, out);
         self.look_after(state, object, out);
-        let Some(cell) = cell.or_else(|| state.cells.get(&object).and_then(Weak::upgrade)) else { return };
-        match state.owner.value(object) {
+        let Some(cell) = cell.or_else(|| state.cells.get(object)) else { return };
+        match value {
             Some(Value::Inline(value)) => out.arrivals.push((cell, Ok(Bytes::from_owner(value)))),
             Some(Value::Failed(error)) => {
                 let error = match &*error {
@@ -530,9 +594,7 @@ impl Client {
     /// The last handle of a cell is gone.
     pub(crate) fn release(self: &Arc<Self>, object: ObjectId) {
         self.with(|state, out| {
-            if state.cells.get(&object).is_some_and(|cell| cell.strong_count() == 0) {
-                state.cells.remove(&object);
-            }
+            state.cells.forget(object);
             state.wants.remove(&object);
             self.let_go(state, object, out);
         });
@@ -577,7 +639,7 @@ impl Client {
     /// Asks for the value of an object, or finds it here.
     fn fetch(&self, state: &mut State, object: ObjectId, out: &mut Out) {
         let value = if object.owner == self.me { state.owner.value(object) } else { None };
-        let cell = || state.cells.get(&object).and_then(Weak::upgrade);
+        let cell = || state.cells.get(object);
         let holders = match value {
             Some(Value::Inline(value)) => {
                 out.arrivals.extend(cell().map(|cell| (cell, Ok(Bytes::from_owner(value)))));
@@ -628,7 +690,7 @@ impl Client {
                     // A borrower does not know where it is.
                     None if actor.owner == self.me => self.with(|state, out| {
                         let mut error = super::node_process::died(actor, KILLED);
-                        if let Some(cell) = state.cells.get(&actor).and_then(Weak::upgrade) {
+                        if let Some(cell) = state.cells.get(actor) {
                             let node: Arc<dyn Node> = cell.clone();
                             error = Arc::new(Error::ActorDied { origin: node.origin(), cause: KILLED.into() });
                             out.trash.push(Box::new(cell));
@@ -657,6 +719,22 @@ impl Client {
                     out.trash.push(Box::new(handles));
                 }
             }),
+            Letter::RunPack { first } => {
+                if let Some(pack) = payload.first().and_then(Pack::read) {
+                    self.run_pack(first, pack);
+                }
+            }
+            Letter::Results { .. } => {
+                let mut rest = payload.into_iter().next().unwrap_or_default();
+                self.with(|state, out| {
+                    while let Some((number, _, value)) = pack::next_result(&mut rest) {
+                        let task = ObjectId { owner: self.me, number };
+                        let outcome = Outcome::Inline(Arc::from(&value[..]));
+                        let finished = Message::Finished { task, attempt: 1, outcome };
+                        state.owner.handle(from.station(), finished, &mut out.effects);
+                    }
+                });
+            }
             Letter::Run { task, attempt, body, devices, files } => {
                 let values = self.arguments_from(files, payload);
                 self.run(task, attempt, body.0, devices, values);
@@ -829,7 +907,8 @@ impl Client {
         let asked = std::mem::take(&mut self.asked.lock().1);
         drop(asked);
         self.state.lock().groups.clear(); // and who waits for them is told
-        let cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
+        let under_way = std::mem::take(&mut *self.under_way.lock());
+        let cells: Vec<_> = under_way.into_values().collect();
         for cell in cells {
             let node: Arc<dyn Node> = cell.clone();
             cell.arrive(Err(Arc::new(Error::Lost { origin: node.origin(), reason: why.into() })));
@@ -898,7 +977,7 @@ impl Client {
 
     /// Cells that somebody has a handle to.
     fn cells(&self) -> Vec<Arc<dyn Remote>> {
-        self.state.lock().cells.values().filter_map(Weak::upgrade).collect()
+        self.state.lock().cells.all()
     }
 
     /// The runtime has ended, or waits no longer: whatever is not here fails.
@@ -910,7 +989,8 @@ impl Client {
         let asked = std::mem::take(&mut self.asked.lock().1);
         drop(asked);
         self.state.lock().groups.clear();
-        let mut cells: Vec<_> = self.under_way.lock().drain().map(|(_, cell)| cell).collect();
+        let under_way = std::mem::take(&mut *self.under_way.lock());
+        let mut cells: Vec<_> = under_way.into_values().collect();
         cells.extend(self.cells());
         for cell in cells.into_iter().filter(|cell| !cell.is_done()) {
             let value = self.state.lock().owner.value(cell.id()).filter(|_| cell.id().owner == self.me);
@@ -972,14 +1052,14 @@ impl Client {
             }
             Message::Here { object } => {
                 state.wants.remove(&object);
-                let cell = state.cells.get(&object).and_then(Weak::upgrade);
+                let cell = state.cells.get(object);
                 let value = payload.pop().unwrap_or_default();
                 out.arrivals.extend(cell.map(|cell| (cell, Ok(value))));
             }
             Message::Lost { object, why } => {
                 state.wants.remove(&object);
                 self.confirmed(state, object, false, out); // there is nothing to wait for
-                let cell = state.cells.get(&object).and_then(Weak::upgrade);
+                let cell = state.cells.get(object);
                 out.arrivals.extend(cell.map(|cell| (cell, Err(why))));
             }
             Message::Claimed { object } => self.confirmed(state, object, true, out),
@@ -999,7 +1079,7 @@ impl Client {
                 for object in lost {
                     self.confirmed(state, object, false, out);
                     state.wants.remove(&object);
-                    if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
+                    if let Some(cell) = state.cells.get(object) {
                         let reason = format!("its owner {process} has ended");
                         let origin = {
                             let node: Arc<dyn Node> = cell.clone();
@@ -1032,7 +1112,7 @@ impl Client {
         let Error::DependencyReturnedErr { origin, .. } = cause else { return why };
         if origin.kind == "object" && origin.node == self.me.to_string() {
             let object = ObjectId { owner: self.me, number: origin.id };
-            if let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) {
+            if let Some(cell) = state.cells.get(object) {
                 let node: Arc<dyn Node> = cell.clone();
                 *origin = node.origin();
                 out.trash.push(Box::new(cell));
@@ -1067,7 +1147,7 @@ impl Client {
         self.with(|state, _| {
             let is_sole = handles.load(Ordering::Acquire) == 1;
             if is_sole {
-                state.cells.remove(&object);
+                state.cells.remove(object);
             }
             is_sole
         })
@@ -1117,7 +1197,7 @@ impl Client {
             },
         };
         let found = self.with(|state, out| {
-            let cell = state.cells.get(&id).and_then(Weak::upgrade)?;
+            let cell = state.cells.get(id)?;
             let any: Arc<dyn Any + Send + Sync> = cell;
             match any.downcast::<RemoteCell<T>>() {
                 Ok(cell) => cell.retain(),
@@ -1141,7 +1221,7 @@ impl Client {
         let remote: Arc<dyn Remote> = cell.clone();
         self.with(|state, out| {
             self.hold(state, id);
-            state.cells.insert(id, Arc::downgrade(&remote));
+            state.cells.insert(id, &remote);
             match value {
                 Some(value) => out.arrivals.push((remote.clone(), Ok(value.clone()))),
                 None if id.owner == self.me => match state.owner.value(id) {
@@ -1242,7 +1322,59 @@ impl Client {
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         self.core.count(|c| &c.submitted);
         let kind = ("task", B::type_name());
+        let packed = match self.carrier.has_packs() && options.is_none() && dependencies.is_empty() {
+            false => packed,
+            true => match packed.into_small(pack::LONGEST) {
+                Err(packed) => packed,
+                Ok(value) => match self.submit_packed(location, kind, function, value)? {
+                    Ok(cell) => return Ok(self.handle(cell)),
+                    Err(value) => Packed::from_small(value),
+                },
+            },
+        };
         self.send_out(location, kind, (function, packed, &dependencies), extras, options)
+    }
+
+    /// Sends a task in a pack, if there is a node; or else gives its value back.
+    fn submit_packed<T: Object>(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+        kind: (&'static str, &'static str),
+        function: Site,
+        value: Vec<u8>,
+    ) -> Result<Result<Arc<RemoteCell<T>>, Vec<u8>>> {
+        self.takes_orders(kind, None)?;
+        let submitted = self.with(|state, out| {
+            let Some((to, is_granted)) = state.owner.goes_to(&mut out.effects) else { return Err(value) };
+            let object = state.owner.next().0;
+            let cell = RemoteCell::<T>::new(self, object, kind, location, None);
+            let number = cell.meta().id;
+            let last = state.packed.take().filter(|last| last.function == function && last.location == location);
+            let goes_on = last.as_ref().is_some_and(|last| {
+                (last.to, last.is_granted, last.next) == (to, is_granted, object.number) && last.count < pack::MOST
+            });
+            let count = last.as_ref().filter(|_| goes_on).map_or(1, |last| last.count + 1);
+            let work = last.map_or_else(
+                || {
+                    let common = Common { driver: self.job.driver, function, location: place(location) };
+                    let ((demand, strategy), body) = (demand(None), WorkBody::Packed(common));
+                    Arc::new(Work { demand, strategy, args: Vec::new(), body, attempts: ATTEMPTS, stays: false })
+                },
+                |last| last.work,
+            );
+            if let WorkBody::Packed(common) = &work.body {
+                self.carrier.pack(&Packing { to, is_granted, object, common, number, value: &value, goes_on });
+            }
+            self.enter(state, cell.clone(), Vec::new());
+            let member = Member { number, value: Bytes::copy_from_slice(&value) };
+            state.owner.submit_packed(to, work.clone(), member);
+            state.packed = Some(LastPack { to, is_granted, work, function, location, next: object.number + 1, count });
+            Ok(cell)
+        });
+        if let Ok(cell) = &submitted {
+            observe::submitted(self.core, || cell.clone());
+        }
+        Ok(submitted)
     }
 
     /// Has the head start an actor, and own it.
@@ -1402,7 +1534,7 @@ impl Client {
     fn work(&self, node: &dyn Node, (order, beginning): (&Order, Beginning), attempts: u32, stays: bool) -> Work {
         let (demand, strategy) = demand(node.meta().options.as_deref());
         let args = self.arguments(&order.dependencies, &order.parcel);
-        let body = order.encode(beginning);
+        let body = WorkBody::Alone(order.encode(beginning));
         Work { demand, strategy, args, body, attempts, stays }
     }
 
@@ -1453,11 +1585,11 @@ impl Client {
     /// Something is under way from here on.
     fn enter(&self, state: &mut State, cell: Arc<dyn Remote>, handles: Guards) {
         let id = cell.id();
-        state.cells.insert(id, Arc::downgrade(&cell));
+        state.cells.insert(id, &cell);
         if !handles.is_empty() {
             state.held.insert(id.number, handles);
         }
-        self.under_way.lock().insert(id, cell);
+        self.under_way.lock().insert(id.number, cell);
     }
 
     /// Calls a method of an actor.
@@ -1497,7 +1629,7 @@ impl Client {
 
     /// A call of another process's, for an actor here.
     fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &Bytes) {
-        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, inside };
+        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, kind: ReplyTo::Call, inside };
         let Some(order) = Order::decode(body) else {
             return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
         };
@@ -1585,7 +1717,7 @@ impl Client {
                 number: stream.meta().id,
                 extras: Some(Box::new(extras)),
             };
-            let body = order.encode(beginning);
+            let body = WorkBody::Alone(order.encode(beginning));
             self.sinks.lock().insert(id, stream.clone());
             self.enter(state, stream.clone(), handles);
             let (demand, strategy) = (Arc::new(Demand::cpus(0)), Strategy::Default);
@@ -1649,7 +1781,7 @@ impl Client {
             }
             let cell = RemoteCell::<T>::new(self, id, ("object", std::any::type_name::<T>()), location, None);
             let remote: Arc<dyn Remote> = cell.clone();
-            state.cells.insert(id, Arc::downgrade(&remote));
+            state.cells.insert(id, &remote);
             out.arrivals.push((remote, Ok(value)));
             cell
         });
@@ -1712,11 +1844,42 @@ impl Client {
         devices: Vec<GpuLease>,
         values: Vec<Option<Bytes>>,
     ) {
-        let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, inside };
+        match Order::decode(&body) {
+            Some(order) => self.run_order((id, attempt, false), order, devices, values),
+            None => {
+                self.given.fetch_add(1, Ordering::Relaxed);
+                let reply = Reply { client: self.clone(), id, attempt, kind: ReplyTo::Task, inside: Vec::new() };
+                reply.fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
+            }
+        }
+    }
+
+    /// Tasks of another process's are to run here.
+    fn run_pack(self: &Arc<Self>, first: ObjectId, Pack { common, members }: Pack) {
+        for (number, member) in (first.number..).zip(members) {
+            let order = Order {
+                function: common.function,
+                name: None,
+                location: common.location.clone(),
+                number: member.number,
+                parcel: Parcel { bytes: member.value, ..Parcel::default() },
+                dependencies: Vec::new(),
+                extras: None,
+            };
+            self.run_order((ObjectId { number, ..first }, 1, true), order, Vec::new(), Vec::new());
+        }
+    }
+
+    fn run_order(
+        self: &Arc<Self>,
+        (id, attempt, is_packed): (ObjectId, u32, bool),
+        order: Order,
+        devices: Vec<GpuLease>,
+        values: Vec<Option<Bytes>>,
+    ) {
+        let kind = if is_packed { ReplyTo::Packed } else { ReplyTo::Task };
+        let reply = |inside| Reply { client: self.clone(), id, attempt, kind, inside };
         self.given.fetch_add(1, Ordering::Relaxed);
-        let Some(order) = Order::decode(&body) else {
-            return reply(Vec::new()).fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
-        };
         let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
         for (place, value) in order.dependencies.iter().zip(values) {
             if let Some((handle, given)) = handles.get_mut(*place as usize) {
@@ -1760,7 +1923,7 @@ impl Client {
         let value = store::map(path, size);
         self.with(|state, out| {
             state.wants.remove(&object);
-            let Some(cell) = state.cells.get(&object).and_then(Weak::upgrade) else { return };
+            let Some(cell) = state.cells.get(object) else { return };
             match value {
                 Ok(value) => out.arrivals.push((cell, Ok(value))),
                 // It was moved meanwhile.
@@ -1820,7 +1983,7 @@ impl Client {
         });
         for (number, part) in (id.number + 1..).zip(parts) {
             let (id, whole) = (ObjectId { number, ..id }, whole.clone());
-            let reply = Reply { client: self.clone(), id, attempt: 0, is_call: true, inside: Vec::new() };
+            let reply = Reply { client: self.clone(), id, attempt: 0, kind: ReplyTo::Call, inside: Vec::new() };
             self.ended_then(reply, Ok(part), move || drop(whole));
         }
     }
@@ -1837,7 +2000,8 @@ impl Client {
         result: Result<Packed, Arc<Error>>,
         then: impl FnOnce() + Send + 'static,
     ) {
-        let Reply { id, attempt, is_call, inside, .. } = reply;
+        let Reply { id, attempt, kind, inside, .. } = reply;
+        let is_call = kind == ReplyTo::Call;
         if !is_call {
             self.given.fetch_sub(1, Ordering::Relaxed);
         }
@@ -1856,6 +2020,10 @@ impl Client {
             Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default(), then),
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
+                    if kind == ReplyTo::Packed && inside.is_empty() && handles.is_empty() {
+                        self.carrier.result(id, &value);
+                        return then();
+                    }
                     let objects = outgoing.objects();
                     return self.tell_ended(what, inside, End::Value, vec![value], (handles, objects), then);
                 }
@@ -1915,7 +2083,8 @@ impl Client {
 
     /// What an own object that is under way is called.
     pub(super) fn label(&self, object: ObjectId) -> Option<String> {
-        let cell: Arc<dyn Node> = self.under_way.lock().get(&object).cloned()?;
+        let cell: Arc<dyn Node> =
+            self.under_way.lock().get(object.number).filter(|_| object.owner == self.me).cloned()?;
         Some(cell.label())
     }
 
@@ -1958,14 +2127,14 @@ impl Client {
 
     /// What stands for the actors that this process has started.
     pub(super) fn own_actors(&self) -> Vec<Arc<dyn Remote>> {
-        let mut cells: Vec<_> = self.state.lock().cells.values().filter_map(Weak::upgrade).collect();
+        let mut cells: Vec<_> = self.state.lock().cells.all();
         cells.retain(|cell| cell.kind() == "actor");
         cells
     }
 
     /// The number that an actor has in this process.
     pub(super) fn number_of(&self, actor: ObjectId) -> Option<u64> {
-        let cell = self.state.lock().cells.get(&actor).and_then(Weak::upgrade);
+        let cell = self.state.lock().cells.get(actor);
         cell.map(|cell| cell.meta().id)
     }
 
@@ -1975,7 +2144,12 @@ impl Client {
         // A call waits for its actor to be there.
         waits_for.extend(state.calls.get(&object.number).filter(|_| object.owner == self.me));
         let under_way = self.under_way.lock();
-        waits_for.iter().filter_map(|id| under_way.get(id)).map(|cell| Blocker::Node(cell.clone())).collect()
+        waits_for
+            .iter()
+            .filter(|id| id.owner == self.me)
+            .filter_map(|id| under_way.get(id.number))
+            .map(|cell| Blocker::Node(cell.clone()))
+            .collect()
     }
 }
 

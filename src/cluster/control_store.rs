@@ -7,7 +7,7 @@
 use crate::cluster::{
     capacity::Demand,
     head::Memory,
-    owner::{Work, WorkArg},
+    owner::{Work, WorkArg, WorkBody},
     protocol::{Member, Note, ObjectId, ProcessId, Strategy},
     wire::{self, Blob, Job, Role},
 };
@@ -186,7 +186,7 @@ impl Detached {
             demand: Arc::new(self.demand.clone()),
             strategy: self.strategy.clone(),
             args: self.args.iter().map(|arg| WorkArg::Foreign(*arg)).collect(),
-            body: self.body.clone(),
+            body: WorkBody::Alone(self.body.clone()),
             attempts: self.attempts,
             stays: true,
         }

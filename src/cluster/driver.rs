@@ -1,10 +1,11 @@
 //! A driver: the program that connects to a cluster.
 
 use super::{
-    client::{self, Client, Post},
+    client::{self, Client},
     endpoint::StartError,
     image::Image,
     node_process::{PART, head_patience},
+    pack::{Carrier, Packing},
     protocol::{HEAD, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
@@ -156,8 +157,7 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let name = name.rsplit('/').next().unwrap_or_default().to_owned();
     let job = Job { driver: me, image, source: me, name, observe: config.observe, pid: std::process::id() };
     station.post(&Envelope { from: me, to: HEAD, letter: Letter::Register(job.clone()), payload: Vec::new() });
-    let posting = station.clone();
-    let post: Post = Box::new(move |envelope| posting.post(&envelope));
+    let post = Box::new(ToStations(station.clone()));
     // Until it is known how large the cluster is.
     config.total = Amounts { cpu: WHOLE, ..config.total };
     let core = Core::open(config);
@@ -187,6 +187,22 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     });
     let _ = core.client.set(ours); // the core is new
     Ok(core)
+}
+
+struct ToStations(Arc<Station>);
+
+impl Carrier for ToStations {
+    fn post(&self, envelope: Envelope) {
+        self.0.post(&envelope);
+    }
+
+    fn has_packs(&self) -> bool {
+        true
+    }
+
+    fn pack(&self, task: &Packing<'_>) {
+        self.0.pack(task);
+    }
 }
 
 fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {

@@ -29,8 +29,9 @@ use super::{
     transport::{self, Transport},
 };
 use parking_lot::{Condvar, Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
@@ -138,8 +139,9 @@ enum Command {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Message>,
-    /// The last message, to which more may be added.
+    /// The last message, to which more may be added, and where the last part of it begins, if that may become longer.
     open: Vec<u8>,
+    growing: Option<usize>,
     /// All that is not acknowledged, here and in the link.
     queued: Credit,
     /// Somebody was told that it is full.
@@ -153,6 +155,7 @@ const OPEN: usize = 32 << 10;
 impl Queue {
     /// The last message is complete.
     fn shut(&mut self) {
+        self.growing = None;
         if !self.open.is_empty() {
             let open = std::mem::take(&mut self.open);
             self.waiting.push(Message::new(open));
@@ -166,7 +169,7 @@ impl Queue {
     }
 }
 
-type Queues = RwLock<HashMap<Incarnation, Arc<Mutex<Queue>>>>;
+type Queues = RwLock<FxHashMap<Incarnation, Arc<Mutex<Queue>>>>;
 
 /// What comes from the I/O.
 enum Delivery {
@@ -301,6 +304,23 @@ impl Endpoint {
         begin: impl FnOnce(&mut Vec<u8>),
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<bool, SendError> {
+        self.append_or_grow(peer, begin, |open, _| {
+            write(open);
+            None
+        })
+    }
+
+    /// The same; `write` is told where the last part begins, if it has not left and was one that may become longer, and
+    /// says where such a one begins now.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub(crate) fn append_or_grow(
+        &self,
+        peer: Incarnation,
+        begin: impl FnOnce(&mut Vec<u8>),
+        write: impl FnOnce(&mut Vec<u8>, Option<usize>) -> Option<usize>,
+    ) -> Result<bool, SendError> {
         let Some(queue) = self.queues.read().get(&peer).cloned() else { return Err(SendError::Lost) };
         let queue = &mut *queue.lock();
         if queue.is_lost {
@@ -319,9 +339,10 @@ impl Endpoint {
             begin(&mut queue.open);
         }
         let start = queue.open.len();
-        write(&mut queue.open);
+        queue.growing = write(&mut queue.open, queue.growing.take());
         if queue.open.len() - start > OPEN {
             queue.open.truncate(before);
+            queue.growing = None;
             return Ok(false);
         }
         queue.queued.bytes += (queue.open.len() - before) as u64;

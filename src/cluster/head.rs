@@ -286,6 +286,7 @@ impl Head {
                 }
             }
             Message::Place(spec) => self.place(now, spec, out),
+            Message::More => self.grant(now, from, out),
             Message::Close { .. } => {
                 if let Some(owner) = self.owners.get_mut(&from) {
                     owner.is_closing = true;
@@ -442,6 +443,11 @@ impl Head {
         if self.dead.contains_key(&owner) {
             return;
         }
+        // What cannot go on at once is taken apart.
+        let goes_on = || self.owners.get(&owner).is_some_and(|view| !view.is_closing);
+        if spec.count > 1 && !(goes_on() && matches!(self.choose(&spec), Ok(Some(_)))) {
+            return spec.open().into_iter().for_each(|spec| self.place(now, spec, out));
+        }
         match self.owners.get(&owner) {
             None => return self.waiting.push(spec), // it is about to join again, and could not be told
             Some(view) if view.is_closing => return withdraw(&spec, out),
@@ -454,13 +460,16 @@ impl Head {
                 let in_bundle = matches!(spec.strategy, Strategy::Bundle { .. });
                 match self.nodes.get_mut(&node) {
                     Some(view) if spec.stays && !in_bundle => view.promise(&spec.demand),
-                    Some(view) => view.assigned += 1,
+                    Some(view) => {
+                        view.assigned += 1;
+                        view.granted += u64::from(spec.count - 1);
+                    }
                     None => {}
                 }
                 self.reorder(node);
                 spec.hop += 1;
-                let (task, attempt, hop) = (spec.id, spec.attempt, spec.hop);
-                out.send(owner, Message::Placed { task, attempt, hop, node, via: None });
+                let (task, count, attempt, hop) = (spec.id, spec.count, spec.attempt, spec.hop);
+                out.send(owner, Message::Placed { task, count, attempt, hop, node, via: None });
                 let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
                 out.send(node, Message::Assign(spec));
                 if is_small {
@@ -695,7 +704,7 @@ mod tests {
     fn task(demand: Demand, strategy: Strategy, args: Vec<Arg>) -> TaskSpec {
         let id = ObjectId { owner: OWNER, number: 1 };
         let (demand, body) = (Arc::new(demand), crate::cluster::wire::Blob::default());
-        TaskSpec { id, attempt: 1, hop: 0, demand, strategy, args, stays: false, body }
+        TaskSpec { id, attempt: 1, hop: 0, count: 1, demand, strategy, args, stays: false, body }
     }
 
     /// Where the head sends a task, or why nowhere.

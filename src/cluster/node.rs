@@ -19,6 +19,11 @@
 //! # Owners that close
 //! What an owner that closes has here and no worker has got is given back as withdrawn, and what comes of it later, too.
 //!
+//! # Packs
+//! A pack of tasks that are known to be quick waits and starts as one, for one CPU, and ends with the last of its tasks, whose
+//! results the worker tells by themselves. Whatever else is to be done with a pack that waits, it is taken apart before, so all
+//! that follows is about tasks.
+//!
 //! # Invariants
 //! - What runs holds its demand, and all demands together fit the capacity.
 //! - A ready task lets at most [`PASSES`] younger ones pass that need less; then it is waited for.
@@ -33,7 +38,7 @@ use super::{
     head::{BEAT, PACE},
     protocol::{
         Arg, Effects, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec,
-        lost, ms, transfer_time, waiting_time,
+        lost, ms, transfer_time, us, waiting_time,
     },
     serving::{LARGE, Serving},
 };
@@ -57,6 +62,8 @@ const WINDOW: usize = 256;
 pub(crate) const OWNER_DIED: &str = "its owner died";
 /// So many tasks are with their worker ahead of their turn while nothing is known of their times.
 const AHEAD: usize = 8;
+/// A pack whose tasks take longer, all together, is taken apart.
+const QUICK: Nanos = ms(4);
 /// So many of the tasks that wait for others here are looked at, to be handed out ahead.
 const CHAINED: usize = 16;
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
@@ -64,6 +71,9 @@ type Key = (ObjectId, u32);
 
 struct Task {
     spec: TaskSpec,
+    /// Of a pack: which of its tasks have ended, a bit for each, and how long these took.
+    ended: u128,
+    took: Nanos,
     /// Arguments that are not here yet.
     fetching: BTreeSet<ObjectId>,
     /// How many passed it.
@@ -79,6 +89,7 @@ struct Task {
 }
 
 /// What is to be seen of a task.
+#[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
     pub(crate) spec: &'a TaskSpec,
     /// How many arguments are not here yet.
@@ -107,6 +118,17 @@ impl Seen<'_> {
 }
 
 impl Task {
+    /// Of a pack: how many of its tasks have not ended.
+    fn left(&self) -> u32 {
+        self.spec.count - self.ended.count_ones()
+    }
+
+    /// What is still to be made.
+    fn objects(&self) -> impl Iterator<Item = ObjectId> + use<> {
+        let ended = self.ended;
+        self.spec.objects().enumerate().filter(move |(at, _)| ended >> at & 1 == 0).map(|(_, object)| object)
+    }
+
     /// Whether its arguments are here still: they may have been freed since, because a task that made one was
     /// cancelled after it had ended here.
     fn has_arguments(&self, store: &BTreeMap<ObjectId, Stored>) -> bool {
@@ -160,8 +182,10 @@ pub(crate) struct Node {
     /// CPUs of running tasks that wait for others, and how much of that is in use meanwhile.
     lent: u32,
     overdraft: u32,
-    /// Tasks that are with their worker ahead of their turn, the oldest first, and how many there may be.
-    ahead: VecDeque<Key>,
+    /// Tasks that are with their worker ahead of their turn, the oldest first, each pack with how many it has; how many
+    /// they are, and how many there may be.
+    ahead: VecDeque<(Key, usize)>,
+    all_ahead: usize,
     most_ahead: usize,
     /// Tasks that wait only for the results of other tasks here, the oldest first; and some that did.
     chained: VecDeque<Key>,
@@ -176,6 +200,9 @@ pub(crate) struct Node {
     /// Tasks that run and stay, or will, but for those in bundles.
     stayers: BTreeSet<Key>,
     tasks: BTreeMap<Key, Task>,
+    /// How many of these are packs, and how many tasks there are in them, besides one in each.
+    packs: usize,
+    packed: u64,
     ready: VecDeque<Key>,
     /// How many of them need no CPU.
     cpuless: usize,
@@ -215,6 +242,7 @@ impl Node {
             lent: 0,
             overdraft: 0,
             ahead: VecDeque::new(),
+            all_ahead: 0,
             most_ahead: 0,
             chained: VecDeque::new(),
             astray: Vec::new(),
@@ -225,6 +253,8 @@ impl Node {
             bundles: BTreeMap::new(),
             stayers: BTreeSet::new(),
             tasks: BTreeMap::new(),
+            packs: 0,
+            packed: 0,
             ready: VecDeque::new(),
             cpuless: 0,
             running: 0,
@@ -265,7 +295,7 @@ impl Node {
         let (capacity, labels, load) = (self.capacity.clone(), self.labels.clone(), self.load());
         out.send(HEAD, Message::JoinNode { capacity, labels, load, bundles });
         for spec in std::mem::take(&mut self.kept_back) {
-            self.passed_on.insert((spec.id, spec.attempt));
+            self.passed_on.extend(spec.objects().map(|task| (task, spec.attempt)));
             out.send(HEAD, Message::Place(spec));
         }
         for owner in &self.owners {
@@ -277,8 +307,9 @@ impl Node {
     /// Tells an owner which of these are not here.
     fn check(&self, tasks: Vec<Key>, out: &mut Effects) {
         let is_here = |key: &Key| {
-            let waits = || self.kept_back.iter().any(|spec| (spec.id, spec.attempt) == *key);
-            self.tasks.contains_key(key) || self.passed_on.contains(key) || waits()
+            let is_packed = || self.pack_of(key.0).is_some_and(|(pack, _)| pack.1 == key.1);
+            let waits = || self.kept_back.iter().any(|spec| spec.contains(key.0) && spec.attempt == key.1);
+            self.tasks.contains_key(key) || self.passed_on.contains(key) || is_packed() || waits()
         };
         for (task, attempt) in tasks.into_iter().filter(|key| !is_here(key)) {
             out.send(task.owner, Message::Lacks { task, attempt });
@@ -362,7 +393,7 @@ impl Node {
 
     fn load(&self) -> Load {
         Load {
-            waiting: (self.tasks.len() as u32).saturating_sub(self.running),
+            waiting: (self.count() as u32).saturating_sub(self.running),
             running: self.running - self.staying,
             mean: self.mean,
             assigned: self.assigned,
@@ -481,18 +512,18 @@ impl Node {
 
     /// Tells the owner that it is here.
     fn confirm(&self, spec: &TaskSpec, out: &mut Effects) {
-        let (task, attempt, hop, node) = (spec.id, spec.attempt, spec.hop, self.id);
-        out.send(task.owner, Message::Placed { task, attempt, hop, node, via: None });
+        let (task, count, attempt, hop, node) = (spec.id, spec.count, spec.attempt, spec.hop, self.id);
+        out.send(task.owner, Message::Placed { task, count, attempt, hop, node, via: None });
     }
 
     fn should_keep(&self, spec: &TaskSpec) -> bool {
         let here = match &spec.strategy {
-            Strategy::Default => true,
+            Strategy::Default => spec.count == 1 || self.is_quick(spec),
             Strategy::Node { node, .. } => *node == self.id,
             Strategy::Bundle { .. } => return self.has_room(spec),
             Strategy::Spread | Strategy::Labels(_) => false,
         };
-        let wait = waiting_time(self.tasks.len() as u64 - u64::from(self.staying), self.room.cpu, self.mean)
+        let wait = waiting_time(self.count() - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(transfer_time(spec.missing_bytes(self.id)));
         let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec) || self.is_headless;
         here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || must)
@@ -501,7 +532,7 @@ impl Node {
     /// Whether it waits for the result of a task here.
     fn makes_argument(&self, spec: &TaskSpec) -> bool {
         spec.args.iter().any(|arg| match arg {
-            Arg::Object { id, .. } => self.tasks.range((*id, 0)..=(*id, u32::MAX)).next().is_some(),
+            Arg::Object { id, .. } => self.alone(*id, 0..=u32::MAX).next().is_some() || self.pack_of(*id).is_some(),
             Arg::Inline(_) => false,
         })
     }
@@ -519,10 +550,76 @@ impl Node {
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
-        let fetching = BTreeSet::new();
-        let task = Task { spec, fetching, passed: 0, running: None, is_ahead: false, stopped: false, stays: false };
-        self.tasks.insert(key, task);
+        if spec.count > 1 && !self.is_quick(&spec) {
+            return spec.open().into_iter().for_each(|spec| self.keep(spec, out));
+        }
+        self.enter(spec);
         self.fetch(key, out);
+    }
+
+    fn enter(&mut self, spec: TaskSpec) {
+        self.packs += usize::from(spec.count > 1);
+        self.packed += u64::from(spec.count - 1);
+        let (key, fetching) = ((spec.id, spec.attempt), BTreeSet::new());
+        let task = Task {
+            spec,
+            ended: 0,
+            took: 0,
+            fetching,
+            passed: 0,
+            running: None,
+            is_ahead: false,
+            stopped: false,
+            stays: false,
+        };
+        self.tasks.insert(key, task);
+    }
+
+    /// Whether all tasks of a pack are thought to take no longer than one that is worth a place of its own. Workers are
+    /// handed tasks ahead of their turn, or they are not real.
+    fn is_quick(&self, spec: &TaskSpec) -> bool {
+        self.mean > 0 && self.most_ahead > 0 && self.mean * u64::from(spec.count) <= QUICK
+    }
+
+    /// How many tasks there are, those in packs each for itself.
+    fn count(&self) -> u64 {
+        self.tasks.len() as u64 + self.packed
+    }
+
+    /// The pack that makes an object, and has not made it yet.
+    fn pack_of(&self, object: ObjectId) -> Option<(Key, &Task)> {
+        if self.packs == 0 {
+            return None;
+        }
+        let (key, task) = self.tasks.range(..=(object, u32::MAX)).next_back()?;
+        let is_pack = task.spec.count > 1 && task.spec.contains(object);
+        (is_pack && task.ended >> (object.number - key.0.number) & 1 == 0).then_some((*key, task))
+    }
+
+    /// The attempts of a task that are no pack.
+    fn alone(&self, task: ObjectId, attempts: RangeInclusive<u32>) -> impl Iterator<Item = (&Key, &Task)> {
+        let range = (task, *attempts.start())..=(task, *attempts.end());
+        self.tasks.range(range).filter(|(_, task)| task.spec.count == 1)
+    }
+
+    /// Which pack a task is in, that has not ended.
+    pub(crate) fn pack(&self, task: ObjectId) -> Option<Key> {
+        self.pack_of(task).map(|(key, _)| key)
+    }
+
+    /// Makes tasks of a pack that has not started.
+    fn take_apart(&mut self, pack: Key) {
+        let Some(at) = self.ready.iter().rposition(|ready| *ready == pack) else { return };
+        let Some(task) = self.tasks.remove(&pack) else { return };
+        self.packs -= 1;
+        self.packed -= u64::from(task.spec.count - 1);
+        let behind = self.ready.split_off(at + 1);
+        self.ready.pop_back();
+        for spec in task.spec.open() {
+            self.ready.push_back((spec.id, spec.attempt));
+            self.enter(spec);
+        }
+        self.ready.extend(behind);
     }
 
     /// Asks for the arguments of a task that are not here; if all are, it is ready.
@@ -573,16 +670,18 @@ impl Node {
 
     /// Whether a task here is making it.
     fn is_made_here(&self, object: ObjectId) -> bool {
-        self.tasks.range((object, 0)..=(object, u32::MAX)).any(|(_, task)| !task.stopped && !task.spec.stays)
+        let mut attempts = self.alone(object, 0..=u32::MAX).map(|(_, task)| task);
+        attempts.any(|task| !task.stopped && !task.spec.stays)
+            || self.pack_of(object).is_some_and(|(_, pack)| !pack.stopped)
     }
 
     /// Whether the task that makes it has been handed to the worker of those without GPUs.
     fn is_with_worker(&self, object: ObjectId) -> bool {
-        let mut attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
+        let mut attempts = self.alone(object, 0..=u32::MAX);
         attempts.any(|(_, task)| {
             let is_there = !task.spec.stays && task.spec.demand.gpu.is_none();
             task.running.is_some() && !task.stopped && is_there
-        })
+        }) || self.pack_of(object).is_some_and(|(_, pack)| pack.running.is_some() && !pack.stopped)
     }
 
     /// What was to be made here is not: it is asked for as others are.
@@ -786,13 +885,14 @@ impl Node {
 
     /// What has become free is for those first that are with their worker already.
     fn catch_up(&mut self, now: Nanos) {
-        while let Some(key) = self.ahead.front() {
+        while let Some((key, count)) = self.ahead.front() {
             if let Some(task) = self.tasks.get_mut(key).filter(|task| task.is_ahead) {
                 let Some(devices) = self.free.take(&task.spec.demand) else { return };
                 task.is_ahead = false;
                 task.running = Some((now, devices));
                 self.plain += 1;
             }
+            self.all_ahead -= count;
             self.ahead.pop_front();
         }
     }
@@ -801,7 +901,7 @@ impl Node {
     /// plain tasks: beside others, for which it takes no CPU itself, a worker would start them at once.
     fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
         let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
-        while self.ahead.len() < most && self.plain >= self.capacity.cpu / WHOLE {
+        while self.all_ahead < most && self.plain >= self.capacity.cpu / WHOLE {
             let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { break };
             if !is_plain(&task.spec) {
                 break;
@@ -813,11 +913,13 @@ impl Node {
             task.is_ahead = true;
             task.running = Some((now, Vec::new()));
             self.running += 1;
+            let count = task.spec.count as usize;
             out.starts.push(task.spec.clone());
-            self.ahead.extend(self.ready.pop_front());
+            self.all_ahead += count;
+            self.ahead.extend(self.ready.pop_front().map(|key| (key, count)));
         }
         let mut at = 0;
-        while self.ahead.len() < most && at < self.chained.len().min(CHAINED) {
+        while self.all_ahead < most && at < self.chained.len().min(CHAINED) {
             let key = self.chained[at];
             let fetching = self.tasks.get(&key).map(|task| &task.fetching).filter(|fetching| !fetching.is_empty());
             match fetching.map(|fetching| fetching.iter().all(|object| self.is_with_worker(*object))) {
@@ -839,7 +941,8 @@ impl Node {
         task.running = Some((now, Vec::new()));
         self.running += 1;
         out.starts.push(task.spec.clone());
-        self.ahead.push_back(key);
+        self.ahead.push_back((key, 1));
+        self.all_ahead += 1;
         for object in std::mem::take(&mut task.fetching) {
             self.not_wanted_by(object, key);
         }
@@ -901,7 +1004,7 @@ impl Node {
     pub(crate) fn finished(&mut self, now: Nanos, task: ObjectId, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let key = (task, attempt);
         let Some(task) = self.tasks.get_mut(&key) else { return };
-        let (id, stopped) = (task.spec.id, task.stopped);
+        let (id, stopped, objects) = (task.spec.id, task.stopped, (task.spec.count > 1).then(|| task.objects()));
         let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
         if task.spec.stays && is_well && !stopped {
             if !std::mem::replace(&mut task.stays, true) {
@@ -916,9 +1019,8 @@ impl Node {
             // One that was with its worker ahead of its turn has waited there for the one before it.
             let in_a_row = (now - self.finished.min(now)) * u64::from(self.capacity.cpu / 1_000).max(1);
             let took = if self.most_ahead > 0 { (now - since).min(in_a_row) } else { now - since };
-            let took = took.max(1);
             self.finished = now;
-            self.mean = if self.mean == 0 { took } else { (self.mean * 7 + took) / 8 };
+            self.takes(took);
         }
         if !stopped {
             let stored = match &outcome {
@@ -928,18 +1030,94 @@ impl Node {
                 _ => None,
             };
             let is_copy = matches!(outcome, Outcome::Inline(_)) && stored.is_some();
-            tell(key, outcome, out);
-            if let Some(size) = stored {
-                self.store.insert(id, (size, attempt));
-                if is_copy {
-                    out.send(id.owner, Message::Holds { object: id, attempt });
-                }
-                if let Some(fetch) = self.fetches.remove(&id) {
-                    self.arrived(id, fetch, out);
-                }
+            match objects {
+                None => tell(key, outcome, out),
+                Some(objects) => objects.for_each(|object| tell((object, attempt), outcome.clone(), out)),
+            }
+            match stored {
+                Some(size) if is_copy => self.made(id, attempt, size, out),
+                Some(size) => self.is_stored(id, attempt, size, out),
+                None => {}
             }
         }
         self.start(now, out);
+    }
+
+    /// One more task has taken so long.
+    fn takes(&mut self, took: Nanos) {
+        // One that had to wait for its CPU says little about the next.
+        let took = if self.mean > 0 { took.min(8 * self.mean.max(us(10))) } else { took }.max(1);
+        self.mean = if self.mean == 0 { took } else { (self.mean * 7 + took) / 8 };
+    }
+
+    /// A pack that has just started has no worker yet: its tasks start one by one.
+    pub(crate) fn start_apart(&mut self, now: Nanos, pack: Key, out: &mut Effects) {
+        let Some(task) = self.end(pack) else { return };
+        for spec in task.spec.open() {
+            let key = (spec.id, spec.attempt);
+            self.enter(spec);
+            self.is_ready(key, out);
+        }
+        self.start(now, out);
+    }
+
+    /// These tasks of a pack have ended, a bit for each, and their owner is told. `took`: all together, as their worker says.
+    pub(crate) fn ended_in_pack(&mut self, now: Nanos, pack: Key, (tasks, took): (u128, Nanos), out: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&pack) else { return };
+        let before = task.left().saturating_sub(1);
+        task.ended |= tasks;
+        task.took += took;
+        let left = task.left();
+        self.packed -= u64::from(before - left.saturating_sub(1));
+        if left == 0
+            && let Some(task) = self.end(pack)
+        {
+            self.finished = now;
+            self.takes(task.took / u64::from(task.spec.count));
+            self.start(now, out);
+        }
+    }
+
+    /// One task of a pack has ended, however; the node tells its owner.
+    pub(crate) fn ended_by_itself(
+        &mut self,
+        now: Nanos,
+        (pack, task): (Key, ObjectId),
+        outcome: Outcome,
+        out: &mut Effects,
+    ) {
+        let (key, bit) = ((task, pack.1), 1 << (task.number - pack.0.number));
+        if self.tasks.get(&pack).is_none_or(|pack| pack.stopped) {
+            return self.ended_in_pack(now, pack, (bit, 0), out);
+        }
+        let stored = match &outcome {
+            Outcome::Stored { size } => Some(*size),
+            Outcome::Inline(value) if self.fetches.contains_key(&task) => Some(value.len() as u64),
+            _ => None,
+        };
+        let is_copy = matches!(outcome, Outcome::Inline(_)) && stored.is_some();
+        tell(key, outcome, out);
+        match stored {
+            Some(size) if is_copy => self.made(task, pack.1, size, out),
+            Some(size) => self.is_stored(task, pack.1, size, out),
+            None => self.leaves(task),
+        }
+        let took = self.mean; // it is not known
+        self.ended_in_pack(now, pack, (bit, took), out);
+        self.start(now, out);
+    }
+
+    /// A copy of a small result that somebody here waits for is in the store.
+    pub(crate) fn made(&mut self, object: ObjectId, attempt: u32, size: u64, out: &mut Effects) {
+        out.send(object.owner, Message::Holds { object, attempt });
+        self.is_stored(object, attempt, size, out);
+    }
+
+    fn is_stored(&mut self, object: ObjectId, attempt: u32, size: u64, out: &mut Effects) {
+        self.store.insert(object, (size, attempt));
+        if let Some(fetch) = self.fetches.remove(&object) {
+            self.arrived(object, fetch, out);
+        }
     }
 
     /// One that stayed has ended after it was told to stop.
@@ -964,6 +1142,8 @@ impl Node {
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
+        self.packs -= usize::from(task.spec.count > 1);
+        self.packed -= u64::from(task.left().saturating_sub(1));
         let bundle_key = bundle_of(&task.spec);
         let bundle = bundle_key.map(|key| self.bundles.get_mut(&key));
         if let Some((_, devices)) = &task.running {
@@ -1001,33 +1181,51 @@ impl Node {
         for object in &task.fetching {
             self.not_wanted_by(*object, key);
         }
-        self.leaves(key.0);
+        task.objects().for_each(|object| self.leaves(object));
         self.changed = true;
         Some(task)
     }
 
     /// The task that was to make an object has gone, or will not make it.
     fn leaves(&mut self, object: ObjectId) {
-        if self.fetches.get(&object).is_some_and(|fetch| fetch.from == self.id) {
+        if !self.fetches.is_empty() && self.fetches.get(&object).is_some_and(|fetch| fetch.from == self.id) {
             self.astray.push(object);
         }
     }
 
     /// Drops these attempts of a task. One that runs is told to stop, and holds its resources until it has.
     fn cancel(&mut self, id: ObjectId, attempts: RangeInclusive<u32>, out: &mut Effects) {
+        if let Some(at) = self.kept_back.iter().position(|spec| spec.count > 1 && spec.contains(id)) {
+            let pack = self.kept_back.swap_remove(at);
+            self.kept_back.extend(pack.open());
+        }
         self.kept_back.retain(|spec| spec.id != id || !attempts.contains(&spec.attempt));
-        let range = (id, *attempts.start())..=(id, *attempts.end());
-        let keys: Vec<Key> = self.tasks.range(range).map(|(key, _)| *key).collect();
-        for key in keys {
-            match self.tasks.get_mut(&key) {
-                Some(task) if task.running.is_some() => {
-                    if !std::mem::replace(&mut task.stopped, true) {
-                        out.stops.push(key);
-                        self.leaves(id);
+        if let Some(pack) = self.pack(id) {
+            if !attempts.contains(&pack.1) {
+                return;
+            }
+            if self.tasks.get(&pack).is_some_and(|pack| pack.running.is_some()) {
+                out.stops.push((id, pack.1)); // its worker knows whether it has ended
+                return self.leaves(id);
+            }
+            self.take_apart(pack);
+        }
+        let keys: Vec<Key> = self.alone(id, attempts).map(|(key, _)| *key).collect();
+        keys.into_iter().for_each(|key| self.stop(key, out));
+    }
+
+    fn stop(&mut self, key: Key, out: &mut Effects) {
+        match self.tasks.get_mut(&key) {
+            Some(task) if task.running.is_some() => {
+                if !std::mem::replace(&mut task.stopped, true) {
+                    let objects = task.objects();
+                    for object in objects {
+                        out.stops.push((object, key.1));
+                        self.leaves(object);
                     }
                 }
-                _ => drop(self.end(key)),
             }
+            _ => drop(self.end(key)),
         }
     }
 
@@ -1036,16 +1234,16 @@ impl Node {
         if self.dead.contains(&owner) || !self.closing.insert(owner) {
             return;
         }
+        let kept_back = self.kept_back.extract_if(.., |spec| spec.id.owner == owner);
         let kept_back: Vec<Key> =
-            self.kept_back.extract_if(.., |spec| spec.id.owner == owner).map(|spec| (spec.id, spec.attempt)).collect();
+            kept_back.flat_map(|spec| spec.objects().map(move |task| (task, spec.attempt))).collect();
         kept_back.into_iter().for_each(|key| tell(key, Outcome::Withdrawn, out));
         let of = |number| ObjectId { owner, number };
         let all = self.tasks.range((of(0), 0)..=(of(u64::MAX), u32::MAX));
         let waiting: Vec<Key> = all.filter(|(_, task)| task.running.is_none()).map(|(key, _)| *key).collect();
         for key in waiting {
-            if self.end(key).is_some() {
-                tell(key, Outcome::Withdrawn, out);
-            }
+            let Some(task) = self.end(key) else { continue };
+            task.objects().for_each(|object| tell((object, key.1), Outcome::Withdrawn, out));
         }
     }
 
@@ -1056,6 +1254,12 @@ impl Node {
         while at > 0 && given < most {
             at -= 1;
             let key = self.ready[at];
+            let count = self.tasks.get(&key).map_or(1, |task| task.spec.count);
+            if count > 1 && count > most - given {
+                self.take_apart(key);
+                at += count as usize;
+                continue;
+            }
             let movable = self.tasks.get(&key).is_some_and(|task| {
                 matches!(task.spec.strategy, Strategy::Default) && capacity.fits(&task.spec.demand)
             });
@@ -1063,11 +1267,11 @@ impl Node {
                 continue;
             }
             let Some(mut task) = self.end(key) else { continue };
-            given += 1;
+            given += count;
             task.spec.forget_holders(|holder| self.dead.contains(holder));
             task.spec.hop += 1;
-            let (task_id, attempt, hop) = (key.0, key.1, task.spec.hop);
-            let placed = Message::Placed { task: task_id, attempt, hop, node: thief, via: Some(self.id) };
+            let ((task_id, attempt), hop, count) = (key, task.spec.hop, task.spec.count);
+            let placed = Message::Placed { task: task_id, count, attempt, hop, node: thief, via: Some(self.id) };
             out.send(task_id.owner, placed);
             out.send(thief, Message::Stolen(task.spec));
         }
@@ -1079,9 +1283,9 @@ impl Node {
         self.owners.remove(&process);
         self.closing.remove(&process);
         self.kept_back.retain(|spec| spec.id.owner != process);
-        let orphans: Vec<_> = self.tasks.keys().map(|key| key.0).filter(|id| id.owner == process).collect();
-        for id in orphans {
-            self.cancel(id, 0..=u32::MAX, out);
+        let orphans: Vec<Key> = self.tasks.keys().filter(|key| key.0.owner == process).copied().collect();
+        for key in orphans {
+            self.stop(key, out);
         }
         // And wanted something.
         self.fetches.retain(|_, fetch| {
@@ -1131,7 +1335,7 @@ impl Node {
 
     /// What it holds: tasks, copies of objects, and objects on their way.
     pub(crate) fn holds(&self) -> (usize, usize, usize) {
-        (self.tasks.len() + self.kept_back.len(), self.store.len(), self.fetches.len())
+        (self.count() as usize + self.kept_back.len(), self.store.len(), self.fetches.len())
     }
 
     /// Whether it sends large objects to other nodes, as far as it knows.
@@ -1159,7 +1363,8 @@ impl Node {
 
     /// What a task here waits for, in its attempts.
     pub(crate) fn explain(&self, task: ObjectId) -> Vec<(Seen<'_>, Option<String>, String)> {
-        let attempts = self.tasks.range((task, 0)..=(task, u32::MAX));
+        let attempts = self.alone(task, 0..=u32::MAX);
+        let attempts = attempts.map(|(key, task)| (*key, task)).chain(self.pack_of(task));
         let seen = attempts.map(|(key, task)| {
             let mut lacking = None;
             let what = match (&task.running, task.fetching.is_empty()) {
@@ -1180,7 +1385,7 @@ impl Node {
             };
             (task.seen(), lacking, format!("attempt {} {what}", key.1))
         });
-        let kept_back = self.kept_back.iter().filter(|spec| spec.id == task).map(|spec| {
+        let kept_back = self.kept_back.iter().filter(|spec| spec.contains(task)).map(|spec| {
             let seen = Seen { spec, lacking: 0, since: None, is_ahead: false };
             (seen, None, format!("attempt {} waits for the head to come back", spec.attempt))
         });
@@ -1299,7 +1504,7 @@ mod tests {
     fn task(number: u64, stays: bool) -> TaskSpec {
         let (id, demand) = (ObjectId { owner: OWNER, number }, Arc::new(Demand::cpus(2_000)));
         let (strategy, args, body) = (Strategy::Default, Vec::new(), crate::cluster::wire::Blob::default());
-        TaskSpec { id, attempt: 1, hop: 1, demand, strategy, args, stays, body }
+        TaskSpec { id, attempt: 1, hop: 1, count: 1, demand, strategy, args, stays, body }
     }
 
     fn end(node: &mut Node, task: ObjectId) -> Effects {

@@ -18,22 +18,26 @@ use seats::{Kind, Over, Seats, VISIBLE, kill};
 
 use super::{
     bulk::{self, Bulk},
-    capacity::Capacity,
+    capacity::{Capacity, Demand},
     client::INLINE,
     entry,
     image::{Cache, Image},
     node::Node,
+    pack::{self, Pack},
     pipe,
     printed::{Printed, read_line},
-    protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, TaskSpec},
+    protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
     runs::Runs,
     shelf::{Kept, Shelf},
     signals,
     station::{Happening, Post, Station},
     store,
-    wire::{self, End, Envelope, Job, Letter, Order, Role, Site, host},
+    wire::{self, Blob, End, Envelope, Job, Letter, Order, Role, Site, host},
 };
-use crate::error::{Error, Origin};
+use crate::{
+    error::{Error, Origin},
+    local::resources::WHOLE,
+};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::{
@@ -87,6 +91,8 @@ pub(crate) struct NodeProcess {
     started: Instant,
     /// The same as a date.
     started_on: SystemTime,
+    /// What a task asks for that says nothing.
+    plain: Arc<Demand>,
     state: Mutex<State>,
 }
 
@@ -122,6 +128,18 @@ struct State {
 }
 
 impl State {
+    /// Where a task is that has been handed to a worker, by itself or in a pack.
+    fn run_of(&self, task: ObjectId, attempt: u32) -> Option<&Run> {
+        self.runs.get(&self.node.pack(task).unwrap_or((task, attempt)))
+    }
+
+    /// A pack that may have ended is not with its worker any more.
+    fn forget_pack(&mut self, pack: (ObjectId, u32)) {
+        if self.node.task(pack.0, pack.1).is_none() {
+            self.runs.remove(&pack);
+        }
+    }
+
     /// Sends what is for workers, what has come together in one piece.
     fn flush(&mut self) {
         while let Some(worker) = self.unsent.pop_first() {
@@ -155,6 +173,8 @@ struct JobState {
 struct Run {
     worker: ProcessId,
     _files: Vec<store::Object>,
+    /// Of a pack: the numbers that its tasks have in the process that submitted them, and what they are called.
+    pack: Option<(Box<[u64]>, Titled)>,
 }
 
 /// Where an actor is.
@@ -226,6 +246,7 @@ impl NodeProcess {
             cache: Cache::open(cache)?,
             started: Instant::now(),
             started_on: SystemTime::now(),
+            plain: Arc::new(Demand::cpus(WHOLE)),
             state: Mutex::new(State {
                 node,
                 shelf,
@@ -399,7 +420,7 @@ impl NodeProcess {
                 effects.push_back(more);
             }
             for (task, attempt) in out.stops {
-                match state.runs.get(&(task, attempt)) {
+                match state.run_of(task, attempt) {
                     Some(run) => {
                         let stop = self.envelope(run.worker, Letter::Stop { task, attempt }, Vec::new());
                         self.send(state, stop);
@@ -479,6 +500,8 @@ impl NodeProcess {
                     _ => state.shelf.remove(object), // who asks for it is told that it is lost
                 }
             }
+            Letter::Pack { first, is_granted } => self.pack_arrived(state, from, (first, is_granted), payload, out),
+            Letter::Results { owner } => self.results(state, from, owner, payload, out),
             Letter::Ended { id, attempt, is_call, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
                 self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
@@ -684,6 +707,14 @@ impl NodeProcess {
                 state.node.put(id, size);
             }
             out.send(id.owner, Message::Finished { task: id, attempt, outcome });
+        } else if let Some(pack) = state.node.pack(id) {
+            self.packed_ended(state, pack, &[(id, 0)]);
+            let is_inline = matches!(outcome, Outcome::Inline(_));
+            state.node.ended_by_itself(self.now(), (pack, id), outcome, out);
+            if is_inline && state.node.stores(id) {
+                let _ = self.keep(state, id, &value); // a small one always finds room
+            }
+            state.forget_pack(pack);
         } else {
             self.task_ended(state, id, attempt);
             match state.actors.get_mut(&id) {
@@ -707,6 +738,76 @@ impl NodeProcess {
         if stored.is_some() && !state.node.stores(id) {
             state.shelf.remove(id);
         }
+    }
+
+    /// Tasks have come that are to wait and go on as one.
+    fn pack_arrived(
+        self: &Arc<Self>,
+        state: &mut State,
+        from: ProcessId,
+        (first, is_granted): (ObjectId, bool),
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let body = payload.into_iter().next().unwrap_or_default();
+        let (demand, strategy) = (self.plain.clone(), Strategy::Default);
+        let count = Pack::count(&body) as u32;
+        let spec = TaskSpec {
+            id: first,
+            attempt: 1,
+            hop: 0,
+            count,
+            demand,
+            strategy,
+            args: Vec::new(),
+            stays: false,
+            body: Blob(body),
+        };
+        let specs = if (2..=pack::MOST).contains(&count) { vec![spec] } else { spec.unpack() };
+        for spec in specs {
+            let message = if is_granted { Message::Granted(spec) } else { Message::Submit(spec) };
+            state.node.handle(self.now(), from, message, out);
+        }
+    }
+
+    /// A worker tells the results of tasks that came in packs. They go to the owner as they are.
+    fn results(
+        self: &Arc<Self>,
+        state: &mut State,
+        from: ProcessId,
+        owner: ProcessId,
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let mut rest = payload.first().cloned().unwrap_or_default();
+        let mut ended = Vec::new();
+        let mut of = None;
+        loop {
+            let next = pack::next_result(&mut rest);
+            let pack = next.as_ref().and_then(|(number, ..)| state.node.pack(ObjectId { owner, number: *number }));
+            if let Some(done) = of.filter(|of| Some(*of) != pack) {
+                self.packed_ended(state, done, &ended);
+                let together = ended.drain(..).fold((0, 0), |(bits, all), (task, took)| {
+                    (bits | 1 << (task.number - done.0.number), all + u64::from(took))
+                });
+                state.node.ended_in_pack(self.now(), done, together, out);
+                state.forget_pack(done);
+            }
+            of = pack;
+            match (next, pack) {
+                (None, _) => break,
+                (Some((number, took, value)), Some(pack)) => {
+                    let task = ObjectId { owner, number };
+                    // What waits for it here need not wait for its owner.
+                    if state.node.fetches(task) && self.keep(state, task, &value).is_ok() {
+                        state.node.made(task, pack.1, value.len() as u64, out);
+                    }
+                    ended.push((task, took));
+                }
+                _ => {} // it was stopped, or its owner is dead
+            }
+        }
+        self.send(state, Envelope { from, to: owner, letter: Letter::Results { owner }, payload });
     }
 
     /// Fetches a large object from another node, and takes it as pushed when it is here.
@@ -803,6 +904,10 @@ impl NodeProcess {
         if let Some(worker) = job.worker(kind) {
             return self.hand_over(state, worker, spec);
         }
+        if spec.count > 1 {
+            // Each waits for the worker by itself, and can be stopped.
+            return state.node.start_apart(self.now(), (spec.id, spec.attempt), out);
+        }
         if job.wait(kind, spec)
             && let Some(known) = job.job.clone()
         {
@@ -814,6 +919,15 @@ impl NodeProcess {
     }
 
     fn hand_over(&self, state: &mut State, worker: ProcessId, spec: TaskSpec) {
+        if spec.count > 1 {
+            let pack = Pack::read(&spec.body).map(|pack| {
+                let numbers = pack.members.iter().map(|member| member.number).collect();
+                (numbers, Titled::of_pack(&pack.common))
+            });
+            state.runs.insert((spec.id, spec.attempt), Run { worker, _files: Vec::new(), pack });
+            let run = self.envelope(worker, Letter::RunPack { first: spec.id }, vec![spec.body.0]);
+            return self.send(state, run);
+        }
         let (mut arguments, mut files, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for arg in &spec.args {
             let kept = match arg {
@@ -833,7 +947,7 @@ impl NodeProcess {
                 None => files.push(Some((PathBuf::new(), 0))),
             }
         }
-        state.runs.insert((spec.id, spec.attempt), Run { worker, _files: held });
+        state.runs.insert((spec.id, spec.attempt), Run { worker, _files: held, pack: None });
         if spec.stays {
             state.actors.insert(spec.id, ActorPlace { worker, attempt: spec.attempt, is_made: false });
         }
@@ -1111,10 +1225,11 @@ impl NodeProcess {
     fn waits_asked(&self, state: &mut State, from: ProcessId, look: u64, asked: ProcessId, objects: Vec<ObjectId>) {
         let mut of_workers: BTreeMap<Option<ProcessId>, Vec<ObjectId>> = BTreeMap::new();
         for object in objects {
+            let packed = || state.run_of(object, 1).map(|run| run.worker);
             let mut runs = state.runs.range((object, 0)..=(object, u32::MAX)).map(|(_, run)| run.worker);
             let calls =
                 || state.workers.iter().find(|(_, worker)| worker.calls.contains_key(&object)).map(|(id, _)| *id);
-            of_workers.entry(runs.next_back().or_else(calls)).or_default().push(object);
+            of_workers.entry(runs.next_back().or_else(packed).or_else(calls)).or_default().push(object);
         }
         for (worker, objects) in of_workers {
             let envelope = match worker {

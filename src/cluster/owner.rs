@@ -49,15 +49,18 @@
 use super::{
     capacity::Demand,
     head::BEAT,
+    pack::{self, Common, Member},
     protocol::{
         Arg, Effects, Failure, GroupSpec, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy,
         TaskSpec, lost, ms,
     },
+    rows::Rows,
     wire::Blob,
 };
 use crate::error::{Error, Origin};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -77,11 +80,29 @@ pub(crate) struct Work {
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
     pub(crate) args: Vec<WorkArg>,
-    pub(crate) body: Blob,
+    pub(crate) body: WorkBody,
     /// How often it may be started, after the death of nodes and workers.
     pub(crate) attempts: u32,
     /// It goes on after it has finished well: an actor.
     pub(crate) stays: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum WorkBody {
+    Alone(Blob),
+    /// Of several that went together. The rest is in their records.
+    Packed(Common),
+}
+
+impl WorkBody {
+    /// As one that travels alone, which it does if it has to go again.
+    pub(crate) fn alone(&self, member: Option<&Member>) -> Blob {
+        match (self, member) {
+            (WorkBody::Alone(body), _) => body.clone(),
+            (WorkBody::Packed(common), Some(member)) => common.order(member),
+            (WorkBody::Packed(_), None) => unreachable!("what went in a pack has its part in its record"),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +196,9 @@ struct Record {
     /// Records that stay, and need this one to be made again.
     lineage: u32,
     /// How it is made; `None`: it was put, or somebody was asked for it.
-    work: Option<Work>,
+    work: Option<Arc<Work>>,
+    /// What only it has of a work that it shares.
+    member: Option<Member>,
     /// The task whose result it is a part of.
     part_of: Option<u64>,
     /// How many objects behind it are parts of its result.
@@ -237,12 +260,17 @@ pub(crate) struct Owner {
     on: Option<ProcessId>,
     /// The node that its tasks go to first; without one they go to the head.
     node: Option<ProcessId>,
-    records: BTreeMap<u64, Record>,
+    records: Rows<Record>,
     next: u64,
     groups: BTreeMap<u64, (GroupSpec, Group)>,
     /// Nodes that may be sent so many small tasks, and how many have been.
     grants: VecDeque<(ProcessId, u32)>,
-    granted: u32,
+    /// How many go to the first of them before it is the next one's turn.
+    turn: u32,
+    /// How many are left, how few before more are asked for, and whether any was used since the last tick.
+    left: u32,
+    few: u32,
+    is_used: bool,
     dead: BTreeSet<ProcessId>,
     /// Those of them whose claims count still, and until when, once that is known.
     late: BTreeMap<ProcessId, Option<Nanos>>,
@@ -269,11 +297,14 @@ impl Owner {
             id,
             on: wish,
             node: None,
-            records: BTreeMap::new(),
+            records: Rows::default(),
             next: 1,
             groups: BTreeMap::new(),
             grants: VecDeque::new(),
-            granted: 0,
+            turn: 0,
+            left: 0,
+            few: 0,
+            is_used: false,
             dead: BTreeSet::new(),
             late: BTreeMap::new(),
             beat: 0,
@@ -286,7 +317,7 @@ impl Owner {
 
     /// Of an object of this owner.
     fn record(&self, object: ObjectId) -> Option<&Record> {
-        self.records.get(&object.number).filter(|_| object.owner == self.id)
+        self.records.get(object.number).filter(|_| object.owner == self.id)
     }
 
     fn name(&self, number: u64) -> ObjectId {
@@ -305,6 +336,7 @@ impl Owner {
                 claims: BTreeMap::new(),
                 lineage: 0,
                 work: None,
+                member: None,
                 part_of: None,
                 parts: 0,
                 attempt: 0,
@@ -355,7 +387,7 @@ impl Owner {
 
     /// An expected object is made by this process.
     pub(crate) fn moved(&mut self, object: ObjectId, at: ProcessId) {
-        let Some(record) = self.records.get_mut(&object.number) else { return };
+        let Some(record) = self.records.get_mut(object.number) else { return };
         if record.work.is_none() && record.is_under_way() {
             record.at = Some(at);
             if self.dead.contains(&at) {
@@ -383,17 +415,37 @@ impl Owner {
         self.name(number)
     }
 
+    /// The node that may be sent one more small task, in a pack, and whether to stay there ([`Message::Granted`]);
+    /// [`Owner::submit_packed`] is to follow.
+    pub(crate) fn goes_to(&mut self, out: &mut Effects) -> Option<(ProcessId, bool)> {
+        if self.closing.is_some() {
+            return None;
+        }
+        let granted = self.granted(out).map(|node| (node, true));
+        granted.or(self.node.map(|node| (node, false)))
+    }
+
+    /// Submits a plain task without arguments that are objects, which is on its way to that node already.
+    pub(crate) fn submit_packed(&mut self, to: ProcessId, work: Arc<Work>, member: Member) -> ObjectId {
+        let number = self.enter(State::Pending);
+        if let Some(record) = self.records.get_mut(number) {
+            (record.work, record.member) = (Some(work), Some(member));
+            (record.attempt, record.at) = (1, Some(to));
+        }
+        self.name(number)
+    }
+
     /// The same for a task whose result comes in so many parts, each with one handle: their numbers follow that of the
     /// task.
     pub(crate) fn submit_split(&mut self, work: Work, parts: u64, out: &mut Effects) -> ObjectId {
         let number = self.enter(State::Pending);
         for _ in 0..parts {
             let part = self.enter(State::Pending);
-            if let Some(part) = self.records.get_mut(&part) {
+            if let Some(part) = self.records.get_mut(part) {
                 part.part_of = Some(number);
             }
         }
-        if let Some(record) = self.records.get_mut(&number) {
+        if let Some(record) = self.records.get_mut(number) {
             (record.parts, record.lineage) = (parts, parts as u32);
         }
         self.make(number, work, out);
@@ -409,12 +461,12 @@ impl Owner {
 
     fn make(&mut self, number: u64, work: Work, out: &mut Effects) {
         for object in work.objects() {
-            if let Some(record) = self.records.get_mut(&object.number) {
+            if let Some(record) = self.records.get_mut(object.number) {
                 record.lineage += 1;
             }
         }
-        if let Some(record) = self.records.get_mut(&number) {
-            record.work = Some(work);
+        if let Some(record) = self.records.get_mut(number) {
+            record.work = Some(Arc::new(work));
         }
         self.steps.push(Step::Launch(number));
         self.run(out);
@@ -456,10 +508,10 @@ impl Owner {
         });
         out.send(HEAD, Message::JoinOwner { wish: self.node.or(self.on), on: self.on, groups: groups.collect() });
         let mut nodes = BTreeSet::new();
-        for (number, record) in &self.records {
+        for (number, record) in self.records.iter() {
             match record.at {
                 Some(node) if record.should_be_at(node) => drop(nodes.insert(node)),
-                None if record.is_sent() => self.steps.push(Step::Resend(*number)),
+                None if record.is_sent() => self.steps.push(Step::Resend(number)),
                 _ => {}
             }
         }
@@ -476,11 +528,11 @@ impl Owner {
     pub(crate) fn close(&mut self, job: ProcessId, out: &mut Effects) {
         self.closing = Some(job);
         let mut places = BTreeSet::new();
-        for (number, record) in &self.records {
+        for (number, record) in self.records.iter() {
             if record.is_sent() {
                 places.extend([Some(HEAD), record.at, record.via].into_iter().flatten());
             } else if record.is_under_way() && record.work.is_some() {
-                self.steps.push(Step::End(*number, record.attempt, State::Failed(self.shutdown(*number))));
+                self.steps.push(Step::End(number, record.attempt, State::Failed(self.shutdown(number))));
             }
             places.extend(record.stays_at());
         }
@@ -513,7 +565,7 @@ impl Owner {
     /// Asks a node for the tasks that should be there.
     fn check(&self, node: ProcessId, out: &mut Effects) {
         let there = self.records.iter().filter(|(_, record)| record.should_be_at(node));
-        let tasks: Vec<_> = there.map(|(number, record)| (self.name(*number), record.attempt)).collect();
+        let tasks: Vec<_> = there.map(|(number, record)| (self.name(number), record.attempt)).collect();
         if !tasks.is_empty() {
             out.send(node, Message::Check { tasks });
         }
@@ -545,22 +597,22 @@ impl Owner {
         };
         self.enter(state);
         self.next = next.max(number + 1);
-        if let Some(record) = self.records.get_mut(&number) {
-            record.work = Some(work);
+        if let Some(record) = self.records.get_mut(number) {
+            record.work = Some(Arc::new(work));
             (record.attempt, record.uncounted, record.at) = (attempt, uncounted, at);
         }
     }
 
     /// One more handle.
     pub(crate) fn retain(&mut self, object: ObjectId) {
-        if let Some(record) = self.records.get_mut(&object.number) {
+        if let Some(record) = self.records.get_mut(object.number) {
             record.handles += 1;
         }
     }
 
     /// One handle less.
     pub(crate) fn release(&mut self, object: ObjectId, out: &mut Effects) {
-        if let Some(record) = self.records.get_mut(&object.number) {
+        if let Some(record) = self.records.get_mut(object.number) {
             record.handles -= 1;
         }
         self.steps.push(Step::Settle(object.number));
@@ -570,7 +622,7 @@ impl Owner {
     /// Ends a task that has not ended or that stays, wherever it is; what depends on it fails. One part of its result
     /// stands for all.
     pub(crate) fn cancel(&mut self, object: ObjectId, out: &mut Effects) {
-        if self.records.contains_key(&object.number) {
+        if self.records.contains(object.number) {
             self.fail(object, Arc::new(Error::Cancelled { origin: self.origin(object.number) }), out);
         }
     }
@@ -578,7 +630,7 @@ impl Owner {
     /// The same, for another reason.
     pub(crate) fn fail(&mut self, object: ObjectId, failure: Failure, out: &mut Effects) {
         let object = self.maker(object);
-        let Some(record) = self.records.get(&object.number) else { return };
+        let Some(record) = self.records.get(object.number) else { return };
         let (attempt, at) = (record.attempt, record.at);
         if record.is_under_way() {
             self.steps.push(Step::End(object.number, attempt, State::Failed(failure)));
@@ -597,7 +649,7 @@ impl Owner {
 
     /// Starts what has stayed and ended once more. `false`: it has no attempt left, and has failed.
     pub(crate) fn restart(&mut self, object: ObjectId, out: &mut Effects) -> bool {
-        let Some(record) = self.records.get_mut(&object.number) else { return false };
+        let Some(record) = self.records.get_mut(object.number) else { return false };
         if !matches!(record.state, State::Ended) {
             return false;
         }
@@ -640,7 +692,7 @@ impl Owner {
     pub(crate) fn want(&mut self, object: ObjectId, out: &mut Effects) -> bool {
         self.steps.push(Step::Revive(object.number));
         self.run(out);
-        let state = self.records.get(&object.number).map(|record| &record.state);
+        let state = self.records.get(object.number).map(|record| &record.state);
         !matches!(state, Some(State::Pending | State::Lost | State::Ended))
     }
 
@@ -651,7 +703,7 @@ impl Owner {
             .filter(|record| record.is_under_way())
             .and_then(|record| record.work.as_ref());
         let is_missing = |arg: &ObjectId| self.record(*arg).is_some_and(Record::is_under_way);
-        work.into_iter().flat_map(Work::objects).filter(is_missing).collect()
+        work.into_iter().flat_map(|work| work.objects()).filter(is_missing).collect()
     }
 
     /// Whether its first end has been told.
@@ -700,8 +752,10 @@ impl Owner {
             return; // whatever it did is done again
         }
         match message {
-            Message::Placed { task, attempt, hop, node, via } => {
-                self.placed(task.number, attempt, hop, (node, via), out);
+            Message::Placed { task, count, attempt, hop, node, via } => {
+                for number in (task.number..).take(count as usize) {
+                    self.placed(number, attempt, hop, (node, via), out);
+                }
             }
             Message::Unplaceable { task, attempt, why } => {
                 let failure = Error::Infeasible { origin: self.origin(task.number), reason: why.to_string() };
@@ -710,7 +764,7 @@ impl Owner {
             Message::Finished { task, attempt, outcome } => self.finished(from, task.number, attempt, outcome, out),
             Message::Locate { object, not } => self.locate(from, object.number, &not, out),
             Message::Holds { object, attempt } => {
-                match self.records.get_mut(&object.number).map(|record| &mut record.state) {
+                match self.records.get_mut(object.number).map(|record| &mut record.state) {
                     Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
                         nodes.insert(from);
                     }
@@ -720,7 +774,7 @@ impl Owner {
             Message::Claim { object } => self.claim(from, object, out),
             Message::Unclaim { object } => self.unclaim(from, object.number),
             Message::Ended { task, attempt, .. } => {
-                let record = self.records.get(&task.number);
+                let record = self.records.get(task.number);
                 if record.is_some_and(|record| record.attempt == attempt && record.stays_at() == Some(from)) {
                     self.stays_no_more(task.number, out);
                 }
@@ -736,9 +790,11 @@ impl Owner {
             Message::Grant { nodes } => {
                 let dead = &self.dead;
                 self.grants = nodes.into_iter().filter(|(node, _)| !dead.contains(node)).collect();
+                self.left = self.grants.iter().map(|(_, left)| left).sum();
+                (self.few, self.turn) = (self.left / 2, 0);
             }
             Message::Lacks { task, attempt } => {
-                let record = self.records.get(&task.number).filter(|record| record.attempt == attempt);
+                let record = self.records.get(task.number).filter(|record| record.attempt == attempt);
                 match record.map(|record| (record.is_sent() && record.at == Some(from), record.stays_at())) {
                     Some((true, _)) => self.steps.push(Step::Resend(task.number)),
                     Some((_, Some(node))) if node == from => self.stays_no_more(task.number, out),
@@ -771,16 +827,23 @@ impl Owner {
             self.beat = now;
             out.send(HEAD, Message::Beat);
         }
-        self.grants.clear(); // much has happened since
+        // Much happens in the time between two ticks: what is used is granted anew.
+        match std::mem::take(&mut self.is_used) {
+            true if self.left > 0 => {
+                self.few = 0;
+                out.send(HEAD, Message::More);
+            }
+            _ => self.forget_grants(),
+        }
         for until in self.late.values_mut() {
             until.get_or_insert(now + GRACE);
         }
         let over: Vec<_> = self.late.iter().filter(|(_, until)| **until <= Some(now)).map(|(id, _)| *id).collect();
         for process in over {
             self.late.remove(&process);
-            for (number, record) in &mut self.records {
+            for (number, record) in self.records.iter_mut() {
                 if record.claims.remove(&process).is_some() {
-                    self.steps.push(Step::Settle(*number));
+                    self.steps.push(Step::Settle(number));
                 }
             }
         }
@@ -790,7 +853,7 @@ impl Owner {
     /// What errors say about it.
     fn origin(&self, number: u64) -> Box<Origin> {
         let mut origin = (self.origins)(self.name(number));
-        if let Some(record) = self.records.get(&number) {
+        if let Some(record) = self.records.get(number) {
             origin.attempt = record.attempt.max(1);
         }
         origin
@@ -821,7 +884,7 @@ impl Owner {
 
     /// `process` has handles to it.
     fn claim(&mut self, process: ProcessId, object: ObjectId, out: &mut Effects) {
-        match self.records.get_mut(&object.number) {
+        match self.records.get_mut(object.number) {
             Some(record) if !matches!(record.state, State::Freed) => {
                 *record.claims.entry(process).or_default() += 1;
                 out.send(process, Message::Claimed { object });
@@ -831,7 +894,7 @@ impl Owner {
     }
 
     fn unclaim(&mut self, process: ProcessId, number: u64) {
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         if let Some(count) = record.claims.get_mut(&process) {
             *count -= 1;
             if *count == 0 {
@@ -844,7 +907,7 @@ impl Owner {
     /// What stayed has ended by itself; whoever asked for it decides what is next.
     fn stays_no_more(&mut self, number: u64, out: &mut Effects) {
         self.replace(number, State::Ended, out);
-        if let Some(record) = self.records.get(&number) {
+        if let Some(record) = self.records.get(number) {
             out.ended.push((self.name(number), record.attempt));
         }
     }
@@ -852,7 +915,7 @@ impl Owner {
     /// Drops its value wherever it is.
     fn replace(&mut self, number: u64, state: State, out: &mut Effects) {
         let object = self.name(number);
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {
             for node in nodes {
                 out.send(*node, Message::Free { object, attempt: record.attempt });
@@ -864,7 +927,7 @@ impl Owner {
 
     /// Brings a task on its way, as soon as its arguments are there.
     fn launch(&mut self, number: u64, out: &mut Effects) {
-        let Some(work) = self.records.get(&number).and_then(|record| record.work.clone()) else { return };
+        let Some(work) = self.records.get(number).and_then(|record| record.work.clone()) else { return };
         let mut missing = BTreeSet::new();
         let mut failed = None;
         // What waits only for tasks of one node waits there: it starts as soon as they have ended, and no message
@@ -872,7 +935,7 @@ impl Owner {
         let mut waits_there = matches!(work.strategy, Strategy::Default) && !work.stays;
         let mut there = None;
         for object in work.objects() {
-            let Some(arg) = self.records.get_mut(&object.number) else { continue };
+            let Some(arg) = self.records.get_mut(object.number) else { continue };
             arg.pins += 1;
             match &arg.state {
                 State::Pending | State::Lost | State::Ended | State::Freed => {
@@ -891,11 +954,11 @@ impl Owner {
         }
         let there = there.filter(|_| waits_there);
         for object in &missing {
-            if let Some(arg) = self.records.get_mut(object) {
+            if let Some(arg) = self.records.get_mut(*object) {
                 arg.dependents.insert(number);
             }
         }
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         record.state = State::Pending;
         record.attempt += 1;
         (record.at, record.via, record.hop) = (None, None, 0);
@@ -914,12 +977,12 @@ impl Owner {
     /// Sends a task on its way: to the node that makes its arguments (`there`), or where it belongs.
     fn send(&mut self, number: u64, there: Option<ProcessId>, out: &mut Effects) {
         let id = self.name(number);
-        let Some(record) = self.records.get(&number) else { return };
+        let Some(record) = self.records.get(number) else { return };
         let (attempt, Some(work)) = (record.attempt, &record.work) else { return };
         let args = work.args.iter().map(|arg| match arg {
             WorkArg::Value(value) => Arg::Inline(value.clone()),
             WorkArg::Foreign(object) => Arg::Object { id: *object, size: 0, holders: Vec::new() },
-            WorkArg::Object(object) => match self.records.get(&object.number).map(|record| &record.state) {
+            WorkArg::Object(object) => match self.records.get(object.number).map(|record| &record.state) {
                 Some(State::Inline { value, .. }) => Arg::Inline(value.clone()),
                 Some(State::Stored { size, holders }) => {
                     Arg::Object { id: *object, size: *size, holders: holders.iter().copied().collect() }
@@ -932,11 +995,12 @@ impl Owner {
             id,
             attempt,
             hop: 0,
+            count: 1,
             demand: work.demand.clone(),
             strategy: work.strategy.clone(),
             args: args.collect(),
             stays: work.stays,
-            body: work.body.clone(),
+            body: work.body.alone(record.member.as_ref()),
         };
         let node = match &mut spec.strategy {
             // The head is asked on the way on which it has heard of the group.
@@ -952,9 +1016,9 @@ impl Owner {
         let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
         let granted = there.filter(|there| Some(*there) != node).or_else(|| {
             // What waits for a task must be where that is.
-            if is_small && there.is_none() { self.granted() } else { None }
+            if is_small && there.is_none() { self.granted(out) } else { None }
         });
-        if let Some(record) = self.records.get_mut(&number) {
+        if let Some(record) = self.records.get_mut(number) {
             record.at = granted.or(node);
         }
         match (granted, node) {
@@ -965,18 +1029,34 @@ impl Owner {
     }
 
     /// A node that may have one more small task: each in turn.
-    fn granted(&mut self) -> Option<ProcessId> {
-        const TURN: u32 = 16;
+    fn granted(&mut self, out: &mut Effects) -> Option<ProcessId> {
+        const TURNS: RangeInclusive<u32> = 16..=pack::MOST;
         let (node, left) = self.grants.front_mut()?;
         let node = *node;
+        if self.turn == 0 {
+            // Who may have many is quick.
+            self.turn = (*left / 16).clamp(*TURNS.start(), *TURNS.end());
+        }
         *left -= 1;
-        self.granted += 1;
+        self.turn -= 1;
+        self.left -= 1;
+        self.is_used = true;
         if *left == 0 {
             self.grants.pop_front();
-        } else if self.granted.is_multiple_of(TURN) {
+            self.turn = 0;
+        } else if self.turn == 0 {
             self.grants.rotate_left(1);
         }
+        if self.left < self.few {
+            self.few = 0;
+            out.send(HEAD, Message::More);
+        }
         Some(node)
+    }
+
+    fn forget_grants(&mut self) {
+        self.grants.clear();
+        (self.turn, self.left, self.few) = (0, 0, 0);
     }
 
     fn placed(
@@ -987,7 +1067,7 @@ impl Owner {
         (node, via): (ProcessId, Option<ProcessId>),
         out: &mut Effects,
     ) {
-        match self.records.get_mut(&number) {
+        match self.records.get_mut(number) {
             Some(record) if record.is_under_way() && record.attempt == attempt => {
                 // News of an earlier hop may come later, on another link.
                 if hop < record.hop || hop == record.hop && via.is_some() {
@@ -1008,7 +1088,7 @@ impl Owner {
     }
 
     fn again(&mut self, number: u64, why: &str) {
-        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else { return };
+        let Some(record) = self.records.get_mut(number).filter(|record| record.is_under_way()) else { return };
         let attempt = record.attempts();
         let why = match &record.work {
             None => why.to_owned(),
@@ -1025,7 +1105,7 @@ impl Owner {
 
     /// As [`Owner::again`], for one that nobody has.
     fn resend(&mut self, number: u64) {
-        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_sent()) else { return };
+        let Some(record) = self.records.get_mut(number).filter(|record| record.is_sent()) else { return };
         record.uncounted += 1;
         self.unpin(number);
         self.steps.push(Step::Launch(number));
@@ -1033,9 +1113,9 @@ impl Owner {
 
     /// Gives up the pins of an attempt.
     fn unpin(&mut self, number: u64) {
-        let work = self.records.get(&number).and_then(|record| record.work.clone());
-        for arg in work.iter().flat_map(Work::objects) {
-            if let Some(arg) = self.records.get_mut(&arg.number) {
+        let work = self.records.get(number).and_then(|record| record.work.clone());
+        for arg in work.iter().flat_map(|work| work.objects()) {
+            if let Some(arg) = self.records.get_mut(arg.number) {
                 arg.pins -= 1;
             }
             self.steps.push(Step::Settle(arg.number));
@@ -1046,11 +1126,11 @@ impl Owner {
         let object = self.name(number);
         let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
         // A part that was lost has come again before anybody has asked for it.
-        let part = self.records.get_mut(&number).filter(|record| record.part_of.is_some());
+        let part = self.records.get_mut(number).filter(|record| record.part_of.is_some());
         if let Some(part) = part.filter(|part| matches!(part.state, State::Lost)) {
             part.state = State::Pending;
         }
-        let Some(record) = self.records.get_mut(&number).filter(|record| record.is_under_way()) else {
+        let Some(record) = self.records.get_mut(number).filter(|record| record.is_under_way()) else {
             // Nobody wants it, or another attempt was first. It may be one that stays.
             if is_well {
                 out.send(from, Message::Retire { task: object, attempt });
@@ -1095,7 +1175,7 @@ impl Owner {
     /// Its task has ended, with this attempt or an earlier one.
     fn end(&mut self, number: u64, attempt: u32, state: State, out: &mut Effects) {
         let object = self.name(number);
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         if !record.is_under_way() || attempt > record.attempt {
             return;
         }
@@ -1112,7 +1192,7 @@ impl Owner {
         }
         let missing = std::mem::take(&mut record.missing);
         for arg in missing {
-            if let Some(arg) = self.records.get_mut(&arg) {
+            if let Some(arg) = self.records.get_mut(arg) {
                 arg.dependents.remove(&number);
             }
         }
@@ -1120,14 +1200,14 @@ impl Owner {
         self.unpin(number);
         self.there(number, out);
         // One was lost after it had come once more.
-        if well && parts.into_iter().any(|part| self.records.get(&part).is_some_and(Record::is_under_way)) {
+        if well && parts.into_iter().any(|part| self.records.get(part).is_some_and(Record::is_under_way)) {
             self.make_again(number, out);
         }
     }
 
     /// It is there, or has failed: tells those that wait for it.
     fn there(&mut self, number: u64, out: &mut Effects) {
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         let dependents = std::mem::take(&mut record.dependents);
         let askers = std::mem::take(&mut record.asked_by);
         let failure = match &record.state {
@@ -1142,7 +1222,7 @@ impl Owner {
             self.locate(asker, number, &[], out);
         }
         for dependent in dependents {
-            let Some(record) = self.records.get_mut(&dependent) else { continue };
+            let Some(record) = self.records.get_mut(dependent) else { continue };
             if !record.missing.remove(&number) {
                 continue;
             }
@@ -1158,7 +1238,7 @@ impl Owner {
     }
 
     fn revive(&mut self, number: u64, out: &mut Effects) {
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         if !matches!(record.state, State::Lost | State::Freed) {
             return;
         }
@@ -1176,7 +1256,7 @@ impl Owner {
             },
         };
         let failure = self.lost(number, why);
-        if let Some(record) = self.records.get_mut(&number) {
+        if let Some(record) = self.records.get_mut(number) {
             record.state = State::Failed(failure);
         }
         self.there(number, out);
@@ -1184,7 +1264,7 @@ impl Owner {
 
     /// A part of its result is lost.
     fn make_again(&mut self, whole: u64, out: &mut Effects) {
-        if self.records.get(&whole).is_some_and(|record| !record.is_under_way()) {
+        if self.records.get(whole).is_some_and(|record| !record.is_under_way()) {
             self.replace(whole, State::Freed, out);
             self.steps.push(Step::Revive(whole));
         }
@@ -1193,7 +1273,7 @@ impl Owner {
     /// A node asks who has an object; those in `not` have not.
     fn locate(&mut self, from: ProcessId, number: u64, not: &[ProcessId], out: &mut Effects) {
         let object = self.name(number);
-        let Some(record) = self.records.get_mut(&number) else {
+        let Some(record) = self.records.get_mut(number) else {
             return out.send(from, Message::Lost { object, why: lost(object, NO_HANDLE) });
         };
         if let State::Stored { holders, .. } = &mut record.state {
@@ -1224,12 +1304,14 @@ impl Owner {
         self.dead.insert(process);
         self.late.insert(process, None);
         self.grants.retain(|(node, _)| *node != process);
+        self.left = self.grants.iter().map(|(_, left)| left).sum();
+        self.turn = 0;
         if self.node == Some(process) {
             self.node = None; // until the head names another
         }
         let stayed = self.records.iter().filter(|(_, record)| record.stays_at() == Some(process));
-        let stayed: Vec<u64> = stayed.map(|(number, _)| *number).collect();
-        for (number, record) in &mut self.records {
+        let stayed: Vec<u64> = stayed.map(|(number, _)| number).collect();
+        for (number, record) in self.records.iter_mut() {
             record.asked_by.remove(&process);
             match &mut record.state {
                 State::Stored { holders, .. } if *holders == BTreeSet::from([process]) => record.state = State::Lost,
@@ -1241,7 +1323,7 @@ impl Owner {
             }
             if record.is_under_way() && [record.at, record.via].contains(&Some(process)) {
                 let why = if record.work.is_some() { NODE_DIED } else { MAKER_DIED };
-                self.steps.push(Step::Again(*number, why.into()));
+                self.steps.push(Step::Again(number, why.into()));
             }
         }
         for number in stayed {
@@ -1252,7 +1334,7 @@ impl Owner {
     /// Frees the value, and drops the record, if nobody needs them.
     fn settle(&mut self, number: u64, out: &mut Effects) {
         let object = self.name(number);
-        let Some(record) = self.records.get_mut(&number) else { return };
+        let Some(record) = self.records.get_mut(number) else { return };
         if record.is_needed() || record.is_under_way() {
             return;
         }
@@ -1265,16 +1347,16 @@ impl Owner {
             self.replace(number, State::Freed, out);
         }
         if lineage == 0 {
-            let removed = self.records.remove(&number);
+            let removed = self.records.remove(number);
             if let Some(whole) = removed.as_ref().and_then(|record| record.part_of) {
-                if let Some(whole) = self.records.get_mut(&whole) {
+                if let Some(whole) = self.records.get_mut(whole) {
                     whole.lineage -= 1;
                 }
                 self.steps.push(Step::Settle(whole));
             }
             let work = removed.and_then(|record| record.work);
-            for arg in work.iter().flat_map(Work::objects) {
-                if let Some(arg) = self.records.get_mut(&arg.number) {
+            for arg in work.iter().flat_map(|work| work.objects()) {
+                if let Some(arg) = self.records.get_mut(arg.number) {
                     arg.lineage -= 1;
                 }
                 self.steps.push(Step::Settle(arg.number));
@@ -1320,7 +1402,7 @@ mod tests {
 
     fn submit(owner: &mut Owner, args: Vec<WorkArg>, attempts: u32, stays: bool) -> (ObjectId, Effects) {
         let mut out = Effects::default();
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Alone(Blob::default()));
         let work = Work { demand, strategy: Strategy::Default, args, body, attempts, stays };
         (owner.submit(work, &mut out), out)
     }
@@ -1347,7 +1429,7 @@ mod tests {
         let text = owner.failure(waits).unwrap().to_string();
         assert!(text.starts_with("task `") && text.contains("has shut down"), "{text}");
         // Where it moves to is told, once; and so is the next head.
-        let placed = Message::Placed { task: moves, attempt: 1, hop: 1, node: OTHER, via: None };
+        let placed = Message::Placed { task: moves, count: 1, attempt: 1, hop: 1, node: OTHER, via: None };
         assert!(matches!(say(&mut owner, HEAD, placed.clone()).sends[..], [(OTHER, Message::Close { job: US })]));
         assert!(say(&mut owner, HEAD, placed).sends.is_empty());
         let mut out = Effects::default();
@@ -1382,7 +1464,7 @@ mod tests {
 
     /// One that waits here for what it depends on: a node does not keep those that are to be spread.
     fn submit_spread(owner: &mut Owner, argument: ObjectId) -> ObjectId {
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Alone(Blob::default()));
         let (strategy, args) = (Strategy::Spread, vec![WorkArg::Object(argument)]);
         let work = Work { demand, strategy, args, body, attempts: 1, stays: false };
         owner.submit(work, &mut Effects::default())
@@ -1563,7 +1645,7 @@ mod tests {
         let group = owner.create_group(vec![Demand::cpus(1_000)], Policy::Pack, None, &mut out);
         assert!(matches!(owner.group(group), Some(Group::Waiting)));
         let in_bundle = |owner: &mut Owner| {
-            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Alone(Blob::default()));
             let strategy = Strategy::Bundle { group, bundle: 0, node: None };
             let mut out = Effects::default();
             owner.submit(Work { demand, strategy, args: Vec::new(), body, attempts: 1, stays: false }, &mut out);
@@ -1588,7 +1670,7 @@ mod tests {
     fn what_is_expected_can_be_made_by_a_task_unless_it_has_failed() {
         let mut owner = owner();
         let work = |owner: &Owner| {
-            let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
+            let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Alone(Blob::default()));
             let args = vec![WorkArg::Object(owner.name(1))];
             Work { demand, strategy: Strategy::Default, args, body, attempts: 1, stays: false }
         };
@@ -1610,7 +1692,7 @@ mod tests {
     }
 
     fn split(owner: &mut Owner, attempts: u32) -> (ObjectId, [ObjectId; 2]) {
-        let (demand, body) = (Arc::new(Demand::cpus(1_000)), Blob::default());
+        let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Alone(Blob::default()));
         let work = Work { demand, strategy: Strategy::Default, args: Vec::new(), body, attempts, stays: false };
         let whole = owner.submit_split(work, 2, &mut Effects::default());
         (whole, [1, 2].map(|part| ObjectId { number: whole.number + part, ..whole }))
@@ -1732,7 +1814,7 @@ mod tests {
         assert_eq!(finish(&mut owner, actor, 1).done, [(actor, true)]);
         assert_eq!(owner.place(actor), Some(NODE));
         // The head's news of its place may come after that of its end.
-        let placed = Message::Placed { task: actor, attempt: 1, hop: 1, node: NODE, via: None };
+        let placed = Message::Placed { task: actor, count: 1, attempt: 1, hop: 1, node: NODE, via: None };
         assert!(say(&mut owner, HEAD, placed).sends.is_empty());
         let out = release(&mut owner, actor);
         assert!(matches!(out.sends[..], [(NODE, Message::Cancel { .. })]), "{:?}", out.sends);
@@ -1791,7 +1873,7 @@ mod tests {
         say(&mut first, NODE, finished);
         let (attempt, uncounted, there) = first.kept(actor).expect("it is known");
         assert_eq!((attempt, uncounted, there.as_ref().map(|there| there.0)), (1, 0, Some(NODE)));
-        let work = first.records.get(&actor.number).and_then(|record| record.work.clone()).expect("a task");
+        let work = first.records.get(actor.number).and_then(|record| record.work.clone()).expect("a task");
         for is_there in [true, false] {
             let mut second = owner();
             second.restore(actor.number, work.clone(), (attempt, uncounted), there.clone().filter(|_| is_there));

@@ -7,7 +7,11 @@
 //! Both ends are the same executable or trust each other with it; lengths are checked so that a worker that breaks
 //! off in the middle of a frame, or writes garbage, costs its node nothing but that worker.
 
-use super::wire::Envelope;
+use super::{
+    pack,
+    protocol::{ObjectId, ProcessId},
+    wire::{Envelope, Letter},
+};
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -43,6 +47,8 @@ enum Output {
 #[derive(Default)]
 struct State {
     buffer: Vec<u8>,
+    /// Where the last frame begins, if it is one of results, and for whom they are.
+    results: Option<(usize, ProcessId)>,
     is_busy: bool,
     is_broken: bool,
 }
@@ -83,10 +89,46 @@ impl Sender {
     /// Puts a letter behind those before it; somebody has to flush them. Says how many bytes wait.
     pub(crate) fn put(&self, envelope: &Envelope) -> usize {
         let state = &mut *self.0.state.lock();
+        state.put(envelope);
+        state.buffer.len()
+    }
+
+    /// The same for the result of a task that came in a pack, with others for the same owner.
+    pub(crate) fn put_result(&self, from: ProcessId, object: ObjectId, took: u32, value: &[u8]) -> usize {
+        let state = &mut *self.0.state.lock();
+        let owner = object.owner;
         if state.is_broken {
             return 0;
         }
-        let buffer = &mut state.buffer;
+        match state.results.filter(|(_, to)| *to == owner) {
+            Some((at, _)) => {
+                let before = state.buffer.len();
+                pack::write_result(object.number, took, value, &mut state.buffer);
+                let by = (state.buffer.len() - before) as u64;
+                if let Some(length) = state.buffer.get_mut(at + 8..).and_then(|rest| rest.first_chunk_mut::<8>()) {
+                    *length = (u64::from_le_bytes(*length) + by).to_le_bytes();
+                }
+            }
+            None => {
+                let mut results = Vec::new();
+                pack::write_result(object.number, took, value, &mut results);
+                let (to, letter) = (from.station(), Letter::Results { owner });
+                let at = state.buffer.len();
+                state.put(&Envelope { from, to, letter, payload: vec![results.into()] });
+                state.results = Some((at, owner));
+            }
+        }
+        state.buffer.len()
+    }
+}
+
+impl State {
+    fn put(&mut self, envelope: &Envelope) {
+        if self.is_broken {
+            return;
+        }
+        self.results = None;
+        let buffer = &mut self.buffer;
         let at = buffer.len();
         buffer.extend([0; 4]);
         buffer.extend((envelope.payload.len() as u32).to_le_bytes());
@@ -96,7 +138,6 @@ impl Sender {
         let length = (buffer.len() - start) as u32;
         buffer[at..at + 4].copy_from_slice(&length.to_le_bytes());
         envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
-        buffer.len()
     }
 }
 
@@ -114,6 +155,7 @@ impl Shared {
                 }
                 rest.clear();
                 std::mem::swap(&mut rest, &mut state.buffer);
+                state.results = None;
                 at = 0;
             }
             let written = match &self.output {
@@ -145,6 +187,7 @@ impl Shared {
     fn leave(self: Arc<Self>, mut rest: Vec<u8>) {
         {
             let state = &mut *self.state.lock();
+            state.results = None;
             rest.append(&mut state.buffer);
             state.buffer = rest;
         }

@@ -184,6 +184,9 @@ pub(crate) struct TaskSpec {
     pub(crate) attempt: u32,
     /// How often this attempt has been handed on.
     pub(crate) hop: u32,
+    /// 1, or so many tasks whose objects have numbers in a row: a *pack*. All are plain, have no arguments but values, and
+    /// are in their first attempt.
+    pub(crate) count: u32,
     pub(crate) demand: Arc<Demand>,
     pub(crate) strategy: Strategy,
     pub(crate) args: Vec<Arg>,
@@ -260,13 +263,16 @@ pub(crate) enum Message {
     Assign(TaskSpec),
     /// Head to an owner that has many small tasks: send so many of the next ones to these nodes yourself.
     Grant { nodes: Vec<(ProcessId, u32)> },
+    /// Owner to the head: half of what it was granted is used up, or some of it was not used for long.
+    More,
     /// Owner to a node that it was granted, or that makes what the task waits for: keep it.
     Granted(TaskSpec),
     /// Node to node: it was yours to steal.
     Stolen(TaskSpec),
     /// To the owner: this attempt is on that node now, after so many hops; or on its way there from
     /// `via`, and lost if either dies, until `node` says the same without `via`.
-    Placed { task: ObjectId, attempt: u32, hop: u32, node: ProcessId, via: Option<ProcessId> },
+    /// `count`: it is a pack of so many.
+    Placed { task: ObjectId, count: u32, attempt: u32, hop: u32, node: ProcessId, via: Option<ProcessId> },
     /// Head to the owner: no node can ever run it.
     Unplaceable { task: ObjectId, attempt: u32, why: Arc<str> },
     /// Node to the owner.
@@ -421,7 +427,17 @@ mod tests {
         let args = vec![Arg::Inline(bytes.clone()), Arg::Object { id, size: 1 << 40, holders: vec![HEAD] }];
         let demand = Arc::new(Demand { gpu: Some(crate::gpu::GpuRequest::share(250).into()), ..Demand::cpus(1_000) });
         let strategy = Strategy::Labels(vec![("zone".into(), "a".into())]);
-        TaskSpec { id, attempt: 1, hop: 2, demand, strategy, args, stays: true, body: Blob(bytes.to_vec().into()) }
+        TaskSpec {
+            id,
+            attempt: 1,
+            hop: 2,
+            count: 1,
+            demand,
+            strategy,
+            args,
+            stays: true,
+            body: Blob(bytes.to_vec().into()),
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl<T: Object> RemoteCell<T> {
         Ok(self.value.get_or_init(|| {
             let value = self
                 .arrived
-                .share()
+                .peek(Bytes::clone)
                 .map_err(|error| (*error).clone())
                 .and_then(|bytes| guarded("a value that arrived", || self.decode(&bytes)));
             match value {

@@ -6,6 +6,7 @@
 use super::{
     endpoint::{Config, Endpoint, Event, Incarnation, Message, Next, Pump, SendError, StartError},
     image::platform,
+    pack::{self, Packing},
     protocol::{HEAD, ProcessId},
     secure::Key,
     transport::omq::Omq,
@@ -13,8 +14,9 @@ use super::{
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -57,17 +59,17 @@ impl fmt::Debug for Station {
 
 #[derive(Default)]
 struct Routes {
-    peers: HashMap<ProcessId, Incarnation>,
-    names: HashMap<Incarnation, ProcessId>,
+    peers: FxHashMap<ProcessId, Incarnation>,
+    names: FxHashMap<Incarnation, ProcessId>,
     /// For those who cannot take it now.
-    waiting: HashMap<ProcessId, VecDeque<Message>>,
-    asked: HashSet<ProcessId>,
+    waiting: FxHashMap<ProcessId, VecDeque<Message>>,
+    asked: FxHashSet<ProcessId>,
     /// The head was there, and is gone: it is told nothing, for the next one would not understand it.
     is_headless: bool,
     /// Stations that are no more.
-    gone: HashSet<ProcessId>,
+    gone: FxHashSet<ProcessId>,
     /// Letters that are arriving in parts.
-    arriving: HashMap<Incarnation, Arriving>,
+    arriving: FxHashMap<Incarnation, Arriving>,
 }
 
 struct Arriving {
@@ -156,6 +158,43 @@ impl Station {
             self.ask_for(routes, to);
         }
         routes.waiting.insert(to, messages);
+    }
+
+    /// Sends a task in a pack: in the one that was begun for that station last, if it has not left and nothing has come
+    /// after it, and `goes_on` says so; otherwise it is the first of another.
+    pub(crate) fn pack(&self, task: &Packing<'_>) {
+        let first = || {
+            let mut pack = Vec::new();
+            pack::write(task.common, task.number, task.value, true, &mut pack);
+            let letter = Letter::Pack { first: task.object, is_granted: task.is_granted };
+            Envelope { from: self.me, to: task.to, letter, payload: vec![pack.into()] }
+        };
+        {
+            let routes = &*self.routes.lock();
+            let is_waiting = routes.waiting.contains_key(&task.to) || routes.gone.contains(&task.to);
+            if let (Some(peer), false) = (routes.peers.get(&task.to), is_waiting)
+                && let Some(endpoint) = &*self.endpoint.lock()
+            {
+                let write = |open: &mut Vec<u8>, last: Option<usize>| match last {
+                    Some(at) if task.goes_on => {
+                        let before = open.len();
+                        pack::write(task.common, task.number, task.value, false, open);
+                        let by = open.len() - before;
+                        grow_small(open, at, by);
+                        Some(at)
+                    }
+                    _ => {
+                        let at = open.len();
+                        write_small(&first(), open);
+                        Some(at)
+                    }
+                };
+                if endpoint.append_or_grow(*peer, |out| out.push(SMALL), write).unwrap_or(true) {
+                    return;
+                }
+            }
+        }
+        self.post(&first());
     }
 
     fn ask_for(&self, routes: &mut Routes, station: ProcessId) {
@@ -438,6 +477,13 @@ fn write_small(envelope: &Envelope, out: &mut Vec<u8>) {
     let length = (out.len() - start) as u32;
     out[at..at + 4].copy_from_slice(&length.to_le_bytes());
     envelope.payload.iter().for_each(|payload| out.extend_from_slice(payload));
+}
+
+/// The only payload of the small letter that begins there has become longer.
+fn grow_small(out: &mut [u8], at: usize, by: usize) {
+    if let Some(length) = out.get_mut(at + 8..).and_then(|rest| rest.first_chunk_mut::<4>()) {
+        *length = (u32::from_le_bytes(*length) + by as u32).to_le_bytes();
+    }
 }
 
 /// The next of some small letters.

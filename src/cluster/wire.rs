@@ -223,6 +223,18 @@ impl Outgoing {
 /// The beginning of an order: its value is written before the rest is known, and only once.
 pub(crate) struct Beginning(Vec<u8>);
 
+impl Beginning {
+    /// Of an order whose value has neither handles nor arrays.
+    pub(crate) fn new(driver: ProcessId, value: &[u8]) -> Beginning {
+        let mut out = Vec::with_capacity(ORDER_HEAD + value.len() + 128);
+        for number in [driver.0, ORDER_HEAD as u64, value.len() as u64] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(value);
+        Beginning(out)
+    }
+}
+
 /// What stands in front of an order's value.
 const ORDER_HEAD: usize = 24;
 
@@ -491,6 +503,19 @@ pub(crate) enum Letter {
         body: Blob,
         devices: Vec<GpuLease>,
         files: Vec<Option<(PathBuf, u64)>>,
+    },
+    /// Owner to a node: as `Granted`, or as `Submit`; the payload is a pack, the first of which makes this object.
+    Pack {
+        first: ObjectId,
+        is_granted: bool,
+    },
+    /// Node to worker: run these tasks; the payload is a pack.
+    RunPack {
+        first: ObjectId,
+    },
+    /// Worker to node, and that to the owner: tasks of packs have ended well, and the payload is their results.
+    Results {
+        owner: ProcessId,
     },
     /// Node to worker: nobody wants it any more. A caller to its actor's node, for a call.
     Stop {

@@ -1,8 +1,10 @@
 //! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
 
 use super::{
-    client::{self, Client, Post},
+    client::{self, Client},
+    pack::{Carrier, Pack},
     pipe,
+    protocol::{ObjectId, ProcessId},
     wire::{Envelope, Letter},
 };
 use crate::local::{
@@ -17,12 +19,12 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{
-            AtomicBool, AtomicUsize,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
     thread::{self, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How often the client is told the time.
@@ -43,11 +45,7 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     };
     let letters = pipe::Sender::waiting(output);
     let results = Results::start(letters.clone(), cpus)?;
-    let (to_node, of_tasks) = (letters.clone(), results.clone());
-    let post: Post = Box::new(move |envelope| match envelope.letter {
-        Letter::Ended { .. } => of_tasks.send(&envelope),
-        _ => to_node.send(&envelope),
-    });
+    let post = Box::new(ToNode { me: you, letters: letters.clone(), results: results.clone() });
     let core = Core::open(Config {
         // The node admits what comes from elsewhere; this bounds what tasks submit here.
         total: Amounts { cpu: cpus.max(WHOLE), ..Amounts::default() },
@@ -84,8 +82,12 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         let more = loop {
             match received.next() {
                 Ok(Some(envelope)) => {
-                    if matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. }) {
-                        results.expect();
+                    match &envelope.letter {
+                        Letter::Run { .. } | Letter::Call { .. } => results.expect(1),
+                        Letter::RunPack { .. } => {
+                            results.expect(envelope.payload.first().map_or(0, Pack::count));
+                        }
+                        _ => {}
                     }
                     client.receive(envelope);
                 }
@@ -104,6 +106,26 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     }
 }
 
+/// The way to everybody is the pipe to the node.
+struct ToNode {
+    me: ProcessId,
+    letters: pipe::Sender,
+    results: Arc<Results>,
+}
+
+impl Carrier for ToNode {
+    fn post(&self, envelope: Envelope) {
+        match envelope.letter {
+            Letter::Ended { .. } => self.results.send(&envelope),
+            _ => self.letters.send(&envelope),
+        }
+    }
+
+    fn result(&self, object: ObjectId, value: &[u8]) {
+        self.results.send_result(self.me, object, value);
+    }
+}
+
 /// Sends results. While more tasks wait here than run they may wait for each other, for a moment: many small tasks
 /// then take one system call together, and not one each.
 struct Results {
@@ -111,6 +133,9 @@ struct Results {
     cpus: usize,
     /// Tasks and calls that have come, and not ended.
     here: AtomicUsize,
+    /// When the last one has ended, or the first has come, in nanoseconds since the start.
+    ended: AtomicU64,
+    started: Instant,
     /// Whether `flusher` is not asleep.
     is_awake: AtomicBool,
     flusher: OnceLock<Thread>,
@@ -127,6 +152,8 @@ impl Results {
             letters,
             cpus: cpus.div_ceil(WHOLE) as usize,
             here: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
+            started: Instant::now(),
             is_awake: AtomicBool::new(false),
             flusher: OnceLock::new(),
         });
@@ -136,13 +163,30 @@ impl Results {
         Ok(results)
     }
 
-    fn expect(&self) {
-        self.here.fetch_add(1, Relaxed);
+    fn expect(&self, count: usize) {
+        if self.here.fetch_add(count, Relaxed) == 0 {
+            self.ended.store(self.now(), Relaxed);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
     }
 
     fn send(&self, result: &Envelope) {
+        self.sent(self.letters.put(result));
+    }
+
+    fn send_result(&self, me: ProcessId, object: ObjectId, value: &[u8]) {
+        let now = self.now();
+        let took = now.saturating_sub(self.ended.swap(now, Relaxed));
+        let took = u32::try_from(took).unwrap_or(u32::MAX);
+        self.sent(self.letters.put_result(me, object, took, value));
+    }
+
+    /// One more waits to be sent, and so many bytes.
+    fn sent(&self, waiting: usize) {
         let left = self.here.fetch_sub(1, Relaxed).saturating_sub(1);
-        let waiting = self.letters.put(result);
         if left <= self.cpus || waiting > Self::MANY {
             self.letters.flush();
         } else if !self.is_awake.swap(true, SeqCst)

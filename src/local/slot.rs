@@ -313,6 +313,19 @@ impl<T, B> Slot<T, B> {
         }
     }
 
+    /// Looks at the value of a slot that is done, under its lock: no code of the user's.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn peek<R>(&self, look: impl FnOnce(&T) -> R) -> Outcome<R> {
+        match &*self.state.lock() {
+            State::Ready(value) => Ok(look(value)),
+            State::Shared(shared, _) => Ok(look(shared)),
+            State::Failed(error) => Err(error.clone()),
+            State::Pending(_) | State::Waiting { .. } | State::Gone => {
+                unreachable!("a held handle keeps its finished value")
+            }
+        }
+    }
+
     /// A copy of the value. Small plain values are copied under the lock, others from an `Arc`,
     /// so that no long-running or re-entrant `Clone` of the user's runs while the lock is held.
     pub(crate) fn copy(&self) -> Outcome<T>

@@ -21,8 +21,9 @@ use crate::cluster::{
     transport::{self, ConnectionId, Parts, Refused, Transport},
 };
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     mem,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -64,10 +65,10 @@ pub(super) struct Io<T> {
     transport: T,
     start: Instant,
     now: Now,
-    connections: HashMap<ConnectionId, Connection>,
+    connections: FxHashMap<ConnectionId, Connection>,
     /// Those that may be strangers, the oldest first.
     strangers: VecDeque<(ConnectionId, Now)>,
-    peers: HashMap<Incarnation, Peer>,
+    peers: FxHashMap<Incarnation, Peer>,
     dials: Dials,
     /// Peers whose links may have something to send.
     touched: Vec<Incarnation>,
@@ -79,7 +80,7 @@ pub(super) struct Io<T> {
     /// How often something was delivered since anything was sent.
     rounds: u32,
     /// What was dealt with, and is not reported yet.
-    dealt: HashMap<Incarnation, Credit>,
+    dealt: FxHashMap<Incarnation, Credit>,
 }
 
 impl<T: Transport> Io<T> {
@@ -92,9 +93,9 @@ impl<T: Transport> Io<T> {
             deliveries: VecDeque::new(),
             start: Instant::now(),
             now: Now::ZERO,
-            connections: HashMap::new(),
+            connections: FxHashMap::default(),
             strangers: VecDeque::new(),
-            peers: HashMap::new(),
+            peers: FxHashMap::default(),
             dials: Dials::new(setup.config.retry),
             touched: Vec::new(),
             tick: Now::MAX,
@@ -102,7 +103,7 @@ impl<T: Transport> Io<T> {
             closing: None,
             over: None,
             rounds: ROUNDS,
-            dealt: HashMap::new(),
+            dealt: FxHashMap::default(),
             setup,
         };
         Ok((io, address))

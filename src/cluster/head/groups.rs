@@ -535,7 +535,17 @@ mod tests {
             let (args, body) = (Vec::new(), crate::cluster::wire::Blob::default());
             self.say(
                 OWNER,
-                Message::Place(TaskSpec { id, attempt: 1, hop: 0, demand, strategy, args, stays: false, body }),
+                Message::Place(TaskSpec {
+                    id,
+                    attempt: 1,
+                    hop: 0,
+                    count: 1,
+                    demand,
+                    strategy,
+                    args,
+                    stays: false,
+                    body,
+                }),
             );
         }
     }

@@ -7,7 +7,8 @@ use crate::{
         image::platform,
         look,
         node::Seen,
-        protocol::{ObjectId, ProcessId},
+        pack::{Common, Pack},
+        protocol::{ObjectId, ProcessId, TaskSpec},
         runs::Run,
         wire::{Order, Question, Site, Title, shown},
     },
@@ -33,7 +34,23 @@ pub(super) struct Titled {
     location: Option<Box<str>>,
 }
 
+impl Titled {
+    /// What the tasks of a pack are called, each of which has a number of its own.
+    pub(super) fn of_pack(common: &Common) -> Titled {
+        let location = Some(Box::from(&*common.location));
+        Titled { function: common.function, number: 0, name: None, location }
+    }
+}
+
 impl State {
+    /// What a task is called; of a pack, all of its tasks.
+    fn titled_task(&self, driver: ProcessId, spec: &TaskSpec) -> Titled {
+        match Pack::read(&spec.body).filter(|_| spec.count > 1) {
+            Some(pack) => Titled::of_pack(&pack.common),
+            None => self.titled(driver, &spec.body),
+        }
+    }
+
     fn titled(&self, driver: ProcessId, order: &[u8]) -> Titled {
         let Some(title) = Title::of(order) else {
             return Titled { function: Site::default(), number: 0, name: Some("?".into()), location: None };
@@ -51,9 +68,9 @@ impl State {
         titled.name.clone().or_else(known).unwrap_or_else(unnamed)
     }
 
-    fn name_of(&self, order: &[u8]) -> Arc<str> {
-        match Order::driver(order) {
-            Some(driver) => self.name(driver, &self.titled(driver, order)),
+    fn name_of(&self, spec: &TaskSpec) -> Arc<str> {
+        match Order::driver(&spec.body) {
+            Some(driver) => self.name(driver, &self.titled_task(driver, spec)),
             None => "?".into(),
         }
     }
@@ -77,7 +94,7 @@ impl State {
         let first = tasks.next();
         let count = usize::from(first.is_some()) + tasks.count() + worker.calls.len();
         let only = match (first, worker.calls.values().next()) {
-            (Some(task), _) => Some(self.name_of(&task.spec.body)),
+            (Some(task), _) => Some(self.name_of(task.spec)),
             (None, Some(call)) => Some(self.name(worker.driver, &call.titled)),
             (None, None) => worker.last.clone(),
         };
@@ -105,6 +122,26 @@ impl NodeProcess {
             let (number, pid) = (titled.number, worker.pid);
             state.timeline.push(Run { name, kind: "task", number, driver, program, pid, start, end });
         }
+    }
+
+    /// Notes when tasks of a pack ran, which have just ended, each with how long it took if that is known.
+    pub(super) fn packed_ended(&self, state: &mut State, pack: (ObjectId, u32), ended: &[(ObjectId, u32)]) {
+        let since = state.node.task(pack.0, pack.1).and_then(|task| task.since);
+        let run = state.runs.get(&pack).and_then(|run| Some((run.worker, run.pack.as_ref()?)));
+        let (Some(since), Some((worker, (numbers, titled)))) = (since, run) else { return };
+        let Some(driver) = state.workers.get(&worker).map(|worker| worker.driver) else { return };
+        let (name, program) = (state.name(driver, titled), state.program(driver));
+        let Some(worker) = state.workers.get_mut(&worker) else { return };
+        let now = self.now();
+        for (task, took) in ended {
+            let number = numbers.get((task.number - pack.0.number) as usize).copied().unwrap_or_default();
+            let start = since.max(worker.ended).min(now);
+            let end = if *took == 0 { now } else { (start + u64::from(*took)).min(now) };
+            worker.ended = end;
+            let (name, program) = (name.clone(), program.clone());
+            state.timeline.push(Run { name, kind: "task", number, driver, program, pid: worker.pid, start, end });
+        }
+        worker.last = Some(name);
     }
 
     /// A call goes to a worker.
@@ -209,12 +246,13 @@ impl NodeProcess {
         let (_, objects, fetches) = state.node.holds();
         let is_actor = |id: &ObjectId| state.actors.get(id).is_some_and(|place| place.is_made);
         let tasks: Vec<_> = state.node.tasks().filter(|task| !is_actor(&task.spec.id)).collect();
+        let count = tasks.iter().map(|task| task.spec.count).sum::<u32>();
         let running = tasks.iter().filter(|task| task.runs()).count();
         let labels: BTreeMap<&str, &str> = state.node.labels().iter().map(|(key, value)| (&**key, &**value)).collect();
         json!({
             "node": self.name, "name": self.called(state), "address": self.station.address,
             "capacity": json_of(state.node.capacity()), "free": json_of(state.node.free()), "labels": labels,
-            "tasks": tasks.len(), "running": running, "actors": state.actors.len(),
+            "tasks": count, "running": running, "actors": state.actors.len(),
             "objects": objects, "fetching": fetches, "stored_bytes": stored_bytes(state),
             "sent_bytes": self.bulk.sent(), "workers": state.workers.len(), "pid": std::process::id(),
             "since_seconds": self.started.elapsed().as_secs_f64(),
@@ -229,7 +267,9 @@ impl NodeProcess {
         for task in state.node.tasks().filter(of_job) {
             actors += usize::from(task.spec.stays);
             // What is with a worker ahead of its turn is in its queue.
-            queued += usize::from(task.state() == TaskState::Queued && task.since.is_none());
+            if task.state() == TaskState::Queued && task.since.is_none() {
+                queued += task.spec.count;
+            }
             waiting += usize::from(task.state() == TaskState::WaitingForResources);
         }
         json!({ "cpus": f64::from(state.node.capacity().cpu) / 1e3,
@@ -240,13 +280,18 @@ impl NodeProcess {
     /// Actors that live are listed as such.
     fn tasks(&self, state: &State, job: Option<ProcessId>) -> Value {
         let is_made = |id: &ObjectId| state.actors.get(id).is_some_and(|place| place.is_made);
-        let tasks = state.node.tasks().filter(|task| !is_made(&task.spec.id)).filter_map(|task| {
+        let tasks = state.node.tasks().filter(|task| !is_made(&task.spec.id)).flat_map(|task| {
             let spec = task.spec;
+            let all = if spec.count > 1 { spec.clone().open() } else { vec![spec.clone()] };
+            all.into_iter().map(move |spec| (spec, task))
+        });
+        let tasks = tasks.filter(|(spec, task)| task.spec.count == 1 || state.node.pack(spec.id).is_some());
+        let tasks = tasks.filter_map(|(spec, task)| {
             let driver = Order::driver(&spec.body).unwrap_or(spec.id.owner);
             if job.is_some_and(|job| job != driver) {
                 return None;
             }
-            let on = state.runs.get(&(spec.id, spec.attempt)).map(|run| run.worker);
+            let on = state.run_of(spec.id, spec.attempt).map(|run| run.worker);
             let since = task.since.filter(|_| task.runs());
             let (phase, words) = match task.state() {
                 TaskState::Running if on.is_none() => (TaskState::Queued, "starting"),
@@ -299,7 +344,7 @@ impl NodeProcess {
             let title = task.as_ref().and_then(|task| Title::of(&task.spec.body));
             Some(json!({ "of": id, "number": title.as_ref().map_or(0, |title| title.number),
                     "node": self.called(state), "node_id": self.name, "id": shown(*id),
-                    "name": task.as_ref().map(|task| state.name_of(&task.spec.body)),
+                    "name": task.as_ref().map(|task| state.name_of(task.spec)),
                     "job": worker.map(|worker| state.program(worker.driver)),
                     "pid": worker.map(|worker| worker.pid), "starts": place.attempt, "calls": calls,
                     "state": if place.is_made { "alive" } else { "starting" },

@@ -4,7 +4,7 @@
 use super::{Options, random::Random, shell};
 use crate::cluster::{
     capacity::Demand,
-    owner::{Work, WorkArg},
+    owner::{Work, WorkArg, WorkBody},
     protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
     wire::Blob,
 };
@@ -94,7 +94,7 @@ pub(super) fn work(
     if !options.mixed {
         let body = Body { time, size: 8, fails: false, parts: 0 };
         let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
-        let body = body.to_bytes();
+        let body = WorkBody::Alone(body.to_bytes());
         return (Work { demand, strategy, args: Vec::new(), body, attempts: 10, stays: false }, Vec::new());
     }
     let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
@@ -159,7 +159,10 @@ pub(super) fn work(
             }
         };
     }
-    (Work { demand: Arc::new(demand), strategy, args, body: body.to_bytes(), attempts: 10, stays }, inside)
+    (
+        Work { demand: Arc::new(demand), strategy, args, body: WorkBody::Alone(body.to_bytes()), attempts: 10, stays },
+        inside,
+    )
 }
 
 fn made_to_fail() -> Error {

@@ -871,7 +871,7 @@ impl<'a> World<'a> {
         }
         let groups = self.drivers.get(&id).map(|driver| &driver.groups);
         let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
-        let parts = Body::from_bytes(&work.body).parts;
+        let parts = Body::from_bytes(&work.body.alone(None)).parts;
         let object = self.with(id, |shell, out| shell.submit(work, parts, inside, out))?;
         self.submitted.insert(object, self.now);
         if self.options.borrowing {

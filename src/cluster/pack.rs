@@ -1,0 +1,251 @@
+//! Packs: small tasks of one function that a program submits in a row go to a node, wait there and go on to their
+//! worker as one piece, and many of their results come back as one.
+//!
+//! A pack is made where it leaves (see [`Carrier`]): as long as the last letter to a node has not left, the next task is
+//! added to it. So what is submitted alone leaves at once, and alone, and what comes faster than it leaves comes together.
+//!
+//! ```text
+//! pack    = driver: u64, offset: i64, hash of the name: u64, length of the place: u16, place, tasks
+//! task    = number in the process that submits it: u64, length: u32, the value of its arguments
+//! results = number of the object: u64, nanoseconds: u32, length: u32, value, ...               (all little-endian)
+//! ```
+//! The objects that the tasks make have numbers in a row.
+
+use super::{
+    protocol::{ObjectId, ProcessId, TaskSpec},
+    wire::{Beginning, Blob, Envelope, Order, Parcel, Site},
+};
+use bytes::{Buf, Bytes};
+use std::sync::Arc;
+
+/// So many tasks are a pack, at most.
+pub(crate) const MOST: u32 = 128;
+/// Longer values travel alone.
+pub(crate) const LONGEST: usize = 512;
+
+/// What the tasks of a pack have alike.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Common {
+    pub(crate) driver: ProcessId,
+    pub(crate) function: Site,
+    /// Where they were submitted.
+    pub(crate) location: Arc<str>,
+}
+
+/// What is different.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Member {
+    pub(crate) number: u64,
+    pub(crate) value: Bytes,
+}
+
+impl Common {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.driver.0.to_le_bytes());
+        out.extend(self.function.offset.to_le_bytes());
+        out.extend(self.function.name_hash.to_le_bytes());
+        out.extend((self.location.len() as u16).to_le_bytes());
+        out.extend(self.location.as_bytes());
+    }
+
+    /// A task of this kind as one that travels alone.
+    pub(crate) fn order(&self, member: &Member) -> Blob {
+        let order = Order {
+            function: self.function,
+            name: None,
+            location: self.location.clone(),
+            number: member.number,
+            parcel: Parcel::default(),
+            dependencies: Vec::new(),
+            extras: None,
+        };
+        order.encode(Beginning::new(self.driver, &member.value))
+    }
+}
+
+/// One more task, at the end of a pack, or of nothing.
+pub(crate) fn write(common: &Common, number: u64, value: &[u8], is_first: bool, out: &mut Vec<u8>) {
+    if is_first {
+        common.write(out);
+    }
+    out.extend(number.to_le_bytes());
+    out.extend((value.len() as u32).to_le_bytes());
+    out.extend(value);
+}
+
+/// A task on its way into a pack.
+pub(crate) struct Packing<'a> {
+    pub(crate) to: ProcessId,
+    /// It is to stay there.
+    pub(crate) is_granted: bool,
+    /// What it makes.
+    pub(crate) object: ObjectId,
+    pub(crate) common: &'a Common,
+    pub(crate) number: u64,
+    pub(crate) value: &'a [u8],
+    /// It belongs behind the one that was packed last.
+    pub(crate) goes_on: bool,
+}
+
+/// How what a process has to say leaves it. Nothing here waits.
+pub(crate) trait Carrier: Send + Sync {
+    fn post(&self, envelope: Envelope);
+
+    /// Whether tasks can leave in packs.
+    fn has_packs(&self) -> bool {
+        false
+    }
+
+    fn pack(&self, _task: &Packing<'_>) {}
+
+    /// The result of a task that came in a pack.
+    fn result(&self, _object: ObjectId, _value: &[u8]) {}
+}
+
+/// A pack that has arrived.
+pub(crate) struct Pack {
+    pub(crate) common: Common,
+    pub(crate) members: Vec<Member>,
+}
+
+impl Pack {
+    /// How many tasks an encoded pack has.
+    pub(crate) fn count(bytes: &Bytes) -> usize {
+        let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let place = bytes.get(24..).and_then(|rest| rest.first_chunk()).map_or(0, |length| u16::from_le_bytes(*length));
+        let (mut at, mut count) = (26 + usize::from(place), 0);
+        while let Some(length) = word(at + 8) {
+            at += 12 + length as usize;
+            count += 1;
+        }
+        count
+    }
+
+    pub(crate) fn read(bytes: &Bytes) -> Option<Pack> {
+        let mut rest = bytes.clone();
+        let driver = ProcessId(rest.try_get_u64_le().ok()?);
+        let (offset, name_hash) = (rest.try_get_i64_le().ok()?, rest.try_get_u64_le().ok()?);
+        let length = usize::from(rest.try_get_u16_le().ok()?);
+        let location = std::str::from_utf8(rest.get(..length)?).ok()?.into();
+        rest.advance(length);
+        let mut members = Vec::new();
+        while !rest.is_empty() {
+            let number = rest.try_get_u64_le().ok()?;
+            let length = rest.try_get_u32_le().ok()? as usize;
+            let value = (length <= rest.len()).then(|| rest.split_to(length))?;
+            members.push(Member { number, value });
+        }
+        Some(Pack { common: Common { driver, function: Site { offset, name_hash }, location }, members })
+    }
+}
+
+/// The job's driver, which stands first in a pack as in an order.
+impl TaskSpec {
+    /// Whether it is a pack with this task in it.
+    pub(crate) fn contains(&self, object: ObjectId) -> bool {
+        let (first, count) = (self.id.number, u64::from(self.count));
+        self.id.owner == object.owner && (first..first + count).contains(&object.number)
+    }
+
+    /// The objects that its tasks make.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = ObjectId> + use<> {
+        let (owner, first) = (self.id.owner, self.id.number);
+        (first..first + u64::from(self.count)).map(move |number| ObjectId { owner, number })
+    }
+
+    /// Each task as one that travels alone.
+    pub(crate) fn open(self) -> Vec<TaskSpec> {
+        if self.count == 1 { vec![self] } else { self.unpack() }
+    }
+
+    /// The tasks of a pack, also of one of one; what cannot be read has none.
+    pub(crate) fn unpack(self) -> Vec<TaskSpec> {
+        let Some(Pack { common, members }) = Pack::read(&self.body) else { return Vec::new() };
+        let alone = |(id, member): (ObjectId, &Member)| TaskSpec {
+            id,
+            count: 1,
+            demand: self.demand.clone(),
+            strategy: self.strategy.clone(),
+            args: Vec::new(),
+            body: common.order(member),
+            ..self
+        };
+        self.objects().zip(&members).map(alone).collect()
+    }
+}
+
+/// A result, at the end of others.
+pub(crate) fn write_result(object: u64, took: u32, value: &[u8], out: &mut Vec<u8>) {
+    out.extend(object.to_le_bytes());
+    out.extend(took.to_le_bytes());
+    out.extend((value.len() as u32).to_le_bytes());
+    out.extend(value);
+}
+
+/// The next of some results: the number of the object, how long its task took in nanoseconds, and the value.
+pub(crate) fn next_result(rest: &mut Bytes) -> Option<(u64, u32, Bytes)> {
+    let object = rest.try_get_u64_le().ok()?;
+    let took = rest.try_get_u32_le().ok()?;
+    let length = rest.try_get_u32_le().ok()? as usize;
+    let value = (length <= rest.len()).then(|| rest.split_to(length))?;
+    Some((object, took, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{capacity::Demand, protocol::Strategy, wire::Title};
+
+    fn common() -> Common {
+        let function = Site { offset: -9, name_hash: u64::MAX };
+        Common { driver: ProcessId(3), function, location: "src/main.rs:1:2".into() }
+    }
+
+    fn pack(values: &[&[u8]]) -> Bytes {
+        let mut out = Vec::new();
+        for (at, value) in values.iter().enumerate() {
+            write(&common(), 100 + at as u64, value, at == 0, &mut out);
+        }
+        out.into()
+    }
+
+    #[test]
+    fn a_pack_comes_apart_into_tasks_that_travel_alone() {
+        let body = Blob(pack(&[b"one", b"", b"three"]));
+        let id = ObjectId { owner: ProcessId(1 << 16), number: 7 };
+        let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
+        let spec =
+            TaskSpec { id, attempt: 1, hop: 0, count: 3, demand, strategy, args: Vec::new(), stays: false, body };
+        assert!(spec.contains(ObjectId { number: 9, ..id }) && !spec.contains(ObjectId { number: 10, ..id }));
+        assert_eq!(Pack::count(&spec.body), 3);
+        let tasks = spec.open();
+        assert_eq!(tasks.iter().map(|task| task.id.number).collect::<Vec<_>>(), [7, 8, 9]);
+        let orders: Vec<_> = tasks.iter().map(|task| Order::decode(&task.body).expect("an order")).collect();
+        assert_eq!(orders.iter().map(|order| order.number).collect::<Vec<_>>(), [100, 101, 102]);
+        assert_eq!(
+            orders.iter().map(|order| &order.parcel.bytes[..]).collect::<Vec<_>>(),
+            [&b"one"[..], b"", b"three"]
+        );
+        assert!(orders.iter().all(|order| order.function == common().function));
+        let titles = tasks.iter().map(|task| Title::of(&task.body).expect("a title").location);
+        assert!(titles.into_iter().all(|location| location == "src/main.rs:1:2"));
+        assert!(tasks.iter().all(|task| task.count == 1 && Order::driver(&task.body) == Some(ProcessId(3))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_packs_and_results_are_refused_or_read(cut in 0..200_usize, at in 0..200_usize, byte: u8, noise: Vec<u8>) {
+            let whole = pack(&[b"one", b"two", b"three"]);
+            let cut = whole.slice(..cut.min(whole.len()));
+            let mut changed = whole.to_vec();
+            let at = at.min(changed.len() - 1);
+            changed[at] = byte;
+            for bytes in [cut, changed.into(), noise.into()] {
+                // Anything but a panic.
+                let _ = (Pack::read(&bytes), Pack::count(&bytes));
+                let mut rest = bytes;
+                while next_result(&mut rest).is_some() {}
+            }
+        }
+    }
+}
