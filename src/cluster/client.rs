@@ -26,10 +26,10 @@ use super::{
     look,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
     pack::{self, Carrier, Common, Member, Pack, Packing},
-    protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
+    protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
     remote::{Remote, RemoteCell},
     rows::Rows,
-    running::{Made, Running},
+    running::{Made, PackRun, Running},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, ReplyTo, guarded},
@@ -721,7 +721,9 @@ impl Client {
             }),
             Letter::RunPack { first } => {
                 if let Some(pack) = payload.first().and_then(Pack::read) {
-                    self.run_pack(first, pack);
+                    let pack = PackRun::new(self, first, pack);
+                    self.running.lock().begin(&pack);
+                    self.core.schedule(pack);
                 }
             }
             Letter::Results { .. } => {
@@ -748,9 +750,18 @@ impl Client {
             }
             Letter::InFile { object, path, size } => self.in_file(object, &path, size),
             Letter::Stop { task, attempt } => {
-                let node = self.running.lock().node((task, attempt));
+                let (node, pack) = {
+                    let running = self.running.lock();
+                    let node = running.node((task, attempt));
+                    (node.clone(), running.pack(task).filter(|_| node.is_none()))
+                };
                 if let Some(node) = node {
                     node.cancel();
+                } else if pack.is_some_and(|pack| pack.withdraw(task)) {
+                    self.given.fetch_add(1, Ordering::Relaxed);
+                    let reply =
+                        Reply { client: self.clone(), id: task, attempt, kind: ReplyTo::Packed, inside: Vec::new() };
+                    reply.fail((*lost(task, "it was cancelled before it started")).clone());
                 }
                 let feeder = self.feeders.lock().get(&task).cloned();
                 if let Some(feeder) = feeder {
@@ -1854,20 +1865,18 @@ impl Client {
         }
     }
 
-    /// Tasks of another process's are to run here.
-    fn run_pack(self: &Arc<Self>, first: ObjectId, Pack { common, members }: Pack) {
-        for (number, member) in (first.number..).zip(members) {
-            let order = Order {
-                function: common.function,
-                name: None,
-                location: common.location.clone(),
-                number: member.number,
-                parcel: Parcel { bytes: member.value, ..Parcel::default() },
-                dependencies: Vec::new(),
-                extras: None,
-            };
-            self.run_order((ObjectId { number, ..first }, 1, true), order, Vec::new(), Vec::new());
-        }
+    /// One of a pack is to run here.
+    pub(super) fn run_member(self: &Arc<Self>, task: ObjectId, common: &Common, member: Member) {
+        let order = Order {
+            function: common.function,
+            name: None,
+            location: common.location.clone(),
+            number: member.number,
+            parcel: Parcel { bytes: member.value, ..Parcel::default() },
+            dependencies: Vec::new(),
+            extras: None,
+        };
+        self.run_order((task, 1, true), order, Vec::new(), Vec::new());
     }
 
     fn run_order(

@@ -4,12 +4,21 @@
 //! kept for a moment after they were sent: its node may have handed out one more that needs it before it knew. What
 //! comes too late asks its node.
 
-use super::protocol::ObjectId;
-use crate::{local::node::Node, serial::Given};
+use super::{
+    client::Client,
+    pack::{Common, Member, Pack},
+    protocol::ObjectId,
+};
+use crate::{
+    local::{Work, node::Node},
+    serial::Given,
+};
 use bytes::Bytes;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use std::{
     any::Any,
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     mem,
     sync::{Arc, Weak},
 };
@@ -25,11 +34,57 @@ type Key = (ObjectId, u32);
 
 #[derive(Default)]
 pub(super) struct Running {
-    tasks: BTreeMap<Key, Task>,
+    tasks: FxHashMap<Key, Task>,
+    /// The newest attempts, of those that are not the first.
+    again: FxHashMap<ObjectId, u32>,
+    /// Packs that may have tasks that have not come up.
+    packs: Vec<Weak<PackRun>>,
     /// Those that have ended, the oldest first, their bytes, and how many of them had ended at the last tick.
     over: VecDeque<Key>,
     bytes: usize,
     old: usize,
+}
+
+/// A pack whose tasks come up one by one, on the threads that run them: each time it is run it submits the next, and
+/// lies behind that in the queue. So all of a task is done on one thread, and while one waits others go on with the rest.
+pub(super) struct PackRun {
+    client: Arc<Client>,
+    common: Common,
+    /// Those that have not come up, with the objects that they make.
+    rest: Mutex<VecDeque<(ObjectId, Member)>>,
+}
+
+impl PackRun {
+    pub(super) fn new(client: &Arc<Client>, first: ObjectId, pack: Pack) -> Arc<PackRun> {
+        let objects = (first.number..).map(|number| ObjectId { number, ..first });
+        let rest = Mutex::new(objects.zip(pack.members).collect());
+        Arc::new(PackRun { client: client.clone(), common: pack.common, rest })
+    }
+
+    fn has(&self, task: ObjectId) -> bool {
+        self.rest.lock().iter().any(|(object, _)| *object == task)
+    }
+
+    /// Takes out a task that has not come up: it never will.
+    pub(super) fn withdraw(&self, task: ObjectId) -> bool {
+        let rest = &mut *self.rest.lock();
+        let at = rest.iter().position(|(object, _)| *object == task);
+        at.is_some_and(|at| rest.remove(at).is_some())
+    }
+}
+
+impl Work for PackRun {
+    fn run(self: Arc<Self>) {
+        let (next, is_last) = {
+            let rest = &mut *self.rest.lock();
+            (rest.pop_front(), rest.is_empty())
+        };
+        let Some((task, member)) = next else { return };
+        if !is_last {
+            self.client.core.schedule(self.clone());
+        }
+        self.client.run_member(task, &self.common, member);
+    }
 }
 
 struct Task {
@@ -41,6 +96,37 @@ impl Running {
     pub(super) fn start(&mut self, task: Key, node: Weak<dyn Node>, made: Option<Made>) {
         let result = made.map_or(Given::Nothing, Given::Made);
         self.tasks.insert(task, Task { node, result });
+        if task.1 > 1 {
+            let newest = self.again.entry(task.0).or_default();
+            *newest = task.1.max(*newest);
+        }
+    }
+
+    /// What is known of the attempts of a task, the newest first.
+    fn attempts(&self, object: ObjectId) -> impl Iterator<Item = &Task> {
+        let newest = self.again.get(&object).copied().unwrap_or(1);
+        (0..=newest).rev().filter_map(move |attempt| self.tasks.get(&(object, attempt)))
+    }
+
+    fn remove(&mut self, task: Key) -> Option<Task> {
+        let removed = self.tasks.remove(&task);
+        if !self.again.is_empty() && self.attempts(task.0).next().is_none() {
+            self.again.remove(&task.0);
+        }
+        removed
+    }
+
+    /// Tasks that come up one by one.
+    pub(super) fn begin(&mut self, pack: &Arc<PackRun>) {
+        if self.packs.len() >= 2 * self.packs.iter().filter(|pack| pack.strong_count() > 0).count().max(8) {
+            self.packs.retain(|pack| pack.strong_count() > 0);
+        }
+        self.packs.push(Arc::downgrade(pack));
+    }
+
+    /// The pack that a task is in which has not come up.
+    pub(super) fn pack(&self, task: ObjectId) -> Option<Arc<PackRun>> {
+        self.packs.iter().filter_map(Weak::upgrade).find(|pack| pack.has(task))
     }
 
     pub(super) fn node(&self, task: Key) -> Option<Arc<dyn Node>> {
@@ -49,8 +135,7 @@ impl Running {
 
     /// Of what is made here, the newest attempt.
     pub(super) fn newest(&self, object: ObjectId) -> Option<Arc<dyn Node>> {
-        let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
-        attempts.rev().find_map(|(_, task)| task.node.upgrade())
+        self.attempts(object).find_map(|task| task.node.upgrade())
     }
 
     /// All that has not ended.
@@ -61,15 +146,14 @@ impl Running {
 
     /// What is known here of an object that is made here, or was.
     pub(super) fn result(&self, object: ObjectId) -> Given {
-        let attempts = self.tasks.range((object, 0)..=(object, u32::MAX));
-        attempts.rev().map(|(_, task)| task.result.clone()).next().unwrap_or_default()
+        self.attempts(object).map(|task| task.result.clone()).next().unwrap_or_default()
     }
 
     /// It has ended, with this result if that is worth keeping. What is given back is to be dropped.
     pub(super) fn end(&mut self, task: Key, result: Option<Bytes>) -> Option<Given> {
         let entry = self.tasks.get_mut(&task)?;
         let (Given::Made(_), Some(result)) = (&entry.result, result) else {
-            return Some(self.tasks.remove(&task)?.result);
+            return Some(self.remove(task)?.result);
         };
         self.bytes += result.len();
         self.over.push_back(task);
@@ -83,7 +167,7 @@ impl Running {
     fn forget(&mut self) {
         let Some(task) = self.over.pop_front() else { return };
         self.old = self.old.saturating_sub(1);
-        if let Some(Task { result: Given::Value(value), .. }) = self.tasks.remove(&task) {
+        if let Some(Task { result: Given::Value(value), .. }) = self.remove(task) {
             self.bytes -= value.len();
         }
     }
