@@ -82,6 +82,11 @@ impl View {
         self.place
     }
 
+    /// The node that it is on, if no letter waits for that to be known.
+    pub(super) fn takes_at_once(&self) -> Option<ProcessId> {
+        self.place.filter(|_| self.waiting.is_empty())
+    }
+
     /// Its owner is asked before the next call.
     fn look_again(&mut self) {
         (self.place, self.asked) = (None, false);

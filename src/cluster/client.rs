@@ -25,14 +25,14 @@ use super::{
     function::{Descriptor, FunctionError, resolve_here},
     look,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
-    pack::{self, Carrier, Common, Member, Pack, Packing},
+    pack::{self, Carrier, Common, Member, Pack, PackKind, Packing},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
     remote::{Remote, RemoteCell},
     rows::Rows,
     running::{Made, PackRun, Running},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
-    travel::{Arrival, Arrived, Incoming, Reply, ReplyTo, guarded},
+    travel::{Arrival, Arrived, Incoming, Reply, guarded},
     wire::{
         self, Beginning, Detach, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site,
     },
@@ -215,14 +215,15 @@ impl Cells {
     }
 }
 
-/// The pack that the last task went into.
+/// The pack that the last task or call went into.
 struct LastPack {
     to: ProcessId,
-    is_granted: bool,
-    work: Arc<Work>,
-    function: Site,
+    kind: PackKind,
+    common: Arc<Common>,
     location: &'static Location<'static>,
-    /// The object that one more task would make, and how many there are.
+    /// Of tasks.
+    work: Option<Arc<Work>>,
+    /// The object that one more would make, and how many there are.
     next: u64,
     count: u32,
 }
@@ -719,11 +720,20 @@ impl Client {
                     out.trash.push(Box::new(handles));
                 }
             }),
-            Letter::RunPack { first } => {
-                if let Some(pack) = payload.first().and_then(Pack::read) {
-                    let pack = PackRun::new(self, first, pack);
-                    self.running.lock().begin(&pack);
-                    self.core.schedule(pack);
+            Letter::Pack { first, kind } => {
+                let Some(pack) = payload.first().and_then(Pack::read) else { return };
+                match kind {
+                    PackKind::Tasks { .. } => {
+                        let pack = PackRun::new(self, first, pack);
+                        self.running.lock().begin(&pack);
+                        self.core.schedule(pack);
+                    }
+                    PackKind::Calls { actor, caller } => {
+                        for (number, member) in (first.number..).zip(pack.members) {
+                            let id = ObjectId { number, ..first };
+                            self.call_here((id, true), actor, caller, pack.common.alone(member));
+                        }
+                    }
                 }
             }
             Letter::Results { .. } => {
@@ -759,8 +769,14 @@ impl Client {
                     node.cancel();
                 } else if pack.is_some_and(|pack| pack.withdraw(task)) {
                     self.given.fetch_add(1, Ordering::Relaxed);
-                    let reply =
-                        Reply { client: self.clone(), id: task, attempt, kind: ReplyTo::Packed, inside: Vec::new() };
+                    let reply = Reply {
+                        client: self.clone(),
+                        id: task,
+                        attempt,
+                        is_call: false,
+                        is_packed: true,
+                        inside: Vec::new(),
+                    };
                     reply.fail((*lost(task, "it was cancelled before it started")).clone());
                 }
                 let feeder = self.feeders.lock().get(&task).cloned();
@@ -1346,6 +1362,29 @@ impl Client {
         self.send_out(location, kind, (function, packed, &dependencies), extras, options)
     }
 
+    /// Sends something in a pack.
+    fn pack<'s>(
+        &self,
+        state: &'s mut State,
+        (to, kind): (ProcessId, PackKind),
+        object: ObjectId,
+        (function, location): (Site, &'static Location<'static>),
+        number: u64,
+        value: &[u8],
+    ) -> &'s mut LastPack {
+        let last = state.packed.take().filter(|last| last.common.function == function && last.location == location);
+        let is_next = |last: &LastPack| (last.to, last.kind, last.next) == (to, kind, object.number);
+        let goes_on = last.as_ref().is_some_and(|last| is_next(last) && last.count < pack::MOST);
+        let mut last = last.unwrap_or_else(|| {
+            let common = Common { driver: self.job.driver, function, location: place(location) };
+            LastPack { to, kind, common: Arc::new(common), location, work: None, next: 0, count: 0 }
+        });
+        self.carrier.pack(&Packing { to, kind, object, common: &last.common, number, value, goes_on });
+        (last.to, last.kind, last.next) = (to, kind, object.number + 1);
+        last.count = if goes_on { last.count + 1 } else { 1 };
+        state.packed.insert(last)
+    }
+
     /// Sends a task in a pack, if there is a node; or else gives its value back.
     fn submit_packed<T: Object>(
         self: &Arc<Self>,
@@ -1360,26 +1399,16 @@ impl Client {
             let object = state.owner.next().0;
             let cell = RemoteCell::<T>::new(self, object, kind, location, None);
             let number = cell.meta().id;
-            let last = state.packed.take().filter(|last| last.function == function && last.location == location);
-            let goes_on = last.as_ref().is_some_and(|last| {
-                (last.to, last.is_granted, last.next) == (to, is_granted, object.number) && last.count < pack::MOST
+            let kind = PackKind::Tasks { is_granted };
+            let last = self.pack(state, (to, kind), object, (function, location), number, &value);
+            let work = last.work.get_or_insert_with(|| {
+                let ((demand, strategy), body) = (demand(None), WorkBody::Packed(last.common.clone()));
+                Arc::new(Work { demand, strategy, args: Vec::new(), body, attempts: ATTEMPTS, stays: false })
             });
-            let count = last.as_ref().filter(|_| goes_on).map_or(1, |last| last.count + 1);
-            let work = last.map_or_else(
-                || {
-                    let common = Common { driver: self.job.driver, function, location: place(location) };
-                    let ((demand, strategy), body) = (demand(None), WorkBody::Packed(common));
-                    Arc::new(Work { demand, strategy, args: Vec::new(), body, attempts: ATTEMPTS, stays: false })
-                },
-                |last| last.work,
-            );
-            if let WorkBody::Packed(common) = &work.body {
-                self.carrier.pack(&Packing { to, is_granted, object, common, number, value: &value, goes_on });
-            }
+            let work = work.clone();
             self.enter(state, cell.clone(), Vec::new());
             let member = Member { number, value: Bytes::copy_from_slice(&value) };
-            state.owner.submit_packed(to, work.clone(), member);
-            state.packed = Some(LastPack { to, is_granted, work, function, location, next: object.number + 1, count });
+            state.owner.submit_packed(to, work, member);
             Ok(cell)
         });
         if let Ok(cell) = &submitted {
@@ -1613,14 +1642,40 @@ impl Client {
         function: Site,
         packed: Packed,
         options: Option<Box<Options>>,
-        keep: Box<dyn Any + Send + Sync>,
+        mut keep: Box<dyn Any + Send + Sync>,
         caller: u32,
     ) -> Result<ObjectRef<T>> {
         self.takes_orders(kind, options.as_deref())?;
+        // Callers of different processes are different.
+        let caller = (self.me.0 as u32).wrapping_mul(0x9e37_79b9) ^ ((self.me.0 >> 32) as u32) ^ caller;
+        let can_pack = self.carrier.has_packs() && options.is_none();
+        let packed = match if can_pack { packed.into_small(pack::LONGEST) } else { Err(packed) } {
+            Err(packed) => packed,
+            Ok(value) => {
+                let called = self.with(|state, _| {
+                    let Some(place) = state.actors.get(&actor).and_then(View::takes_at_once) else {
+                        return Err((value, keep));
+                    };
+                    let id = state.owner.expect(Some(place));
+                    let cell = RemoteCell::<T>::new(self, id, kind, location, None);
+                    self.enter(state, cell.clone(), vec![keep]);
+                    state.calls.insert(id.number, actor);
+                    let kind = PackKind::Calls { actor, caller };
+                    self.pack(state, (place, kind), id, (function, location), cell.meta().id, &value);
+                    Ok(cell)
+                });
+                match called {
+                    Ok(cell) => return Ok(self.called(cell, actor_number)),
+                    Err((value, kept)) => {
+                        keep = kept;
+                        Packed::from_small(value)
+                    }
+                }
+            }
+        };
         let (parcel, beginning, mut handles) = self.parcel(packed)?;
         handles.push(keep);
         let extras = options.as_deref().map(extras).transpose()?.flatten();
-        self.core.count(|c| &c.submitted);
         let cell = self.with(|state, out| {
             let id = state.owner.expect(None);
             let cell = RemoteCell::<T>::new(self, id, kind, location, options);
@@ -1628,22 +1683,34 @@ impl Client {
             let body = order.encode(beginning);
             self.enter(state, cell.clone(), handles);
             state.calls.insert(id.number, actor);
-            // Callers of different processes are different.
-            let caller = (self.me.0 as u32).wrapping_mul(0x9e37_79b9) ^ ((self.me.0 >> 32) as u32) ^ caller;
             self.to_actor(state, actor, Letter::Call { call: id, actor, caller, body }, out);
             cell
         });
-        cell.is_of_actor(actor_number);
+        Ok(self.called(cell, actor_number))
+    }
+
+    /// A call has been made.
+    fn called<T: Object>(&self, cell: Arc<RemoteCell<T>>, actor: u64) -> ObjectRef<T> {
+        self.core.count(|c| &c.submitted);
+        cell.is_of_actor(actor);
         observe::submitted(self.core, || cell.clone());
-        Ok(self.handle(cell))
+        self.handle(cell)
     }
 
     /// A call of another process's, for an actor here.
     fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &Bytes) {
-        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, kind: ReplyTo::Call, inside };
-        let Some(order) = Order::decode(body) else {
-            return reply(Vec::new()).fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
-        };
+        match Order::decode(body) {
+            Some(order) => self.call_here((id, false), actor, caller, order),
+            None => {
+                let inside = Vec::new();
+                let reply = Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed: false, inside };
+                reply.fail(Error::Unsupported { reason: "a call that arrived cannot be read".into() });
+            }
+        }
+    }
+
+    fn call_here(self: &Arc<Self>, (id, is_packed): (ObjectId, bool), actor: ObjectId, caller: u32, order: Order) {
+        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed, inside };
         let hosted = self.hosted.lock().get(&actor).cloned();
         let function = self.find(order.function);
         let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
@@ -1859,7 +1926,8 @@ impl Client {
             Some(order) => self.run_order((id, attempt, false), order, devices, values),
             None => {
                 self.given.fetch_add(1, Ordering::Relaxed);
-                let reply = Reply { client: self.clone(), id, attempt, kind: ReplyTo::Task, inside: Vec::new() };
+                let reply =
+                    Reply { client: self.clone(), id, attempt, is_call: false, is_packed: false, inside: Vec::new() };
                 reply.fail(Error::Unsupported { reason: "a task that arrived cannot be read".into() });
             }
         }
@@ -1867,16 +1935,7 @@ impl Client {
 
     /// One of a pack is to run here.
     pub(super) fn run_member(self: &Arc<Self>, task: ObjectId, common: &Common, member: Member) {
-        let order = Order {
-            function: common.function,
-            name: None,
-            location: common.location.clone(),
-            number: member.number,
-            parcel: Parcel { bytes: member.value, ..Parcel::default() },
-            dependencies: Vec::new(),
-            extras: None,
-        };
-        self.run_order((task, 1, true), order, Vec::new(), Vec::new());
+        self.run_order((task, 1, true), common.alone(member), Vec::new(), Vec::new());
     }
 
     fn run_order(
@@ -1886,8 +1945,7 @@ impl Client {
         devices: Vec<GpuLease>,
         values: Vec<Option<Bytes>>,
     ) {
-        let kind = if is_packed { ReplyTo::Packed } else { ReplyTo::Task };
-        let reply = |inside| Reply { client: self.clone(), id, attempt, kind, inside };
+        let reply = |inside| Reply { client: self.clone(), id, attempt, is_call: false, is_packed, inside };
         self.given.fetch_add(1, Ordering::Relaxed);
         let mut handles: Vec<_> = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
         for (place, value) in order.dependencies.iter().zip(values) {
@@ -1992,7 +2050,8 @@ impl Client {
         });
         for (number, part) in (id.number + 1..).zip(parts) {
             let (id, whole) = (ObjectId { number, ..id }, whole.clone());
-            let reply = Reply { client: self.clone(), id, attempt: 0, kind: ReplyTo::Call, inside: Vec::new() };
+            let reply =
+                Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed: false, inside: Vec::new() };
             self.ended_then(reply, Ok(part), move || drop(whole));
         }
     }
@@ -2009,8 +2068,7 @@ impl Client {
         result: Result<Packed, Arc<Error>>,
         then: impl FnOnce() + Send + 'static,
     ) {
-        let Reply { id, attempt, kind, inside, .. } = reply;
-        let is_call = kind == ReplyTo::Call;
+        let Reply { id, attempt, is_call, is_packed, inside, .. } = reply;
         if !is_call {
             self.given.fetch_sub(1, Ordering::Relaxed);
         }
@@ -2029,7 +2087,7 @@ impl Client {
             Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default(), then),
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
-                    if kind == ReplyTo::Packed && inside.is_empty() && handles.is_empty() {
+                    if is_packed && inside.is_empty() && handles.is_empty() {
                         self.carrier.result(id, &value);
                         return then();
                     }

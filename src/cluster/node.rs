@@ -1482,6 +1482,7 @@ fn tell((task, attempt): Key, outcome: Outcome, out: &mut Effects) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::pack;
     use crate::gpu::{GpuRequest, Inventory, placement::Devices};
 
     const US: ProcessId = ProcessId(1);
@@ -1717,6 +1718,166 @@ mod tests {
         assert_eq!(assign(&mut node, &plain(5)), [plain(5).id]);
         assert_eq!(assign(&mut node, &task(6, false)), []);
         assert_eq!(state(&node, 6), Some(TaskState::WaitingForResources));
+    }
+
+    /// A pack whose tasks make the objects from this number on.
+    fn packed(first: u64, count: u32) -> TaskSpec {
+        let common = pack::Common { driver: OWNER, function: Default::default(), location: "here".into() };
+        let mut body = Vec::new();
+        (0..count).for_each(|at| pack::write(&common, u64::from(at), b"value", at == 0, &mut body));
+        let body = crate::cluster::wire::Blob(body.into());
+        TaskSpec { count, demand: Arc::new(Demand::cpus(1_000)), body, ..task(first, false) }
+    }
+
+    /// A node of two CPUs whose tasks have taken 10 us so far.
+    fn quick_node() -> Node {
+        let mut node = node();
+        node.hand_out_ahead(8);
+        node.takes(us(10));
+        node
+    }
+
+    fn numbers(specs: &[TaskSpec]) -> Vec<(u64, u32)> {
+        specs.iter().map(|spec| (spec.id.number, spec.count)).collect()
+    }
+
+    fn object(number: u64) -> ObjectId {
+        ObjectId { owner: OWNER, number }
+    }
+
+    #[test]
+    fn a_pack_of_quick_tasks_starts_as_one_and_others_are_taken_apart() {
+        let mut node = node();
+        node.hand_out_ahead(8);
+        // Nothing is known of their times.
+        let out = say(&mut node, OWNER, Message::Granted(packed(1, 4)));
+        assert_eq!(numbers(&out.starts), [(1, 1), (2, 1), (3, 1), (4, 1)]);
+        let mut node = quick_node();
+        let out = say(&mut node, OWNER, Message::Granted(packed(1, 100)));
+        assert_eq!((numbers(&out.starts), node.holds().0), (vec![(1, 100)], 100));
+        assert_eq!(node.load().waiting, 99);
+        // Half of them end; the rest are looked for one by one.
+        let mut out = Effects::default();
+        let half = (1u128 << 50) - 1;
+        node.ended_in_pack(ms(1), (object(1), 1), (half, ms(1)), &mut out);
+        assert_eq!((node.holds().0, node.pack(object(50)), node.pack(object(51))), (50, None, Some((object(1), 1))));
+        say(&mut node, OWNER, Message::Check { tasks: vec![(object(51), 1)] });
+        let out = say(&mut node, OWNER, Message::Check { tasks: vec![(object(50), 1), (object(99), 1)] });
+        assert!(matches!(out.sends[..], [(OWNER, Message::Lacks { task, .. })] if task == object(50)), "{out:?}");
+        let mut out = Effects::default();
+        node.ended_in_pack(ms(2), (object(1), 1), (u128::MAX >> 28 & !half, ms(1)), &mut out);
+        assert_eq!((node.holds().0, node.mean), (0, (us(10) * 7 + us(20)) / 8));
+        // What is thought to take long is taken apart, too.
+        node.takes(ms(50));
+        node.takes(ms(50));
+        let out = say(&mut node, OWNER, Message::Granted(packed(200, 128)));
+        assert!(out.starts.iter().all(|spec| spec.count == 1) && node.holds().0 == 128);
+    }
+
+    #[test]
+    fn tasks_of_a_pack_are_cancelled_one_by_one_and_told_of_one_by_one_when_their_worker_dies() {
+        let mut node = quick_node();
+        // Two run, and two are ahead of their turn; the last waits.
+        let starts: Vec<_> =
+            (0..5).flat_map(|at| say(&mut node, OWNER, Message::Granted(packed(1 + 10 * at, 10))).starts).collect();
+        assert_eq!(numbers(&starts), [(1, 10), (11, 10), (21, 10)]);
+        let out = say(&mut node, OWNER, Message::Cancel { task: object(1) });
+        assert_eq!(out.stops, [(object(1), 1)]); // and not the pack
+        let out = say(&mut node, OWNER, Message::Cancel { task: object(43) });
+        assert_eq!((out.stops.len(), node.holds().0, node.pack(object(42))), (0, 49, None));
+        // The one that was stopped ends, and another fails by itself.
+        let pack = (object(1), 1);
+        let mut out = Effects::default();
+        node.ended_by_itself(0, (pack, object(1)), Outcome::Failed(lost(object(1), "stopped")), &mut out);
+        node.ended_by_itself(0, (pack, object(4)), Outcome::Stored { size: 1 << 20 }, &mut out);
+        assert!(node.stores(object(4)) && !node.stores(object(1)));
+        let told = |out: &Effects| {
+            let finished = out.sends.iter().filter_map(|(to, message)| match message {
+                Message::Finished { task, .. } if *to == OWNER => Some(task.number),
+                _ => None,
+            });
+            finished.collect::<Vec<_>>()
+        };
+        assert_eq!(told(&out), [1, 4]);
+        let mut out = Effects::default();
+        node.finished(0, object(1), 1, Outcome::Crashed { why: "killed".into() }, &mut out);
+        assert_eq!(told(&out), [2, 3, 5, 6, 7, 8, 9, 10]);
+        // What no worker has is given back when the owner closes, and dropped when it dies.
+        let out = say(&mut node, OWNER, Message::Close { job: OWNER });
+        let withdrawn = told(&out);
+        let running = (11..=40).filter(|number| !withdrawn.contains(number)).count();
+        assert!(withdrawn.contains(&41) && !withdrawn.contains(&43), "{withdrawn:?}");
+        assert_eq!(node.holds().0, running);
+        say(&mut node, HEAD, Message::Dead { process: OWNER });
+        for first in [11, 21, 31] {
+            node.finished(
+                0,
+                object(first),
+                1,
+                Outcome::Crashed { why: "its owner died".into() },
+                &mut Effects::default(),
+            );
+        }
+        assert_eq!((node.holds().0, node.packs, node.packed), (0, 0, 0));
+    }
+
+    #[test]
+    fn packs_are_stolen_whole_or_in_part_and_passed_on_whole() {
+        let mut node = quick_node();
+        for at in 0..6 {
+            say(&mut node, OWNER, Message::Granted(packed(1 + 10 * at, 10)));
+        }
+        let steal = Message::Steal { thief: OTHER, capacity: Capacity { cpu: 1_000, ..Capacity::default() }, most: 15 };
+        let out = say(&mut node, HEAD, steal);
+        let stolen = out.sends.iter().filter_map(|(to, message)| match message {
+            Message::Stolen(spec) if *to == OTHER => Some((spec.id.number, spec.count)),
+            _ => None,
+        });
+        let stolen: Vec<_> = stolen.collect();
+        assert_eq!(stolen[0], (51, 10));
+        assert_eq!(stolen.iter().map(|(_, count)| count).sum::<u32>(), 15);
+        let placed = out.sends.iter().filter_map(|(to, message)| match message {
+            Message::Placed { task, count, node: OTHER, .. } if *to == OWNER => Some((task.number, *count)),
+            _ => None,
+        });
+        assert_eq!(placed.collect::<Vec<_>>(), stolen);
+        // Where much waits already a pack that may be passed on is.
+        node.takes(ms(1));
+        let out = say(&mut node, OWNER, Message::Submit(packed(100, 3)));
+        assert!(
+            out.sends
+                .iter()
+                .any(|(to, message)| matches!(message, Message::Place(spec) if *to == HEAD && spec.count == 3))
+        );
+        // Without a head it is kept; and one of its tasks may be cancelled.
+        node.head_is_gone();
+        for _ in 0..20 {
+            node.takes(ms(50));
+        }
+        let late = TaskSpec { strategy: Strategy::Spread, ..packed(200, 3) };
+        say(&mut node, OWNER, Message::Submit(late));
+        say(&mut node, OWNER, Message::Cancel { task: object(201) });
+        assert_eq!(numbers(&node.kept_back), [(200, 1), (202, 1)]);
+    }
+
+    #[test]
+    fn what_waits_for_a_task_of_a_pack_is_given_its_result_here() {
+        let mut node = quick_node();
+        say(&mut node, OWNER, Message::Granted(packed(1, 10)));
+        let wide = TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..chained(20, 5) };
+        let out = say(&mut node, OWNER, Message::Submit(wide));
+        assert!(out.sends.is_empty() && node.fetches(object(5)), "{out:?}");
+        let mut out = Effects::default();
+        node.made(object(5), 1, 8, &mut out);
+        node.ended_in_pack(ms(1), (object(1), 1), (0b1111111111, us(100)), &mut out);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Holds { .. })]), "{out:?}");
+        assert_eq!(numbers(&out.starts), [(20, 1)]);
+        // A pack that has no worker yet is taken apart when it starts.
+        let mut node = quick_node();
+        say(&mut node, OWNER, Message::Granted(packed(1, 3)));
+        let mut out = Effects::default();
+        node.start_apart(0, (object(1), 1), &mut out);
+        assert_eq!((numbers(&out.starts), node.packs), (vec![(1, 1), (2, 1), (3, 1)], 0));
     }
 
     #[test]

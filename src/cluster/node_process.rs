@@ -7,10 +7,12 @@
 //! One for the station and for what workers say. All goes through one lock, under which nothing blocks but the disk.
 //! Whatever takes long (to read or write an executable, to start a process, to bury one) has a thread.
 
+mod calls;
 mod questions;
 mod report;
 mod seats;
 
+use calls::{CallPack, Calls};
 use questions::Questions;
 pub(crate) use report::NAME;
 use report::Titled;
@@ -23,7 +25,7 @@ use super::{
     entry,
     image::{Cache, Image},
     node::Node,
-    pack::{self, Pack},
+    pack::{self, Pack, PackKind},
     pipe,
     printed::{Printed, read_line},
     protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
@@ -133,6 +135,13 @@ impl State {
         self.runs.get(&self.node.pack(task).unwrap_or((task, attempt)))
     }
 
+    /// A call has come for an actor that this node has not.
+    fn is_not_here(&self, actor: ObjectId, call: ObjectId, out: &mut Effects) {
+        let known = self.dead_actors.get(&actor).cloned();
+        let error = known.unwrap_or_else(|| died(actor, "it is not on its node any more"));
+        out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
+    }
+
     /// A pack that may have ended is not with its worker any more.
     fn forget_pack(&mut self, pack: (ObjectId, u32)) {
         if self.node.task(pack.0, pack.1).is_none() {
@@ -185,13 +194,6 @@ struct ActorPlace {
     is_made: bool,
 }
 
-struct Call {
-    actor: ObjectId,
-    titled: Titled,
-    /// When its worker got it: nanoseconds since the node was started.
-    since: u64,
-}
-
 struct Worker {
     driver: ProcessId,
     kind: Kind,
@@ -207,7 +209,7 @@ struct Worker {
     /// CPUs of its tasks that wait, in thousandths.
     lent: u32,
     /// Calls that have not ended.
-    calls: BTreeMap<ObjectId, Call>,
+    calls: Calls,
     /// What ended last.
     last: Option<Arc<str>>,
     /// And when: nanoseconds since the node was started.
@@ -500,7 +502,12 @@ impl NodeProcess {
                     _ => state.shelf.remove(object), // who asks for it is told that it is lost
                 }
             }
-            Letter::Pack { first, is_granted } => self.pack_arrived(state, from, (first, is_granted), payload, out),
+            Letter::Pack { first, kind: PackKind::Tasks { is_granted } } => {
+                self.pack_arrived(state, from, (first, is_granted), payload, out);
+            }
+            Letter::Pack { first, kind: PackKind::Calls { actor, caller } } => {
+                self.calls_arrived(state, from, first, (actor, caller), payload, out);
+            }
             Letter::Results { owner } => self.results(state, from, owner, payload, out),
             Letter::Ended { id, attempt, is_call, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
@@ -529,12 +536,7 @@ impl NodeProcess {
             }
             Letter::Call { call, actor, caller, body } => {
                 let Some(worker) = state.actors.get(&actor).map(|place| place.worker) else {
-                    let known = state.dead_actors.get(&actor).cloned();
-                    let error = known.unwrap_or_else(|| died(actor, "it is not on its node any more"));
-                    return out.send(
-                        call.owner,
-                        Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) },
-                    );
+                    return state.is_not_here(actor, call, out);
                 };
                 self.call_begins(state, worker, call, actor, &body.0);
                 let letter = Letter::Call { call, actor, caller, body };
@@ -552,8 +554,7 @@ impl NodeProcess {
             },
             // A call; its caller does not know the worker.
             Letter::Stop { task, attempt } => {
-                if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains_key(&task)).map(|(id, _)| *id)
-                {
+                if let Some(worker) = state.workers.iter().find(|(_, w)| w.calls.contains(task)).map(|(id, _)| *id) {
                     self.send(state, Envelope { from, to: worker, letter: Letter::Stop { task, attempt }, payload });
                 }
             }
@@ -804,10 +805,38 @@ impl NodeProcess {
                     }
                     ended.push((task, took));
                 }
-                _ => {} // it was stopped, or its owner is dead
+                // A call; or its owner is dead.
+                (Some((number, ..)), None) => self.call_ended(state, from, ObjectId { owner, number }),
             }
         }
+        if let Some(worker) = state.workers.get(&from) {
+            worker.end_if_over();
+        }
         self.send(state, Envelope { from, to: owner, letter: Letter::Results { owner }, payload });
+    }
+
+    /// Calls have come, which go to their actor's worker as they are.
+    fn calls_arrived(
+        &self,
+        state: &mut State,
+        from: ProcessId,
+        first: ObjectId,
+        (actor, caller): (ObjectId, u32),
+        payload: Vec<Bytes>,
+        out: &mut Effects,
+    ) {
+        let Some(pack) = payload.first().and_then(Pack::read) else { return };
+        let numbers: Box<[u64]> = pack.members.iter().map(|member| member.number).collect();
+        let Some(worker) = state.actors.get(&actor).map(|place| place.worker) else {
+            let calls = (first.number..).take(numbers.len()).map(|number| ObjectId { number, ..first });
+            return calls.for_each(|call| state.is_not_here(actor, call, out));
+        };
+        if let Some(worker) = state.workers.get_mut(&worker) {
+            let calls = CallPack::new(actor, Titled::of_pack(&pack.common), numbers, self.now());
+            worker.calls.begin_pack(first, calls);
+        }
+        let letter = Letter::Pack { first, kind: PackKind::Calls { actor, caller } };
+        self.send(state, Envelope { from, to: worker, letter, payload });
     }
 
     /// Fetches a large object from another node, and takes it as pushed when it is here.
@@ -925,7 +954,8 @@ impl NodeProcess {
                 (numbers, Titled::of_pack(&pack.common))
             });
             state.runs.insert((spec.id, spec.attempt), Run { worker, _files: Vec::new(), pack });
-            let run = self.envelope(worker, Letter::RunPack { first: spec.id }, vec![spec.body.0]);
+            let letter = Letter::Pack { first: spec.id, kind: PackKind::Tasks { is_granted: true } };
+            let run = self.envelope(worker, letter, vec![spec.body.0]);
             return self.send(state, run);
         }
         let (mut arguments, mut files, mut held) = (Vec::new(), Vec::new(), Vec::new());
@@ -1107,7 +1137,7 @@ impl NodeProcess {
                 pid,
                 is_ready: false,
                 lent: 0,
-                calls: BTreeMap::new(),
+                calls: Calls::default(),
                 last: None,
                 ended: 0,
                 since: Instant::now(),
@@ -1214,8 +1244,8 @@ impl NodeProcess {
                 None => state.node.finished(self.now(), task, attempt, Outcome::Crashed { why: why.into() }, out),
             }
         }
-        for (call, Call { actor, .. }) in worker.calls {
-            let error = state.dead_actors.get(&actor).cloned().unwrap_or_else(|| died(call, why));
+        for (call, about) in worker.calls.iter() {
+            let error = state.dead_actors.get(&about.actor).cloned().unwrap_or_else(|| died(call, why));
             out.send(call.owner, Message::Finished { task: call, attempt: 0, outcome: Outcome::Failed(error) });
         }
         self.tell_head(state, Letter::Died { process: id });
@@ -1227,8 +1257,7 @@ impl NodeProcess {
         for object in objects {
             let packed = || state.run_of(object, 1).map(|run| run.worker);
             let mut runs = state.runs.range((object, 0)..=(object, u32::MAX)).map(|(_, run)| run.worker);
-            let calls =
-                || state.workers.iter().find(|(_, worker)| worker.calls.contains_key(&object)).map(|(id, _)| *id);
+            let calls = || state.workers.iter().find(|(_, worker)| worker.calls.contains(object)).map(|(id, _)| *id);
             of_workers.entry(runs.next_back().or_else(packed).or_else(calls)).or_default().push(object);
         }
         for (worker, objects) in of_workers {

@@ -91,7 +91,7 @@ pub(crate) struct Work {
 pub(crate) enum WorkBody {
     Alone(Blob),
     /// Of several that went together. The rest is in their records.
-    Packed(Common),
+    Packed(Arc<Common>),
 }
 
 impl WorkBody {
@@ -791,7 +791,7 @@ impl Owner {
                 let dead = &self.dead;
                 self.grants = nodes.into_iter().filter(|(node, _)| !dead.contains(node)).collect();
                 self.left = self.grants.iter().map(|(_, left)| left).sum();
-                (self.few, self.turn) = (self.left / 2, 0);
+                (self.few, self.turn, self.is_used) = (self.left / 2, 0, false);
             }
             Message::Lacks { task, attempt } => {
                 let record = self.records.get(task.number).filter(|record| record.attempt == attempt);
@@ -1491,7 +1491,8 @@ mod tests {
         let nodes = vec![(OTHER, 20), (NODE, 40)];
         say(&mut owner, HEAD, Message::Grant { nodes });
         let goes_to = |out: &Effects| match &out.sends[..] {
-            [(to, Message::Granted(_))] => (*to, true),
+            // Half of them are used up.
+            [(HEAD, Message::More), (to, Message::Granted(_))] | [(to, Message::Granted(_))] => (*to, true),
             [(to, Message::Submit(_))] => (*to, false),
             other => panic!("{other:?}"),
         };
@@ -1516,7 +1517,13 @@ mod tests {
         let again = out.sends.iter().filter(|(to, message)| matches!(message, Message::Submit(_)) && *to == NODE);
         assert_eq!(again.count(), 20);
         assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (NODE, false));
-        // What was granted long ago is not believed any more.
+        // What is in use is granted anew, and what was granted long ago is not believed any more.
+        say(&mut owner, HEAD, Message::Grant { nodes: vec![(ProcessId(3), 20)] });
+        assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (ProcessId(3), true));
+        let mut out = Effects::default();
+        owner.tick(ms(50), &mut out);
+        assert!(out.sends.iter().any(|(to, message)| *to == HEAD && matches!(message, Message::More)), "{out:?}");
+        assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (ProcessId(3), true));
         say(&mut owner, HEAD, Message::Grant { nodes: vec![(ProcessId(3), 20)] });
         owner.tick(ms(100), &mut Effects::default());
         assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (NODE, false));
@@ -1876,7 +1883,7 @@ mod tests {
         let work = first.records.get(actor.number).and_then(|record| record.work.clone()).expect("a task");
         for is_there in [true, false] {
             let mut second = owner();
-            second.restore(actor.number, work.clone(), (attempt, uncounted), there.clone().filter(|_| is_there));
+            second.restore(actor.number, (*work).clone(), (attempt, uncounted), there.clone().filter(|_| is_there));
             let mut out = Effects::default();
             second.join_again(&mut out);
             assert!(second.next().0.number > actor.number);

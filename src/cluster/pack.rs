@@ -1,5 +1,5 @@
 //! Packs: small tasks of one function that a program submits in a row go to a node, wait there and go on to their
-//! worker as one piece, and many of their results come back as one.
+//! worker as one piece, and many of their results come back as one. Calls of one actor's method do the same.
 //!
 //! A pack is made where it leaves (see [`Carrier`]): as long as the last letter to a node has not left, the next task is
 //! added to it. So what is submitted alone leaves at once, and alone, and what comes faster than it leaves comes together.
@@ -16,6 +16,7 @@ use super::{
     wire::{Beginning, Blob, Envelope, Order, Parcel, Site},
 };
 use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// So many tasks are a pack, at most.
@@ -23,7 +24,7 @@ pub(crate) const MOST: u32 = 128;
 /// Longer values travel alone.
 pub(crate) const LONGEST: usize = 512;
 
-/// What the tasks of a pack have alike.
+/// What the tasks or calls of a pack have alike.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Common {
     pub(crate) driver: ProcessId,
@@ -48,18 +49,22 @@ impl Common {
         out.extend(self.location.as_bytes());
     }
 
-    /// A task of this kind as one that travels alone.
-    pub(crate) fn order(&self, member: &Member) -> Blob {
-        let order = Order {
+    /// A member, as it would be if it travelled alone.
+    pub(crate) fn alone(&self, member: Member) -> Order {
+        Order {
             function: self.function,
             name: None,
             location: self.location.clone(),
             number: member.number,
-            parcel: Parcel::default(),
+            parcel: Parcel { bytes: member.value, ..Parcel::default() },
             dependencies: Vec::new(),
             extras: None,
-        };
-        order.encode(Beginning::new(self.driver, &member.value))
+        }
+    }
+
+    /// The same, encoded.
+    pub(crate) fn order(&self, member: &Member) -> Blob {
+        self.alone(member.clone()).encode(Beginning::new(self.driver, &member.value))
     }
 }
 
@@ -73,11 +78,19 @@ pub(crate) fn write(common: &Common, number: u64, value: &[u8], is_first: bool, 
     out.extend(value);
 }
 
-/// A task on its way into a pack.
+/// What is in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PackKind {
+    /// To be kept, as `Granted`, or else passed on, as `Submit`.
+    Tasks { is_granted: bool },
+    /// Calls of one caller to one actor, in their order.
+    Calls { actor: ObjectId, caller: u32 },
+}
+
+/// A task or a call on its way into a pack.
 pub(crate) struct Packing<'a> {
     pub(crate) to: ProcessId,
-    /// It is to stay there.
-    pub(crate) is_granted: bool,
+    pub(crate) kind: PackKind,
     /// What it makes.
     pub(crate) object: ObjectId,
     pub(crate) common: &'a Common,
@@ -98,7 +111,7 @@ pub(crate) trait Carrier: Send + Sync {
 
     fn pack(&self, _task: &Packing<'_>) {}
 
-    /// The result of a task that came in a pack.
+    /// The result of what came in a pack.
     fn result(&self, _object: ObjectId, _value: &[u8]) {}
 }
 
@@ -139,7 +152,6 @@ impl Pack {
     }
 }
 
-/// The job's driver, which stands first in a pack as in an order.
 impl TaskSpec {
     /// Whether it is a pack with this task in it.
     pub(crate) fn contains(&self, object: ObjectId) -> bool {

@@ -119,7 +119,7 @@ mod tests {
             prop_assert!(rows.iter().map(|(number, row)| (number, *row)).eq(model.clone()));
             rows.iter_mut().for_each(|(number, row)| *row = number as usize);
             prop_assert!(rows.iter().all(|(number, row)| *row == number as usize));
-            model.keys().for_each(|number| drop(rows.remove(*number)));
+            prop_assert!(model.keys().all(|number| rows.remove(*number) == Some(*number as usize)));
             prop_assert!(rows.pages.is_empty());
         }
     }

@@ -166,7 +166,7 @@ impl Station {
         let first = || {
             let mut pack = Vec::new();
             pack::write(task.common, task.number, task.value, true, &mut pack);
-            let letter = Letter::Pack { first: task.object, is_granted: task.is_granted };
+            let letter = Letter::Pack { first: task.object, kind: task.kind };
             Envelope { from: self.me, to: task.to, letter, payload: vec![pack.into()] }
         };
         {

@@ -162,21 +162,14 @@ pub(crate) fn part<T: 'static>(site: Site, place: &mut T) -> Result<()> {
     super::function::resolve_here(site)?.run(Arrival(Arrived::Part(place)))
 }
 
-/// What a reply is to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReplyTo {
-    Task,
-    /// A task that came in a pack.
-    Packed,
-    Call,
-}
-
 /// Tells the one who sent an order how it ended, once.
 pub(crate) struct Reply {
     pub(crate) client: Arc<Client>,
     pub(crate) id: ObjectId,
     pub(crate) attempt: u32,
-    pub(crate) kind: ReplyTo,
+    pub(crate) is_call: bool,
+    /// It came in a pack.
+    pub(crate) is_packed: bool,
     /// Objects of others that came with the order.
     pub(crate) inside: Vec<ObjectId>,
 }

@@ -9,6 +9,7 @@ use super::{
     capacity::Demand,
     cycles::{Entry, Ticket},
     image::Image,
+    pack::PackKind,
     protocol::{HEAD, Message, ObjectId, ProcessId, Strategy},
 };
 use crate::{
@@ -504,16 +505,12 @@ pub(crate) enum Letter {
         devices: Vec<GpuLease>,
         files: Vec<Option<(PathBuf, u64)>>,
     },
-    /// Owner to a node: as `Granted`, or as `Submit`; the payload is a pack, the first of which makes this object.
+    /// Owner to a node, and that to its worker: the payload is a pack, the first of which makes this object.
     Pack {
         first: ObjectId,
-        is_granted: bool,
+        kind: PackKind,
     },
-    /// Node to worker: run these tasks; the payload is a pack.
-    RunPack {
-        first: ObjectId,
-    },
-    /// Worker to node, and that to the owner: tasks of packs have ended well, and the payload is their results.
+    /// Worker to node, and that to the owner: what came in packs has ended well, and the payload is the results.
     Results {
         owner: ProcessId,
     },

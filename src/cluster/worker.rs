@@ -84,7 +84,7 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
                 Ok(Some(envelope)) => {
                     match &envelope.letter {
                         Letter::Run { .. } | Letter::Call { .. } => results.expect(1),
-                        Letter::RunPack { .. } => {
+                        Letter::Pack { .. } => {
                             results.expect(envelope.payload.first().map_or(0, Pack::count));
                         }
                         _ => {}

@@ -143,7 +143,7 @@ fn to_be_asked(state: &State, question: &Question) -> BTreeSet<ProcessId> {
         Question::Held { job } | Question::Stats { job } => of_job(Some(*job)),
         Question::Explain { task } => {
             let runs = state.runs.iter().filter(|((id, _), _)| id == task).map(|(_, run)| run.worker);
-            let called = state.workers.iter().filter(|(_, worker)| worker.calls.contains_key(task));
+            let called = state.workers.iter().filter(|(_, worker)| worker.calls.contains(*task));
             let all = runs.chain(called.map(|(id, _)| *id));
             all.filter(|id| state.workers.get(id).is_some_and(|worker| worker.is_ready)).collect()
         }

@@ -1,6 +1,6 @@
 //! What a node tells people.
 
-use super::{Call, NodeProcess, State};
+use super::{NodeProcess, State, calls::Call};
 use crate::{
     cluster::{
         capacity::Capacity,
@@ -93,9 +93,9 @@ impl State {
             here.filter_map(|((task, attempt), _)| self.node.task(*task, *attempt)).filter(|task| task.runs());
         let first = tasks.next();
         let count = usize::from(first.is_some()) + tasks.count() + worker.calls.len();
-        let only = match (first, worker.calls.values().next()) {
+        let only = match (first, worker.calls.any()) {
             (Some(task), _) => Some(self.name_of(task.spec)),
-            (None, Some(call)) => Some(self.name(worker.driver, &call.titled)),
+            (None, Some(titled)) => Some(self.name(worker.driver, titled)),
             (None, None) => worker.last.clone(),
         };
         match (count, only) {
@@ -154,21 +154,22 @@ impl NodeProcess {
         order: &[u8],
     ) {
         let Some(driver) = state.workers.get(&worker).map(|worker| worker.driver) else { return };
-        let call_of = Call { actor, titled: state.titled(driver, order), since: self.now() };
+        let titled = state.titled(driver, order);
+        let call_of = Call { actor, number: titled.number, titled: titled.into(), since: self.now() };
         if let Some(worker) = state.workers.get_mut(&worker) {
-            worker.calls.insert(call, call_of);
+            worker.calls.begin(call, call_of);
         }
     }
 
     pub(super) fn call_ended(&self, state: &mut State, id: ProcessId, call: ObjectId) {
         let Some(worker) = state.workers.get_mut(&id) else { return };
         let (driver, pid) = (worker.driver, worker.pid);
-        let Some(Call { titled, since: start, .. }) = worker.calls.remove(&call) else { return };
+        let Some(Call { titled, number, since: start, .. }) = worker.calls.end(call) else { return };
         let (name, program) = (state.name(driver, &titled), state.program(driver));
         if let Some(worker) = state.workers.get_mut(&id) {
             worker.last = Some(name.clone());
         }
-        let (number, end) = (titled.number, self.now());
+        let end = self.now();
         state.timeline.push(Run { name, kind: "call", number, driver, program, pid, start, end });
     }
 
@@ -205,7 +206,7 @@ impl NodeProcess {
             Question::Memory => self.memory(state),
             Question::Explain { task } => {
                 let newest = state.node.explain(*task).into_iter().next_back();
-                let called = state.workers.values().any(|worker| worker.calls.contains_key(task));
+                let called = state.workers.values().any(|worker| worker.calls.contains(*task));
                 match newest {
                     Some((seen, lacking, line)) => {
                         let line = format!("on node {} its {line}", self.name);
@@ -312,8 +313,8 @@ impl NodeProcess {
         let calls = state.workers.values().filter(|worker| job.is_none_or(|job| job == worker.driver));
         let calls = calls.flat_map(|worker| worker.calls.iter().map(move |(id, call)| (worker, id, call)));
         let calls = calls.map(|(worker, id, call)| {
-            json!({ "of": id, "process": id.owner, "number": call.titled.number, "phase": TaskState::Queued,
-                    "node": self.called(state), "node_id": self.name, "id": shown(*id),
+            json!({ "of": id, "process": id.owner, "number": call.number, "phase": TaskState::Queued,
+                    "node": self.called(state), "node_id": self.name, "id": shown(id),
                     "name": &*state.name(worker.driver, &call.titled), "kind": "call",
                     "actor": call.actor, "actor_number": self.number_of(state, call.actor),
                     "job": &*state.program(worker.driver), "attempt": 1, "state": look::words(TaskState::Queued),
@@ -339,7 +340,7 @@ impl NodeProcess {
             if job.is_some() && job != worker.map(|worker| worker.driver) {
                 return None;
             }
-            let calls = worker.map_or(0, |worker| worker.calls.values().filter(|call| call.actor == *id).count());
+            let calls = worker.map_or(0, |worker| worker.calls.of(*id));
             let since = task.as_ref().and_then(|task| task.since);
             let title = task.as_ref().and_then(|task| Title::of(&task.spec.body));
             Some(json!({ "of": id, "number": title.as_ref().map_or(0, |title| title.number),

@@ -86,7 +86,7 @@ fn child() {
     let key = std::env::var_os(KEY).map(|path| Key::load(path.as_ref()).expect("a key"));
     let (endpoint, mut events) = start_with(Config { bind, key, ..impatient() });
     println!("listens on {}", endpoint.address());
-    let mut expected = HashMap::new();
+    let mut expected = FxHashMap::default();
     while let Some(event) = events.recv() {
         match event {
             Event::Up(peer) => drop(expected.insert(peer, 0)),
