@@ -31,6 +31,7 @@ use super::{
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
+    turns::{self, Turns},
     wire::{
         self, Beginning, Detach, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site,
     },
@@ -65,7 +66,7 @@ use std::{
     panic::Location,
     path::{Path, PathBuf},
     sync::{
-        Arc, LazyLock, Weak,
+        Arc, LazyLock, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
@@ -132,6 +133,8 @@ pub(crate) struct Client {
     /// At waits that last, and when the next is due.
     pub(super) looks: Mutex<Looks>,
     pub(super) next_look: Mutex<Option<Instant>>,
+    /// Of a driver: who does its I/O.
+    turns: OnceLock<Arc<Turns>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -223,13 +226,14 @@ pub(super) type Announced = (Arc<dyn Remote>, Order, Beginning);
 
 /// What has arrived for a cell.
 type Arriving = Result<Bytes, Arc<Error>>;
+type Arrivals = Vec<(Arc<dyn Remote>, Arriving)>;
 
 /// What is done after the lock is released.
 #[derive(Default)]
 pub(super) struct Out {
     pub(super) effects: Effects,
     trash: Vec<Box<dyn Any + Send>>,
-    arrivals: Vec<(Arc<dyn Remote>, Arriving)>,
+    arrivals: Arrivals,
     pub(super) letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
 }
 
@@ -309,6 +313,7 @@ impl Client {
             named: Mutex::default(),
             looks: Mutex::default(),
             next_look: Mutex::default(),
+            turns: OnceLock::new(),
             leave: Mutex::new(None),
         });
         client.with(|_, out| out.effects = effects);
@@ -359,13 +364,36 @@ impl Client {
             }
             result
         };
-        let Out { trash, arrivals, .. } = out;
-        contain(|| drop(trash));
-        for (cell, outcome) in arrivals {
-            // It wakes those who wait, and what they do at once may be code of the user's.
-            contain(|| cell.arrive(outcome));
+        let Out { trash, mut arrivals, .. } = out;
+        // Destructors, and what those do at once who wait, may be code of the user's.
+        let finish = |trash, arrivals: Arrivals| {
+            contain(|| drop(trash));
+            arrivals.into_iter().for_each(|(cell, outcome)| contain(|| cell.arrive(outcome)));
+        };
+        match self.turns.get().filter(|_| turns::is_guest()) {
+            None => finish(trash, arrivals),
+            Some(turns) => {
+                arrivals = arrivals
+                    .into_iter()
+                    .filter_map(|(cell, outcome)| Some((cell.clone(), cell.arrive_quietly(outcome).err()?)))
+                    .collect();
+                let is_urgent = !arrivals.is_empty();
+                if is_urgent || !trash.is_empty() {
+                    turns.leave(Box::new(move || finish(trash, arrivals)), is_urgent);
+                }
+            }
         }
         result
+    }
+
+    /// Threads of the program may do this driver's I/O.
+    pub(super) fn takes_turns(&self, turns: Arc<Turns>) {
+        let _ = self.turns.set(turns); // this is the only place
+    }
+
+    /// How this thread may do the I/O while it waits. The I/O has a runtime of Tokio's, which does not run inside another.
+    pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
+        self.turns.get().filter(|_| !is_receiver() && tokio::runtime::Handle::try_current().is_err())
     }
 
     /// What the owner's effects mean for the tables.

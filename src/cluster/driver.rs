@@ -5,9 +5,10 @@ use super::{
     endpoint::StartError,
     image::Image,
     node_process::{PART, head_patience},
-    protocol::{HEAD, ProcessId},
+    protocol::{HEAD, Message, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
+    turns::{Turn, Turns},
     wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::{
-    cell::Cell,
+    collections::VecDeque,
     fs::File,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::FileExt,
@@ -133,9 +134,14 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     station.dial(address);
     let meeting = Arc::new(Meeting::default());
     let client = Arc::new(OnceLock::<Arc<Client>>::new());
+    let turns = Arc::new(Turns::new(station.clone()));
     let thread = {
-        let (station, meeting, client) = (station.clone(), meeting.clone(), client.clone());
-        let serve = move || serve(&station, post, &meeting, &client);
+        let desk = Desk::new(station.clone(), post, meeting.clone(), client.clone());
+        let turns = turns.clone();
+        let serve = move || {
+            client::receives_here();
+            turns.serve(desk);
+        };
         std::thread::Builder::new().name("outray-driver".into()).spawn(serve)
     };
     thread.map_err(|error| Error::Unsupported { reason: format!("a thread could not be started: {error}") })?;
@@ -156,12 +162,16 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let name = name.rsplit('/').next().unwrap_or_default().to_owned();
     let job = Job { driver: me, image, source: me, name, observe: config.observe, pid: std::process::id() };
     station.post(&Envelope { from: me, to: HEAD, letter: Letter::Register(job.clone()), payload: Vec::new() });
-    let posting = station.clone();
-    let post: Post = Box::new(move |envelope| posting.post(&envelope));
+    let (posting, told) = (station.clone(), turns.clone());
+    let post: Post = Box::new(move |envelope| {
+        posting.post(&envelope);
+        told.posted();
+    });
     // Until it is known how large the cluster is.
     config.total = Amounts { cpu: WHOLE, ..config.total };
     let core = Core::open(config);
     let ours = Client::new(core, me, job, None, post);
+    ours.takes_turns(turns);
     let _ = client.set(ours.clone()); // this is the only place
     let is_settled = meeting.wait(|progress| matches!(progress, Progress::Node | Progress::Gone(_)));
     let gone = match &*meeting.met.lock() {
@@ -189,90 +199,171 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     Ok(core)
 }
 
-fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
-    let next = Cell::new(Instant::now() + TICK);
-    let (me, ours) = (station.me, host());
-    let tell_head = |letter| station.post(&Envelope { from: me, to: HEAD, letter, payload: Vec::new() });
-    // The cluster, and since when its head is gone, and why; and what the next one has to be told.
-    let (mut cluster, mut headless, mut untold) = (None, None::<(Instant, String)>, Vec::new());
-    let gone = |reason: String| {
-        meeting.set(Progress::Gone(reason.clone()));
-        if let Some(client) = client.get() {
+/// What a driver does its I/O with, and handles what happens; see [`turns`](super::turns).
+pub(super) struct Desk {
+    station: Arc<Station>,
+    post: station::Post,
+    meeting: Arc<Meeting>,
+    client: Arc<OnceLock<Arc<Client>>>,
+    /// What has happened and is not handled.
+    happened: VecDeque<Happening>,
+    /// When the client is told the time.
+    next: Instant,
+    host: String,
+    cluster: Option<u64>,
+    /// Since when the head is gone, and why; and what the next one has to be told.
+    headless: Option<(Instant, String)>,
+    untold: Vec<Letter>,
+}
+
+impl Desk {
+    fn new(
+        station: Arc<Station>,
+        post: station::Post,
+        meeting: Arc<Meeting>,
+        client: Arc<OnceLock<Arc<Client>>>,
+    ) -> Desk {
+        Desk {
+            station,
+            post,
+            meeting,
+            client,
+            happened: VecDeque::new(),
+            next: Instant::now() + TICK,
+            host: host(),
+            cluster: None,
+            headless: None,
+            untold: Vec::new(),
+        }
+    }
+
+    /// Whether something has happened that no guest may handle.
+    pub(super) fn is_reserved(&self) -> bool {
+        !self.happened.is_empty()
+    }
+
+    /// Handles what has happened; if nothing has, sends and receives until something does, or it is so late.
+    pub(super) fn turn(&mut self, until: Option<Instant>, is_guest: bool) -> Turn {
+        if self.happened.is_empty() {
+            let now = Instant::now();
+            let latest = until.map_or(self.next, |until| until.min(self.next));
+            let happened = &mut self.happened;
+            if now >= self.next {
+                happened.push_back(Happening::Tick);
+            } else if !self.station.turn(&mut self.post, latest, &mut |happening| happened.push_back(happening)) {
+                return Turn::Over;
+            }
+        }
+        while let Some(happening) = self.happened.pop_front() {
+            if is_guest && !self.is_for_guests(&happening) {
+                self.happened.push_front(happening);
+                return Turn::ForHome;
+            }
+            self.handle(happening);
+        }
+        Turn::Done
+    }
+
+    /// Whether it only changes the client's state, and what follows from that.
+    fn is_for_guests(&self, happening: &Happening) -> bool {
+        match happening {
+            Happening::Letters(letters) => letters.iter().all(|envelope| match &envelope.letter {
+                Letter::Control(message) => !matches!(message, Message::Fenced),
+                Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
+                Letter::InFile { .. } | Letter::Answer { .. } | Letter::Closed => true,
+                _ => false,
+            }),
+            Happening::Tick => self.headless.is_none(),
+            _ => false,
+        }
+    }
+
+    fn tell_head(&self, letter: Letter) {
+        self.station.post(&Envelope { from: self.station.me, to: HEAD, letter, payload: Vec::new() });
+    }
+
+    /// The cluster cannot be used any more.
+    fn gone(&self, reason: String) {
+        self.meeting.set(Progress::Gone(reason.clone()));
+        if let Some(client) = self.client.get() {
             client.lost(&reason);
         }
-    };
-    client::receives_here();
-    station.run(
-        post,
-        || next.get(),
-        |happening| match happening {
-            Happening::Letters(letters) => letters.into_iter().for_each(|envelope| match envelope.letter {
-                Letter::WantImage { driver, offset } => {
-                    let part = File::open("/proc/self/exe").and_then(|file| read_part(&file, offset));
-                    let part = part.unwrap_or_default(); // which the node takes for a failure
-                    let letter = Letter::ImagePart { driver, offset };
-                    station.post(&Envelope { from: me, to: envelope.from, letter, payload: vec![part] });
-                }
-                Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
-                Letter::Leaving => gone("the cluster was stopped".into()),
-                _ => {
-                    let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
-                    // It is there before anything is said to it.
-                    client.wait().receive(envelope);
-                    if is_home {
-                        meeting.set(Progress::Node);
-                    }
-                }
-            }),
+    }
+
+    fn handle(&mut self, happening: Happening) {
+        match happening {
+            Happening::Letters(letters) => letters.into_iter().for_each(|envelope| self.receive(envelope)),
             Happening::Met { role: Role::Head { cluster: number }, .. } => {
-                let is_same = *cluster.get_or_insert(number) == number;
-                match (client.get().filter(|_| headless.take().is_some()), is_same) {
+                let is_same = *self.cluster.get_or_insert(number) == number;
+                let client = self.client.get().filter(|_| self.headless.take().is_some()).cloned();
+                match (client, is_same) {
                     (_, false) => {
-                        gone(
+                        self.gone(
                             "the head is gone, and another one has taken its place that knows nothing of this program"
                                 .into(),
                         );
                     }
                     (Some(client), true) => {
-                        tell_head(Letter::Register(client.job.clone()));
+                        self.tell_head(Letter::Register(client.job.clone()));
                         client.join_again();
-                        untold.drain(..).for_each(&tell_head);
+                        std::mem::take(&mut self.untold).into_iter().for_each(|letter| self.tell_head(letter));
                     }
-                    (None, true) => meeting.set(Progress::Head),
+                    (None, true) => self.meeting.set(Progress::Head),
                 }
             }
-            Happening::Refused(reason) => meeting.set(Progress::Gone(reason)),
+            Happening::Refused(reason) => self.meeting.set(Progress::Gone(reason)),
             Happening::Met { station, host, .. } => {
-                if host == ours {
-                    client.wait().is_near(station);
+                if host == self.host {
+                    self.client.wait().is_near(station);
                 }
             }
-            Happening::Lost { station: lost, reason } if lost == HEAD => match client.get() {
+            Happening::Lost { station: lost, reason } if lost == HEAD => match self.client.get() {
                 Some(client) => {
                     client.head_is_gone();
-                    headless = Some((Instant::now(), reason));
+                    self.headless = Some((Instant::now(), reason));
                 }
-                None => gone(reason),
+                None => self.gone(reason),
             },
             Happening::Lost { station: lost, .. } => {
                 let letter = Letter::Unreachable { station: lost };
-                match headless {
-                    None => tell_head(letter),
-                    Some(_) => untold.push(letter),
+                match self.headless {
+                    None => self.tell_head(letter),
+                    Some(_) => self.untold.push(letter),
                 }
             }
             Happening::Tick => {
-                next.set(Instant::now() + TICK);
-                if let Some(client) = client.get() {
+                self.next = Instant::now() + TICK;
+                if let Some(client) = self.client.get() {
                     client.tick();
                 }
                 let patience = head_patience();
-                if let Some((_, reason)) = headless.take_if(|(since, _)| since.elapsed() >= patience) {
-                    gone(format!("the head is gone: {reason}; it did not come back within {patience:?}"));
+                if let Some((_, reason)) = self.headless.take_if(|(since, _)| since.elapsed() >= patience) {
+                    self.gone(format!("the head is gone: {reason}; it did not come back within {patience:?}"));
                 }
             }
-        },
-    );
+        }
+    }
+
+    fn receive(&self, envelope: Envelope) {
+        match envelope.letter {
+            Letter::WantImage { driver, offset } => {
+                let part = File::open("/proc/self/exe").and_then(|file| read_part(&file, offset));
+                let part = part.unwrap_or_default(); // which the node takes for a failure
+                let letter = Letter::ImagePart { driver, offset };
+                self.station.post(&Envelope { from: self.station.me, to: envelope.from, letter, payload: vec![part] });
+            }
+            Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
+            Letter::Leaving => self.gone("the cluster was stopped".into()),
+            _ => {
+                let is_home = matches!(envelope.letter, Letter::Control(Message::Home { .. }));
+                // It is there before anything is said to it.
+                self.client.wait().receive(envelope);
+                if is_home {
+                    self.meeting.set(Progress::Node);
+                }
+            }
+        }
+    }
 }
 
 /// A part of an executable.

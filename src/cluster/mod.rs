@@ -81,6 +81,7 @@ mod shelf;
 mod signals;
 mod station;
 pub(crate) mod streams;
+pub(crate) mod turns;
 pub(crate) mod wire;
 mod worker;
 

@@ -246,11 +246,19 @@ pub(crate) fn set_expected(id: u64) -> u64 {
 pub(crate) struct Parker {
     notified: AtomicBool,
     thread: Thread,
+    /// It does I/O instead of sleeping.
+    #[cfg(feature = "cluster")]
+    works: parking_lot::Mutex<Option<Arc<crate::cluster::turns::Turns>>>,
 }
 
 impl Parker {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Parker { notified: AtomicBool::new(false), thread: current_thread() })
+        Arc::new(Parker {
+            notified: AtomicBool::new(false),
+            thread: current_thread(),
+            #[cfg(feature = "cluster")]
+            works: parking_lot::Mutex::new(None),
+        })
     }
 
     /// Forgets an earlier notification.
@@ -260,13 +268,29 @@ impl Parker {
 
     pub(crate) fn unpark(&self) {
         self.notified.store(true, Ordering::Release);
+        #[cfg(feature = "cluster")]
+        if let Some(turns) = &*self.works.lock()
+            && self.thread.id() != current_thread().id()
+        {
+            turns.interrupt();
+        }
         self.thread.unpark();
+    }
+
+    /// The thread does I/O from now on while it waits, or not any more.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn works(&self, turns: Option<Arc<crate::cluster::turns::Turns>>) {
+        *self.works.lock() = turns;
     }
 }
 
 impl Waiter for Parker {
     fn notify(self: Arc<Self>) {
         self.unpark();
+    }
+
+    fn is_quiet(&self) -> bool {
+        true
     }
 }
 
