@@ -26,6 +26,7 @@ use super::{
     look,
     owner::{Owner, Value, Work, WorkArg},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy},
+    reading,
     remote::{Remote, RemoteCell},
     running::{Made, Running},
     store::{self, Draft},
@@ -364,24 +365,24 @@ impl Client {
             }
             result
         };
-        let Out { trash, mut arrivals, .. } = out;
+        let Out { trash, arrivals, .. } = out;
         // Destructors, and what those do at once who wait, may be code of the user's.
         let finish = |trash, arrivals: Arrivals| {
             contain(|| drop(trash));
             arrivals.into_iter().for_each(|(cell, outcome)| contain(|| cell.arrive(outcome)));
         };
-        match self.turns.get().filter(|_| turns::is_guest()) {
-            None => finish(trash, arrivals),
-            Some(turns) => {
-                arrivals = arrivals
-                    .into_iter()
-                    .filter_map(|(cell, outcome)| Some((cell.clone(), cell.arrive_quietly(outcome).err()?)))
-                    .collect();
-                let is_urgent = !arrivals.is_empty();
-                if is_urgent || !trash.is_empty() {
-                    turns.leave(Box::new(move || finish(trash, arrivals)), is_urgent);
-                }
-            }
+        if !turns::is_at_desk() {
+            finish(trash, arrivals);
+            return result;
+        }
+        let quietly = |(cell, outcome): (Arc<dyn Remote>, Arriving)| match cell.arrive_quietly(outcome) {
+            Ok(()) => None,
+            Err(outcome) => Some((cell, outcome)),
+        };
+        let arrivals: Arrivals = arrivals.into_iter().filter_map(quietly).collect();
+        let is_urgent = !arrivals.is_empty();
+        if is_urgent || !trash.is_empty() {
+            turns::leave(move || finish(trash, arrivals), is_urgent);
         }
         result
     }
@@ -789,6 +790,7 @@ impl Client {
             return Err(gone());
         }
         self.post(process, letter(number), Vec::new());
+        reading::blocks();
         let who = if process == HEAD { "the cluster's head".into() } else { format!("node {process}") };
         loop {
             let reason = match answered.recv_timeout(patience) {
@@ -2029,9 +2031,9 @@ thread_local! {
     static RECEIVES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This thread receives letters from now on, so nothing that waits for some is to wait on it.
-pub(super) fn receives_here() {
-    RECEIVES.set(true);
+/// This thread receives letters from now on, or not any more: nothing that waits for some is to wait on it.
+pub(super) fn receives_here(receives: bool) {
+    RECEIVES.set(receives);
 }
 
 /// Whether it does.

@@ -8,7 +8,7 @@ use super::{
     protocol::{HEAD, Message, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
-    turns::{Turn, Turns},
+    turns::{self, Turns},
     wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
@@ -21,7 +21,6 @@ use crate::{
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::{
-    collections::VecDeque,
     fs::File,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::FileExt,
@@ -139,7 +138,7 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
         let desk = Desk::new(station.clone(), post, meeting.clone(), client.clone());
         let turns = turns.clone();
         let serve = move || {
-            client::receives_here();
+            client::receives_here(true);
             turns.serve(desk);
         };
         std::thread::Builder::new().name("outray-driver".into()).spawn(serve)
@@ -205,8 +204,8 @@ pub(super) struct Desk {
     post: station::Post,
     meeting: Arc<Meeting>,
     client: Arc<OnceLock<Arc<Client>>>,
-    /// What has happened and is not handled.
-    happened: VecDeque<Happening>,
+    /// What has happened in this turn.
+    happened: Vec<Happening>,
     /// When the client is told the time.
     next: Instant,
     host: String,
@@ -228,7 +227,7 @@ impl Desk {
             post,
             meeting,
             client,
-            happened: VecDeque::new(),
+            happened: Vec::new(),
             next: Instant::now() + TICK,
             host: host(),
             cluster: None,
@@ -237,45 +236,18 @@ impl Desk {
         }
     }
 
-    /// Whether something has happened that no guest may handle.
-    pub(super) fn is_reserved(&self) -> bool {
-        !self.happened.is_empty()
-    }
-
-    /// Handles what has happened; if nothing has, sends and receives until something does, or it is so late.
-    pub(super) fn turn(&mut self, until: Option<Instant>, is_guest: bool) -> Turn {
-        if self.happened.is_empty() {
-            let now = Instant::now();
-            let latest = until.map_or(self.next, |until| until.min(self.next));
-            let happened = &mut self.happened;
-            if now >= self.next {
-                happened.push_back(Happening::Tick);
-            } else if !self.station.turn(&mut self.post, latest, &mut |happening| happened.push_back(happening)) {
-                return Turn::Over;
-            }
+    /// Sends and receives until something happens, or it is so late, and handles it; `false`: the station is closed.
+    pub(super) fn turn(&mut self, until: Option<Instant>) -> bool {
+        let latest = until.map_or(self.next, |until| until.min(self.next));
+        let happened = &mut self.happened;
+        let is_open = self.station.turn(&mut self.post, latest, &mut |happening| happened.push(happening));
+        if Instant::now() >= self.next {
+            happened.push(Happening::Tick);
         }
-        while let Some(happening) = self.happened.pop_front() {
-            if is_guest && !self.is_for_guests(&happening) {
-                self.happened.push_front(happening);
-                return Turn::ForHome;
-            }
+        for happening in std::mem::take(happened) {
             self.handle(happening);
         }
-        Turn::Done
-    }
-
-    /// Whether it only changes the client's state, and what follows from that.
-    fn is_for_guests(&self, happening: &Happening) -> bool {
-        match happening {
-            Happening::Letters(letters) => letters.iter().all(|envelope| match &envelope.letter {
-                Letter::Control(message) => !matches!(message, Message::Fenced),
-                Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
-                Letter::InFile { .. } | Letter::Answer { .. } | Letter::Closed => true,
-                _ => false,
-            }),
-            Happening::Tick => self.headless.is_none(),
-            _ => false,
-        }
+        is_open
     }
 
     fn tell_head(&self, letter: Letter) {
@@ -285,8 +257,8 @@ impl Desk {
     /// The cluster cannot be used any more.
     fn gone(&self, reason: String) {
         self.meeting.set(Progress::Gone(reason.clone()));
-        if let Some(client) = self.client.get() {
-            client.lost(&reason);
+        if let Some(client) = self.client.get().cloned() {
+            turns::leave(move || client.lost(&reason), true);
         }
     }
 
@@ -352,17 +324,37 @@ impl Desk {
                 let letter = Letter::ImagePart { driver, offset };
                 self.station.post(&Envelope { from: self.station.me, to: envelope.from, letter, payload: vec![part] });
             }
-            Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
+            // Others may have the lock of the standard error, too.
+            Letter::Printed { worker, lines } => {
+                turns::leave(move || lines.iter().for_each(|line| eprintln!("({worker}) {line}")), false);
+            }
             Letter::Leaving => self.gone("the cluster was stopped".into()),
             _ => {
                 let is_home = matches!(envelope.letter, Letter::Control(Message::Home { .. }));
                 // It is there before anything is said to it.
-                self.client.wait().receive(envelope);
+                let client = self.client.wait();
+                match changes_state_only(&envelope.letter) {
+                    true => client.receive(envelope),
+                    false => {
+                        let client = client.clone();
+                        turns::leave(move || client.receive(envelope), true);
+                    }
+                }
                 if is_home {
                     self.meeting.set(Progress::Node);
                 }
             }
         }
+    }
+}
+
+/// Whether a client that gets this letter runs no code of the user's; but for what follows from it.
+fn changes_state_only(letter: &Letter) -> bool {
+    match letter {
+        Letter::Control(message) => !matches!(message, Message::Fenced),
+        Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
+        Letter::InFile { .. } | Letter::Answer { .. } | Letter::Closed => true,
+        _ => false,
     }
 }
 

@@ -73,6 +73,7 @@ mod look;
 mod node_process;
 mod pipe;
 mod printed;
+pub(crate) mod reading;
 mod remote;
 mod roles;
 mod running;

@@ -24,17 +24,16 @@
 //!   it has what it waits for; the other completes that before it takes the lock. So one of them sees the other.
 //!
 //! # User code
-//! The program's thread may hold locks of the program's, and none of these may be needed by what it runs here. So a guest
-//! runs no code of the user's: it wakes threads that wait. Letters that may lead to other things stay at the desk, for home
-//! to handle before anybody takes it again. What such code is about to follow from the others, the destructors of what is
-//! not needed any more and the wakers of futures, are *errands*, which home runs in the order in which they came; it runs
-//! them before it takes the desk, so they are in order with what it handles itself.
+//! The thread that waits may hold locks of the program's, and what it waits for may not need those; also other threads
+//! that wait may. So nobody runs code of the user's at the desk: what is done there changes the client's state and wakes threads
+//! that sleep. The rest (destructors of what is not needed any more, futures that are woken, items of streams, the
+//! end of everything) are *errands*, which home runs in the order in which they came, while others may have the desk.
 
 use super::{driver::Desk, station::Station};
-use crate::local::{thread::Parker, wait::sleep};
+use crate::local::{node::contain, thread::Parker, wait::sleep};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
-    cell::Cell,
+    cell::RefCell,
     fmt, mem,
     sync::{
         Arc,
@@ -43,11 +42,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Nobody does the I/O for longer than that.
+/// The desk is free for no longer than that.
 const NAP: Duration = Duration::from_millis(1);
 
 /// Something that may run code of the user's.
-pub(super) type Errand = Box<dyn FnOnce() + Send>;
+type Errand = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Turns {
     station: Arc<Station>,
@@ -64,8 +63,6 @@ pub(crate) struct Turns {
 struct State {
     /// Nobody has taken it.
     desk: Option<Box<Desk>>,
-    /// There are letters for home at the desk: no guest takes it.
-    is_reserved: bool,
     /// Those who would take it.
     guests: Vec<Arc<Parker>>,
     /// How often it was taken, or put back.
@@ -79,22 +76,31 @@ struct State {
     is_over: bool,
 }
 
-/// How a turn at the desk ended.
-pub(super) enum Turn {
-    Done,
-    /// There are letters that are not for guests.
-    ForHome,
-    /// The station is closed.
-    Over,
+/// What was left to home in one turn.
+#[derive(Default)]
+struct Left {
+    errands: Vec<Errand>,
+    /// Somebody may wait for one of them.
+    is_urgent: bool,
 }
 
 thread_local! {
-    static IS_GUEST: Cell<bool> = const { Cell::new(false) };
+    /// While this thread is at the desk.
+    static LEFT: RefCell<Option<Left>> = const { RefCell::new(None) };
 }
 
-/// Whether this thread must not run code of the user's now.
-pub(super) fn is_guest() -> bool {
-    IS_GUEST.get()
+/// Whether this thread is at the desk.
+pub(super) fn is_at_desk() -> bool {
+    LEFT.with_borrow(Option::is_some)
+}
+
+/// Leaves something to home, at the desk. `is_urgent`: somebody may wait for it.
+pub(super) fn leave(errand: impl FnOnce() + Send + 'static, is_urgent: bool) {
+    LEFT.with_borrow_mut(|left| {
+        let left = left.get_or_insert_default();
+        left.errands.push(Box::new(errand));
+        left.is_urgent |= is_urgent;
+    });
 }
 
 impl Turns {
@@ -112,22 +118,9 @@ impl Turns {
     #[inline]
     pub(super) fn posted(&self) {
         if self.is_free.load(SeqCst) && self.posted.fetch_add(1, SeqCst) == 1 {
-            self.call_home(&mut self.state.lock());
-        }
-    }
-
-    /// Leaves something to home. `is_urgent`: somebody may wait for it.
-    pub(super) fn leave(&self, errand: Errand, is_urgent: bool) {
-        let state = &mut *self.state.lock();
-        state.errands.push(errand);
-        if is_urgent || state.is_asleep {
+            self.state.lock().is_called = true;
             self.home.notify_one();
         }
-    }
-
-    fn call_home(&self, state: &mut State) {
-        state.is_called = true;
-        self.home.notify_one();
     }
 
     /// Interrupts whoever does the I/O.
@@ -139,23 +132,40 @@ impl Turns {
     pub(super) fn serve(&self, desk: Desk) {
         let mut taken = Some(Box::new(desk));
         while let Some(mut desk) = taken {
-            let mut turn = Turn::Done;
-            while !matches!(turn, Turn::Over) && (desk.is_reserved() || self.state.lock().guests.is_empty()) {
-                turn = desk.turn(None, false);
-            }
-            self.put_back(desk, turn);
-            taken = self.take_home();
+            let (is_over, is_wanted) = loop {
+                let is_over = !self.turn(&mut desk, None);
+                let state = self.state.lock();
+                if is_over || !state.errands.is_empty() || !state.guests.is_empty() {
+                    break (is_over, !state.guests.is_empty());
+                }
+            };
+            self.put_back(desk, is_over);
+            taken = self.take_at_home(!is_wanted);
         }
     }
 
-    /// Runs errands, and waits until it is home's turn; `None`: all is over.
-    fn take_home(&self) -> Option<Box<Desk>> {
+    /// A turn at the desk; `false`: the station is closed.
+    fn turn(&self, desk: &mut Desk, until: Option<Instant>) -> bool {
+        LEFT.set(Some(Left::default()));
+        let goes_on = desk.turn(until);
+        let Left { mut errands, is_urgent } = LEFT.take().unwrap_or_default();
+        if !errands.is_empty() {
+            let state = &mut *self.state.lock();
+            state.errands.append(&mut errands);
+            if is_urgent || state.is_asleep {
+                self.home.notify_one();
+            }
+        }
+        goes_on
+    }
+
+    /// Runs errands, and waits until it is home's turn; `is_due`: it is. `None`: all is over.
+    fn take_at_home(&self, mut is_due: bool) -> Option<Box<Desk>> {
         let mut state = self.state.lock();
-        let mut is_due = false;
         loop {
             if !state.errands.is_empty() {
                 let errands = mem::take(&mut state.errands);
-                MutexGuard::unlocked(&mut state, || errands.into_iter().for_each(|errand| errand()));
+                MutexGuard::unlocked(&mut state, || errands.into_iter().for_each(contain));
                 continue;
             }
             if state.is_over {
@@ -167,7 +177,7 @@ impl Turns {
             let moves = state.moves;
             let is_still = self.home.wait_for(&mut state, NAP).timed_out() && state.moves == moves;
             is_due = is_still && state.desk.is_some();
-            if is_still && !is_due && state.errands.is_empty() {
+            if is_still && !is_due && state.errands.is_empty() && !state.is_over {
                 state.is_asleep = true;
                 self.home.wait(&mut state);
                 state.is_asleep = false;
@@ -178,36 +188,26 @@ impl Turns {
     fn take(&self, state: &mut State) -> Option<Box<Desk>> {
         let desk = state.desk.take()?;
         self.is_free.store(false, SeqCst);
-        (state.is_called, state.is_reserved) = (false, false);
+        state.is_called = false;
         state.moves += 1;
         Some(desk)
     }
 
-    fn put_back(&self, desk: Box<Desk>, turn: Turn) {
+    /// Puts the desk back, for the next guest or for home.
+    fn put_back(&self, desk: Box<Desk>, is_over: bool) {
         let next = {
             let state = &mut *self.state.lock();
             state.moves += 1;
-            match turn {
-                Turn::Over => state.is_over = true,
-                Turn::Done | Turn::ForHome => {
-                    state.desk = Some(desk);
-                    self.posted.store(0, SeqCst);
-                    self.is_free.store(true, SeqCst);
-                }
+            state.is_over |= is_over;
+            if !is_over {
+                state.desk = Some(desk);
+                self.posted.store(0, SeqCst);
+                self.is_free.store(true, SeqCst);
             }
-            match turn {
-                Turn::ForHome => {
-                    state.is_reserved = true;
-                    self.call_home(state);
-                    None
-                }
-                Turn::Done | Turn::Over => {
-                    if state.is_asleep || state.is_over {
-                        self.home.notify_one();
-                    }
-                    state.guests.pop()
-                }
+            if state.is_asleep || is_over {
+                self.home.notify_one();
             }
+            state.guests.pop()
         };
         if let Some(next) = next {
             next.unpark();
@@ -224,14 +224,12 @@ impl Turns {
                 continue;
             };
             parker.works(Some(self.clone()));
-            let mut turn = Turn::Done;
-            while matches!(turn, Turn::Done) && !done() && !is_late() {
-                IS_GUEST.set(true);
-                turn = desk.turn(until, true);
-                IS_GUEST.set(false);
+            let mut is_over = false;
+            while !is_over && !done() && !is_late() {
+                is_over = !self.turn(&mut desk, until);
             }
             parker.works(None);
-            self.put_back(desk, turn);
+            self.put_back(desk, is_over);
         }
         self.go(parker);
     }
@@ -240,7 +238,7 @@ impl Turns {
     fn take_as_guest(&self, parker: &Arc<Parker>) -> Option<Box<Desk>> {
         let state = &mut *self.state.lock();
         let entered = state.guests.iter().position(|guest| Arc::ptr_eq(guest, parker));
-        if state.desk.is_some() && !state.is_reserved {
+        if state.desk.is_some() {
             entered.map(|at| state.guests.swap_remove(at));
             return self.take(state);
         }
@@ -259,7 +257,7 @@ impl Turns {
                     state.guests.swap_remove(at);
                     None
                 }
-                None if state.desk.is_some() && !state.is_reserved => state.guests.pop(),
+                None if state.desk.is_some() => state.guests.pop(),
                 None => None,
             }
         };

@@ -1,8 +1,9 @@
 //! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
 
 use super::{
-    client::{self, Client, Post},
+    client::{Client, Post},
     pipe,
+    reading::{Input, Reading},
     wire::{Envelope, Letter},
 };
 use crate::local::{
@@ -13,7 +14,6 @@ use crate::local::{
 use std::{
     fs::File,
     io,
-    process::exit,
     sync::{
         Arc, OnceLock,
         atomic::{
@@ -79,29 +79,14 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         let to = you.station();
         closed.send(&Envelope { from: you, to, letter: Letter::Closed, payload: Vec::new() });
     });
-    client::receives_here();
-    loop {
-        let more = loop {
-            match received.next() {
-                Ok(Some(envelope)) => {
-                    if matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. }) {
-                        results.expect();
-                    }
-                    client.receive(envelope);
-                }
-                Ok(None) => break received.read(&mut input),
-                Err(error) => break Err(error),
-            }
-        };
-        match more {
-            Ok(true) => {}
-            Ok(false) => exit(0),
-            Err(error) => {
-                eprintln!("outray: the node cannot be understood: {error}");
-                exit(1);
-            }
+    let input = Input { pipe: input, received };
+    let never = Reading::run(core, input, move |envelope| {
+        if matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. }) {
+            results.expect();
         }
-    }
+        client.receive(envelope);
+    })?;
+    match never {}
 }
 
 /// Sends results. While more tasks wait here than run they may wait for each other, for a moment: many small tasks

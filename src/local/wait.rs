@@ -80,12 +80,37 @@ fn help(core: &'static Core, node: &Arc<dyn Node>) {
         help_further(node);
     }
     if visitor {
-        core.idle.give(thread::set_seat(0));
-        if core.has_applicants() {
-            core.admit();
-        }
-        core.notify_if_work();
+        leave_seat(core);
     }
+}
+
+/// A visitor goes.
+fn leave_seat(core: &'static Core) {
+    core.idle.give(thread::set_seat(0));
+    if core.has_applicants() {
+        core.admit();
+    }
+    core.notify_if_work();
+}
+
+/// Runs what was kept (see [`thread::keeping`]) on this thread, which is no worker.
+///
+/// # Errors
+/// It is for others, because there is no seat for it, or it is not its turn.
+#[cfg(feature = "cluster")]
+pub(crate) fn visit(core: &'static Core, kept: thread::Kept) -> std::result::Result<(), thread::Kept> {
+    let may_run = super::rayon::VISITORS_MAY_RUN && !core.has_injected();
+    if !may_run || !kept.has_share && !core.idle.try_sit() {
+        return Err(kept);
+    }
+    if kept.has_share {
+        run_job(core, kept.job);
+    } else {
+        thread::set_seat(SEAT);
+        run_job(core, kept.job);
+        leave_seat(core);
+    }
+    Ok(())
 }
 
 fn run_job(core: &'static Core, job: Job) {
@@ -179,6 +204,8 @@ fn park(
 ) -> Result<()> {
     // A task may block on a handle of another runtime: its seat is in its own.
     let core = thread::current_core();
+    #[cfg(feature = "cluster")]
+    crate::cluster::reading::blocks();
     let seat = core.map(|core| core.lend_seat());
     #[cfg(feature = "cluster")]
     if let (Some(client), Some(seat)) = (core.and_then(|core| core.client.get()), seat) {
