@@ -250,6 +250,11 @@ impl Desk {
         is_open
     }
 
+    /// What is posted leaves before more is received.
+    pub(super) fn send_first(&mut self) {
+        self.post.send_first();
+    }
+
     fn tell_head(&self, letter: Letter) {
         self.station.post(&Envelope { from: self.station.me, to: HEAD, letter, payload: Vec::new() });
     }

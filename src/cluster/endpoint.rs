@@ -424,6 +424,11 @@ impl<T: Transport> Pump<T> {
         }
     }
 
+    /// What is queued leaves before more is received.
+    pub(crate) fn send_first(&mut self) {
+        self.io.send_first();
+    }
+
     /// A message that was handed out has been dealt with: its sender may send another.
     pub(crate) fn consumed(&mut self, peer: Incarnation, cost: usize) {
         self.io.consumed(peer, Credit { messages: 1, bytes: cost as u64 });

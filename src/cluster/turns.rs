@@ -240,7 +240,11 @@ impl Turns {
         let entered = state.guests.iter().position(|guest| Arc::ptr_eq(guest, parker));
         if state.desk.is_some() {
             entered.map(|at| state.guests.swap_remove(at));
-            return self.take(state);
+            let mut desk = self.take(state)?;
+            if self.posted.load(SeqCst) > 0 {
+                desk.send_first(); // it is likely to be what this one waits for
+            }
+            return Some(desk);
         }
         if entered.is_none() {
             state.guests.push(parker.clone());

@@ -136,6 +136,11 @@ impl<T: Transport> Io<T> {
         is_late
     }
 
+    /// What others have to send leaves before more is handled.
+    pub(super) fn send_first(&mut self) {
+        self.rounds = ROUNDS;
+    }
+
     /// Does what other threads have said. What is said from now on does not wake this one: it looks for itself before
     /// it waits.
     fn commands(&mut self) {
