@@ -392,9 +392,9 @@ impl Client {
         let _ = self.turns.set(turns); // this is the only place
     }
 
-    /// How this thread may do the I/O while it waits. The I/O has a runtime of Tokio's, which does not run inside another.
+    /// Where this thread may do the I/O while it waits. The I/O has a runtime of Tokio's, which does not run inside another.
     pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
-        self.turns.get().filter(|_| !is_receiver() && tokio::runtime::Handle::try_current().is_err())
+        self.turns.get().filter(|_| tokio::runtime::Handle::try_current().is_err())
     }
 
     /// What the owner's effects mean for the tables.

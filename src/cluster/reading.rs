@@ -62,6 +62,8 @@ pub(super) struct Input {
 /// What the two threads share.
 pub(super) struct Reading {
     core: &'static Core,
+    /// Whether tasks run on these threads.
+    may_run: bool,
     receive: Box<dyn Fn(Envelope) + Send + Sync>,
     pace: Arc<Pace>,
     state: Mutex<State>,
@@ -103,14 +105,17 @@ pub(crate) fn blocks() {
 }
 
 impl Reading {
-    /// Reads until the node ends, on this thread and another; then the process ends. `receive` deals with a letter.
+    /// Reads until the node ends, on this thread and another; then the process ends. `receive` deals with a letter; what it
+    /// has to run may run here, too.
     pub(super) fn run(
         core: &'static Core,
         input: Input,
+        may_run: bool,
         receive: impl Fn(Envelope) + Send + Sync + 'static,
     ) -> io::Result<Infallible> {
         let reading = Arc::new(Reading {
             core,
+            may_run,
             receive: Box::new(receive),
             pace: Arc::default(),
             state: Mutex::default(),
@@ -156,7 +161,7 @@ impl Reading {
         while let Some(envelope) = input.received.next()? {
             let is_task = matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. });
             tasks += usize::from(is_task);
-            if is_task && tasks == 1 {
+            if is_task && tasks == 1 && self.may_run {
                 kept = local::keeping(self.core, || (self.receive)(envelope));
             } else {
                 if is_task && let Some(kept) = kept.take() {

@@ -80,7 +80,8 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         closed.send(&Envelope { from: you, to, letter: Letter::Closed, payload: Vec::new() });
     });
     let input = Input { pipe: input, received };
-    let never = Reading::run(core, input, move |envelope| {
+    // What uses devices is seldom short, and best on few threads.
+    let never = Reading::run(core, input, !has_gpus, move |envelope| {
         if matches!(envelope.letter, Letter::Run { .. } | Letter::Call { .. }) {
             results.expect();
         }

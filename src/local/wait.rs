@@ -3,7 +3,8 @@
 //! A thread that asks for a result first *helps*: it runs what it waits for, if that has not
 //! started, or what that waits for, and so on. It never runs anything else, because the user's
 //! code further up the stack may hold locks; what it waits for must run anyway before it can go
-//! on. When there is nothing left that it may run it blocks, and gives its seat to another thread.
+//! on. When there is nothing left that it may run it blocks, and gives its seat to another thread. In a driver of a
+//! cluster's it does the I/O then, by which the result comes (`cluster::turns`).
 //!
 //! A task that is blocked for a while looks for a cycle: the tasks that are blocked, what each waits
 //! for, and what those need in turn. Whoever closes a cycle finds it, because all others are entered in the
