@@ -31,6 +31,7 @@ pub(crate) trait Waiter: Send + Sync {
     fn notify(self: Arc<Self>);
 
     /// Whether that does no more than wake a thread.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // nobody asks
     fn is_quiet(&self) -> bool {
         false
     }
