@@ -9,9 +9,10 @@ use common::{
 };
 use outray::{Actor, ActorPool, Error, ObjectRef, Queue, Result, Runtime};
 use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Mutex, TryLockError, atomic::Ordering::SeqCst},
+    future::{Future, IntoFuture},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, TryLockError, atomic::Ordering::SeqCst},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -895,5 +896,230 @@ fn a_wait_for_the_end_of_a_long_chain_of_dependents_is_no_cycle_and_no_stack_ove
         give_others_a_chance();
         GATE.open();
         assert_eq!(waits.get().unwrap(), common::many(100_000) as u32);
+    });
+}
+
+// Short tasks, one after the other. On a cluster who waits for one does the driver's I/O meanwhile, and who reads a
+// worker's letters runs it; here one of them is not what it seemed.
+
+fn short_tasks(rt: &Runtime) {
+    (0..100).for_each(|n: u64| assert_eq!(rt.submit(|n: u64| n + 1, n).get(), Ok(n + 1)));
+}
+
+#[test]
+fn many_threads_wait_for_short_tasks_and_each_gets_its_own() {
+    watch(|| {
+        let rt = local(2);
+        std::thread::scope(|scope| {
+            for thread in 0..8_u64 {
+                let rt = &rt;
+                scope.spawn(move || {
+                    for n in 0..100 {
+                        let n = 1_000 * thread + n;
+                        assert_eq!(rt.submit(|n: u64| n + 1, n).get(), Ok(n + 1));
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn another_thread_ends_a_wait_by_cancelling() {
+    static GATE: Gate = Gate::new();
+    watch(|| {
+        let rt = local(2);
+        short_tasks(&rt);
+        let task = rt.submit(|| GATE.pass(), ());
+        GATE.wait_for(1);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| task.get());
+            give_others_a_chance();
+            task.cancel();
+            assert!(waits.join().unwrap().unwrap_err().is_cancelled());
+        });
+        GATE.open();
+    });
+}
+
+#[test]
+fn a_wait_with_a_time_limit_ends_while_nothing_comes() {
+    static GATE: Gate = Gate::new();
+    watch(|| {
+        let rt = local(2);
+        short_tasks(&rt);
+        let task = rt.submit(|| GATE.pass(), ());
+        GATE.wait_for(1);
+        assert!(matches!(task.get_timeout(Duration::from_millis(20)), Err(Error::Timeout { .. })));
+        GATE.open();
+        assert_eq!(task.get(), Ok(()));
+    });
+}
+
+#[test]
+fn a_lock_that_is_held_across_a_wait_may_be_what_a_future_needs_that_is_woken_meanwhile() {
+    static GATE: Gate = Gate::new();
+    struct NeedsIt(Mutex<()>, std::sync::atomic::AtomicBool);
+    impl Wake for NeedsIt {
+        fn wake(self: Arc<Self>) {
+            let _held = self.0.lock().unwrap();
+            self.1.store(true, SeqCst);
+        }
+    }
+    if !common::on_cluster() {
+        return; // in one process the future is woken by the task that the other task waits for
+    }
+    watch(|| {
+        let rt = local(2);
+        short_tasks(&rt);
+        let first = rt.submit(|| GATE.pass(), ());
+        let second = rt.submit(|(): ()| 7, &first);
+        let needs_it = Arc::new(NeedsIt(Mutex::default(), Default::default()));
+        let mut future = pin!((&first).into_future());
+        let waker = Waker::from(needs_it.clone());
+        assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        {
+            let _held = needs_it.0.lock().unwrap();
+            GATE.open();
+            assert_eq!(second.get(), Ok(7));
+            // And the next, too, while somebody waits for the lock.
+            short_tasks(&rt);
+            assert!(!needs_it.1.load(SeqCst));
+        }
+        until("the future is woken", || needs_it.1.load(SeqCst));
+        assert_eq!(common::block_on(first), Ok(()));
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_runs_and_wakes_a_future_after_short_tasks() {
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    watch(|| {
+        let rt = local(2);
+        for round in 1..=20 {
+            short_tasks(&rt);
+            let task = rt.submit(|| DONE.fetch_add(1, SeqCst), ());
+            until("it has run", || DONE.load(SeqCst) == round);
+            assert_eq!(common::block_on(task), Ok(round - 1));
+        }
+    });
+}
+
+#[test]
+fn a_long_task_among_short_ones_does_not_keep_others_waiting() {
+    static GATES: [Gate; 10] = [const { Gate::new() }; 10];
+    watch(|| {
+        let rt = local(2);
+        for (round, gate) in GATES.iter().enumerate() {
+            short_tasks(&rt);
+            let long = rt.submit(|round: usize| GATES[round].pass(), round);
+            gate.wait_for(1);
+            // What opens the gate comes behind it.
+            assert_eq!(rt.submit(|round: usize| GATES[round].open(), round).get(), Ok(()));
+            assert_eq!(long.get(), Ok(()));
+        }
+    });
+}
+
+#[test]
+fn a_task_among_short_ones_may_wait_for_what_comes_behind_it() {
+    static GATES: [Gate; 10] = [const { Gate::new() }; 10];
+    struct Echo;
+    impl Echo {
+        fn echo(&self, n: usize) -> usize {
+            n
+        }
+    }
+    watch(|| {
+        let rt = local(2);
+        let echo = rt.actor(|| Echo, ());
+        for (round, gate) in GATES.iter().enumerate() {
+            short_tasks(&rt);
+            // The answer comes the way that the task has come.
+            let asks = |(echo, n): (Actor<Echo>, usize)| echo.call(Echo::echo, n).get().unwrap();
+            assert_eq!(rt.submit(asks, (echo.clone(), round)).get(), Ok(round));
+            short_tasks(&rt);
+            let waits = |round: usize| {
+                let inner = Runtime::current().submit(|round: usize| GATES[round].pass(), round);
+                inner.get().unwrap();
+            };
+            let outer = rt.submit(waits, round);
+            gate.wait_for(1);
+            short_tasks(&rt);
+            gate.open();
+            assert_eq!(outer.get(), Ok(()));
+        }
+    });
+}
+
+#[test]
+fn a_cancelled_task_among_short_ones_hears_of_it_and_leaves_its_cpu() {
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    watch(|| {
+        let rt = local(1);
+        for round in 1..=10 {
+            short_tasks(&rt);
+            let task = rt.submit(
+                || {
+                    STARTED.fetch_add(1, SeqCst);
+                    until("it is cancelled", || outray::task::context().is_cancelled());
+                },
+                (),
+            );
+            until("it runs", || STARTED.load(SeqCst) == round);
+            task.cancel();
+            assert!(task.get().unwrap_err().is_cancelled());
+        }
+        short_tasks(&rt);
+    });
+}
+
+#[test]
+fn single_calls_and_many_at_a_time_keep_their_order() {
+    struct List(Vec<u32>);
+    impl List {
+        fn push(&mut self, n: u32) -> usize {
+            self.0.push(n);
+            self.0.len()
+        }
+        fn all(&self) -> Vec<u32> {
+            self.0.clone()
+        }
+    }
+    watch(|| {
+        let rt = local(2);
+        let list = rt.actor(|| List(Vec::new()), ());
+        let mut numbers = 0..;
+        let mut push = || list.call(List::push, numbers.next().unwrap());
+        for round in 0..200 {
+            push().get().unwrap();
+            (0..round % 8).for_each(|_| drop(push()));
+        }
+        let all = list.call(List::all, ()).get().unwrap();
+        assert!(all.iter().copied().eq(0..all.len() as u32), "{all:?}");
+    });
+}
+
+#[test]
+fn after_short_tasks_all_threads_sleep() {
+    /// How often the threads of this process began to sleep.
+    fn slept() -> u64 {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("this is Linux").flatten();
+        let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+        let counts = statuses.filter_map(|status| {
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:"))?.to_owned();
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        counts.sum()
+    }
+    alone("after_short_tasks_all_threads_sleep", || {
+        let rt = local(2);
+        short_tasks(&rt);
+        give_others_a_chance();
+        let (here, there) = (slept(), rt.submit(slept, ()).get().unwrap());
+        // Nobody has been told anything.
+        std::thread::sleep(Duration::from_secs(1));
+        let (here, there) = (slept() - here, rt.submit(slept, ()).get().unwrap() - there);
+        assert!(here < 300 && there < 300, "{here} times here, {there} times there");
     });
 }

@@ -27,12 +27,14 @@ use super::{
     owner::{Owner, Value, Work, WorkArg, WorkBody},
     pack::{self, Carrier, Common, Member, Pack, PackKind, Packing},
     protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
+    reading,
     remote::{Remote, RemoteCell},
     rows::Rows,
     running::{Made, PackRun, Running},
     store::{self, Draft},
     streams::{Feed, RemoteStream, Sink, StreamEntry},
     travel::{Arrival, Arrived, Incoming, Reply, guarded},
+    turns::{self, Turns},
     wire::{
         self, Beginning, Detach, End, Envelope, Extras, Handle, Job, Letter, Order, Outgoing, Parcel, Question, Site,
     },
@@ -67,7 +69,7 @@ use std::{
     panic::Location,
     path::{Path, PathBuf},
     sync::{
-        Arc, LazyLock, Weak,
+        Arc, LazyLock, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
@@ -131,6 +133,8 @@ pub(crate) struct Client {
     /// At waits that last, and when the next is due.
     pub(super) looks: Mutex<Looks>,
     pub(super) next_look: Mutex<Option<Instant>>,
+    /// Of a driver: who does its I/O.
+    turns: OnceLock<Arc<Turns>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -288,13 +292,14 @@ pub(super) type Announced = (Arc<dyn Remote>, Order, Beginning);
 
 /// What has arrived for a cell.
 type Arriving = Result<Bytes, Arc<Error>>;
+type Arrivals = Vec<(Arc<dyn Remote>, Arriving)>;
 
 /// What is done after the lock is released.
 #[derive(Default)]
 pub(super) struct Out {
     pub(super) effects: Effects,
     trash: Vec<Box<dyn Any + Send>>,
-    arrivals: Vec<(Arc<dyn Remote>, Arriving)>,
+    arrivals: Arrivals,
     pub(super) letters: Vec<(ProcessId, Letter, Vec<Bytes>)>,
 }
 
@@ -375,6 +380,7 @@ impl Client {
             named: Mutex::default(),
             looks: Mutex::default(),
             next_look: Mutex::default(),
+            turns: OnceLock::new(),
             leave: Mutex::new(None),
         });
         client.with(|_, out| out.effects = effects);
@@ -426,12 +432,35 @@ impl Client {
             result
         };
         let Out { trash, arrivals, .. } = out;
-        contain(|| drop(trash));
-        for (cell, outcome) in arrivals {
-            // It wakes those who wait, and what they do at once may be code of the user's.
-            contain(|| cell.arrive(outcome));
+        // Destructors, and what those do at once who wait, may be code of the user's.
+        let finish = |trash, arrivals: Arrivals| {
+            contain(|| drop(trash));
+            arrivals.into_iter().for_each(|(cell, outcome)| contain(|| cell.arrive(outcome)));
+        };
+        if !turns::is_at_desk() {
+            finish(trash, arrivals);
+            return result;
+        }
+        let quietly = |(cell, outcome): (Arc<dyn Remote>, Arriving)| match cell.arrive_quietly(outcome) {
+            Ok(()) => None,
+            Err(outcome) => Some((cell, outcome)),
+        };
+        let arrivals: Arrivals = arrivals.into_iter().filter_map(quietly).collect();
+        let is_urgent = !arrivals.is_empty();
+        if is_urgent || !trash.is_empty() {
+            turns::leave(move || finish(trash, arrivals), is_urgent);
         }
         result
+    }
+
+    /// Threads of the program may do this driver's I/O.
+    pub(super) fn takes_turns(&self, turns: Arc<Turns>) {
+        let _ = self.turns.set(turns); // this is the only place
+    }
+
+    /// Where this thread may do the I/O while it waits. The I/O has a runtime of Tokio's, which does not run inside another.
+    pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
+        self.turns.get().filter(|_| tokio::runtime::Handle::try_current().is_err())
     }
 
     /// What the owner's effects mean for the tables.
@@ -866,6 +895,7 @@ impl Client {
             return Err(gone());
         }
         self.post(process, letter(number), Vec::new());
+        reading::blocks();
         let who = if process == HEAD { "the cluster's head".into() } else { format!("node {process}") };
         loop {
             let reason = match answered.recv_timeout(patience) {
@@ -2242,9 +2272,9 @@ thread_local! {
     static RECEIVES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This thread receives letters from now on, so nothing that waits for some is to wait on it.
-pub(super) fn receives_here() {
-    RECEIVES.set(true);
+/// This thread receives letters from now on, or not any more: nothing that waits for some is to wait on it.
+pub(super) fn receives_here(receives: bool) {
+    RECEIVES.set(receives);
 }
 
 /// Whether it does.

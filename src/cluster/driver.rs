@@ -6,9 +6,10 @@ use super::{
     image::Image,
     node_process::{PART, head_patience},
     pack::{Carrier, Packing},
-    protocol::{HEAD, ProcessId},
+    protocol::{HEAD, Message, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
+    turns::{self, Turns},
     wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
@@ -21,7 +22,6 @@ use crate::{
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use std::{
-    cell::Cell,
     fs::File,
     net::{SocketAddr, ToSocketAddrs, UdpSocket},
     os::unix::fs::FileExt,
@@ -134,9 +134,14 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     station.dial(address);
     let meeting = Arc::new(Meeting::default());
     let client = Arc::new(OnceLock::<Arc<Client>>::new());
+    let turns = Arc::new(Turns::new(station.clone()));
     let thread = {
-        let (station, meeting, client) = (station.clone(), meeting.clone(), client.clone());
-        let serve = move || serve(&station, post, &meeting, &client);
+        let desk = Desk::new(station.clone(), post, meeting.clone(), client.clone());
+        let turns = turns.clone();
+        let serve = move || {
+            client::receives_here(true);
+            turns.serve(desk);
+        };
         std::thread::Builder::new().name("outray-driver".into()).spawn(serve)
     };
     thread.map_err(|error| Error::Unsupported { reason: format!("a thread could not be started: {error}") })?;
@@ -157,11 +162,12 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     let name = name.rsplit('/').next().unwrap_or_default().to_owned();
     let job = Job { driver: me, image, source: me, name, observe: config.observe, pid: std::process::id() };
     station.post(&Envelope { from: me, to: HEAD, letter: Letter::Register(job.clone()), payload: Vec::new() });
-    let post = Box::new(ToStations(station.clone()));
+    let post = Box::new(ToStations { station: station.clone(), turns: turns.clone() });
     // Until it is known how large the cluster is.
     config.total = Amounts { cpu: WHOLE, ..config.total };
     let core = Core::open(config);
     let ours = Client::new(core, me, job, None, post);
+    ours.takes_turns(turns);
     let _ = client.set(ours.clone()); // this is the only place
     let is_settled = meeting.wait(|progress| matches!(progress, Progress::Node | Progress::Gone(_)));
     let gone = match &*meeting.met.lock() {
@@ -189,11 +195,15 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     Ok(core)
 }
 
-struct ToStations(Arc<Station>);
+struct ToStations {
+    station: Arc<Station>,
+    turns: Arc<Turns>,
+}
 
 impl Carrier for ToStations {
     fn post(&self, envelope: Envelope) {
-        self.0.post(&envelope);
+        self.station.post(&envelope);
+        self.turns.posted();
     }
 
     fn has_packs(&self) -> bool {
@@ -201,94 +211,174 @@ impl Carrier for ToStations {
     }
 
     fn pack(&self, task: &Packing<'_>) {
-        self.0.pack(task);
+        self.station.pack(task);
+        self.turns.posted();
     }
 }
 
-fn serve(station: &Arc<Station>, post: station::Post, meeting: &Meeting, client: &OnceLock<Arc<Client>>) {
-    let next = Cell::new(Instant::now() + TICK);
-    let (me, ours) = (station.me, host());
-    let tell_head = |letter| station.post(&Envelope { from: me, to: HEAD, letter, payload: Vec::new() });
-    // The cluster, and since when its head is gone, and why; and what the next one has to be told.
-    let (mut cluster, mut headless, mut untold) = (None, None::<(Instant, String)>, Vec::new());
-    let gone = |reason: String| {
-        meeting.set(Progress::Gone(reason.clone()));
-        if let Some(client) = client.get() {
-            client.lost(&reason);
+/// What a driver does its I/O with, and handles what happens; see [`turns`](super::turns).
+pub(super) struct Desk {
+    station: Arc<Station>,
+    post: station::Post,
+    meeting: Arc<Meeting>,
+    client: Arc<OnceLock<Arc<Client>>>,
+    /// What has happened in this turn.
+    happened: Vec<Happening>,
+    /// When the client is told the time.
+    next: Instant,
+    host: String,
+    cluster: Option<u64>,
+    /// Since when the head is gone, and why; and what the next one has to be told.
+    headless: Option<(Instant, String)>,
+    untold: Vec<Letter>,
+}
+
+impl Desk {
+    fn new(
+        station: Arc<Station>,
+        post: station::Post,
+        meeting: Arc<Meeting>,
+        client: Arc<OnceLock<Arc<Client>>>,
+    ) -> Desk {
+        Desk {
+            station,
+            post,
+            meeting,
+            client,
+            happened: Vec::new(),
+            next: Instant::now() + TICK,
+            host: host(),
+            cluster: None,
+            headless: None,
+            untold: Vec::new(),
         }
-    };
-    client::receives_here();
-    station.run(
-        post,
-        || next.get(),
-        |happening| match happening {
-            Happening::Letters(letters) => letters.into_iter().for_each(|envelope| match envelope.letter {
-                Letter::WantImage { driver, offset } => {
-                    let part = File::open("/proc/self/exe").and_then(|file| read_part(&file, offset));
-                    let part = part.unwrap_or_default(); // which the node takes for a failure
-                    let letter = Letter::ImagePart { driver, offset };
-                    station.post(&Envelope { from: me, to: envelope.from, letter, payload: vec![part] });
-                }
-                Letter::Printed { worker, lines } => lines.iter().for_each(|line| eprintln!("({worker}) {line}")),
-                Letter::Leaving => gone("the cluster was stopped".into()),
-                _ => {
-                    let is_home = matches!(envelope.letter, Letter::Control(super::protocol::Message::Home { .. }));
-                    // It is there before anything is said to it.
-                    client.wait().receive(envelope);
-                    if is_home {
-                        meeting.set(Progress::Node);
-                    }
-                }
-            }),
+    }
+
+    /// Sends and receives until something happens, or it is so late, and handles it; `false`: the station is closed.
+    pub(super) fn turn(&mut self, until: Option<Instant>) -> bool {
+        let latest = until.map_or(self.next, |until| until.min(self.next));
+        let happened = &mut self.happened;
+        let is_open = self.station.turn(&mut self.post, latest, &mut |happening| happened.push(happening));
+        if Instant::now() >= self.next {
+            happened.push(Happening::Tick);
+        }
+        for happening in std::mem::take(happened) {
+            self.handle(happening);
+        }
+        is_open
+    }
+
+    /// What is posted leaves before more is received.
+    pub(super) fn send_first(&mut self) {
+        self.post.send_first();
+    }
+
+    fn tell_head(&self, letter: Letter) {
+        self.station.post(&Envelope { from: self.station.me, to: HEAD, letter, payload: Vec::new() });
+    }
+
+    /// The cluster cannot be used any more.
+    fn gone(&self, reason: String) {
+        self.meeting.set(Progress::Gone(reason.clone()));
+        if let Some(client) = self.client.get().cloned() {
+            turns::leave(move || client.lost(&reason), true);
+        }
+    }
+
+    fn handle(&mut self, happening: Happening) {
+        match happening {
+            Happening::Letters(letters) => letters.into_iter().for_each(|envelope| self.receive(envelope)),
             Happening::Met { role: Role::Head { cluster: number }, .. } => {
-                let is_same = *cluster.get_or_insert(number) == number;
-                match (client.get().filter(|_| headless.take().is_some()), is_same) {
+                let is_same = *self.cluster.get_or_insert(number) == number;
+                let client = self.client.get().filter(|_| self.headless.take().is_some()).cloned();
+                match (client, is_same) {
                     (_, false) => {
-                        gone(
+                        self.gone(
                             "the head is gone, and another one has taken its place that knows nothing of this program"
                                 .into(),
                         );
                     }
                     (Some(client), true) => {
-                        tell_head(Letter::Register(client.job.clone()));
+                        self.tell_head(Letter::Register(client.job.clone()));
                         client.join_again();
-                        untold.drain(..).for_each(&tell_head);
+                        std::mem::take(&mut self.untold).into_iter().for_each(|letter| self.tell_head(letter));
                     }
-                    (None, true) => meeting.set(Progress::Head),
+                    (None, true) => self.meeting.set(Progress::Head),
                 }
             }
-            Happening::Refused(reason) => meeting.set(Progress::Gone(reason)),
+            Happening::Refused(reason) => self.meeting.set(Progress::Gone(reason)),
             Happening::Met { station, host, .. } => {
-                if host == ours {
-                    client.wait().is_near(station);
+                if host == self.host {
+                    self.client.wait().is_near(station);
                 }
             }
-            Happening::Lost { station: lost, reason } if lost == HEAD => match client.get() {
+            Happening::Lost { station: lost, reason } if lost == HEAD => match self.client.get() {
                 Some(client) => {
                     client.head_is_gone();
-                    headless = Some((Instant::now(), reason));
+                    self.headless = Some((Instant::now(), reason));
                 }
-                None => gone(reason),
+                None => self.gone(reason),
             },
             Happening::Lost { station: lost, .. } => {
                 let letter = Letter::Unreachable { station: lost };
-                match headless {
-                    None => tell_head(letter),
-                    Some(_) => untold.push(letter),
+                match self.headless {
+                    None => self.tell_head(letter),
+                    Some(_) => self.untold.push(letter),
                 }
             }
             Happening::Tick => {
-                next.set(Instant::now() + TICK);
-                if let Some(client) = client.get() {
+                self.next = Instant::now() + TICK;
+                if let Some(client) = self.client.get() {
                     client.tick();
                 }
                 let patience = head_patience();
-                if let Some((_, reason)) = headless.take_if(|(since, _)| since.elapsed() >= patience) {
-                    gone(format!("the head is gone: {reason}; it did not come back within {patience:?}"));
+                if let Some((_, reason)) = self.headless.take_if(|(since, _)| since.elapsed() >= patience) {
+                    self.gone(format!("the head is gone: {reason}; it did not come back within {patience:?}"));
                 }
             }
-        },
-    );
+        }
+    }
+
+    fn receive(&self, envelope: Envelope) {
+        match envelope.letter {
+            Letter::WantImage { driver, offset } => {
+                let part = File::open("/proc/self/exe").and_then(|file| read_part(&file, offset));
+                let part = part.unwrap_or_default(); // which the node takes for a failure
+                let letter = Letter::ImagePart { driver, offset };
+                self.station.post(&Envelope { from: self.station.me, to: envelope.from, letter, payload: vec![part] });
+            }
+            // Others may have the lock of the standard error, too.
+            Letter::Printed { worker, lines } => {
+                turns::leave(move || lines.iter().for_each(|line| eprintln!("({worker}) {line}")), false);
+            }
+            Letter::Leaving => self.gone("the cluster was stopped".into()),
+            _ => {
+                let is_home = matches!(envelope.letter, Letter::Control(Message::Home { .. }));
+                // It is there before anything is said to it.
+                let client = self.client.wait();
+                match changes_state_only(&envelope.letter) {
+                    true => client.receive(envelope),
+                    false => {
+                        let client = client.clone();
+                        turns::leave(move || client.receive(envelope), true);
+                    }
+                }
+                if is_home {
+                    self.meeting.set(Progress::Node);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a client that gets this letter runs no code of the user's; but for what follows from it.
+fn changes_state_only(letter: &Letter) -> bool {
+    match letter {
+        Letter::Control(message) => !matches!(message, Message::Fenced),
+        Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
+        Letter::InFile { .. } | Letter::Answer { .. } | Letter::Closed => true,
+        _ => false,
+    }
 }
 
 /// A part of an executable.

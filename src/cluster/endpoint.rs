@@ -1,7 +1,7 @@
 //! A process among others: it listens, connects, sends to peers and hears from them.
 //!
 //! One thread does all I/O, with a tokio runtime of its own (`io`), and hears what happens in between
-//! ([`Pump`]). Other threads put messages into a peer's queue and wake it. `send` never waits: a peer that
+//! ([`Pump`]; threads may take turns with that). Other threads put messages into a peer's queue and wake it. `send` never waits: a peer that
 //! is slow fills its own queue and nothing else.
 //!
 //! # Peers
@@ -132,6 +132,8 @@ enum Command {
     Consumed(Incarnation, Credit),
     Connect(String),
     Disconnect(String),
+    /// The I/O thread is to do something else.
+    Interrupt,
     Close(Duration),
 }
 
@@ -177,7 +179,8 @@ enum Delivery {
     Messages(Incarnation, Vec<Message>),
 }
 
-/// How the I/O has ended, and which thread does it until then.
+/// How the I/O has ended, and which thread has begun with it: that one never waits for the end, also where others have
+/// taken turns with it.
 #[derive(Default)]
 struct End {
     is_drained: Mutex<Option<bool>>,
@@ -255,6 +258,11 @@ impl Endpoint {
     /// Connects no more to an address. A connection that is there stays.
     pub(crate) fn disconnect(&self, address: &str) {
         self.command(Command::Disconnect(address.into()));
+    }
+
+    /// Ends a wait of the thread that does the I/O, as if it was late.
+    pub(crate) fn interrupt(&self) {
+        self.command(Command::Interrupt);
     }
 
     fn command(&self, command: Command) {
@@ -358,7 +366,7 @@ impl Endpoint {
 
     /// Sends what is queued, waits until the peers have acknowledged it, tells them that this process
     /// ends, and closes everything. Returns whether that took no longer than `timeout`; the thread that
-    /// does the I/O does not wait for itself, and is told `true`.
+    /// began with the I/O does not wait for itself, and is told `true`.
     pub(crate) fn close(mut self, timeout: Duration) -> bool {
         self.finish(timeout)
     }
@@ -388,7 +396,7 @@ impl Drop for Endpoint {
 /// What [`Pump::next`] has to say.
 pub(crate) enum Next {
     Happened(Event),
-    /// It is as late as was said.
+    /// It is as late as was said, or somebody has interrupted.
     Late,
     /// The endpoint is closed.
     Over,
@@ -435,6 +443,11 @@ impl<T: Transport> Pump<T> {
                 }
             }
         }
+    }
+
+    /// What is queued leaves before more is received.
+    pub(crate) fn send_first(&mut self) {
+        self.io.send_first();
     }
 
     /// A message that was handed out has been dealt with: its sender may send another.

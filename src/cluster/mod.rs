@@ -74,6 +74,7 @@ mod node_process;
 pub(crate) mod pack;
 mod pipe;
 mod printed;
+pub(crate) mod reading;
 mod remote;
 mod roles;
 mod rows;
@@ -83,6 +84,7 @@ mod shelf;
 mod signals;
 mod station;
 pub(crate) mod streams;
+pub(crate) mod turns;
 pub(crate) mod wire;
 mod worker;
 

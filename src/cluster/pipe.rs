@@ -199,6 +199,8 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct Receiver {
     buffer: BytesMut,
+    /// Where `read` reads to.
+    chunk: Vec<u8>,
     /// Of the frame whose header and lengths are there: the length of the header, and of each payload.
     lengths: Option<(usize, Vec<usize>)>,
 }
@@ -206,7 +208,9 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Where bytes that arrive are to be put.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(64 << 10);
+        if self.buffer.capacity() - self.buffer.len() < 16 << 10 {
+            self.buffer.reserve(64 << 10);
+        }
         &mut self.buffer
     }
 
@@ -255,12 +259,12 @@ impl Receiver {
     /// # Errors
     /// It cannot be read, or it has ended in the middle of a letter.
     pub(crate) fn read(&mut self, input: &mut impl Read) -> io::Result<bool> {
-        let mut chunk = [0; 64 << 10];
+        self.chunk.resize(64 << 10, 0);
         loop {
-            match input.read(&mut chunk) {
+            match input.read(&mut self.chunk) {
                 Ok(0) => return self.ended().map(|()| false),
                 Ok(count) => {
-                    self.buffer.extend_from_slice(&chunk[..count]);
+                    self.buffer.extend_from_slice(&self.chunk[..count]);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

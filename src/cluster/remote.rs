@@ -44,6 +44,13 @@ pub(crate) struct RemoteCell<T> {
 pub(crate) trait Remote: Node {
     fn id(&self) -> ObjectId;
     fn arrive(&self, outcome: Outcome<Bytes>);
+    /// The same if nothing but threads that sleep wait for it, so that no code of the user's is run.
+    ///
+    /// # Errors
+    /// The outcome: others may wait, too.
+    fn arrive_quietly(&self, outcome: Outcome<Bytes>) -> Result<(), Outcome<Bytes>> {
+        Err(outcome)
+    }
     fn is_wanted(&self) -> bool;
 }
 
@@ -150,6 +157,14 @@ impl<T: Object> Remote for RemoteCell<T> {
 
     fn arrive(&self, outcome: Outcome<Bytes>) {
         complete(&self.meta, &self.arrived, outcome);
+    }
+
+    fn arrive_quietly(&self, outcome: Outcome<Bytes>) -> Result<(), Outcome<Bytes>> {
+        self.arrived.complete_quietly(outcome)?;
+        if self.meta.handles.load(Ordering::Acquire) == 0 {
+            self.arrived.discard();
+        }
+        Ok(())
     }
 
     fn is_wanted(&self) -> bool {

@@ -252,22 +252,36 @@ impl Station {
             let latest = next();
             if Instant::now() >= latest {
                 happens(Happening::Tick);
-                continue;
+            } else if !self.turn(&mut post, latest, &mut happens) {
+                return;
             }
-            match post.next(Some(latest)) {
-                Next::Happened(event) => {
-                    let dealt = match &event {
-                        Event::Message(peer, message) => Some((*peer, message.cost())),
-                        _ => None,
-                    };
-                    self.event(event, &mut happens);
-                    if let Some((peer, cost)) = dealt {
-                        post.consumed(peer, cost);
-                    }
+        }
+    }
+
+    /// Sends and receives until something happens, and reports it; or until it is so late, or somebody interrupts.
+    /// `false`: the endpoint is closed.
+    pub(crate) fn turn(&self, post: &mut Post, latest: Instant, happens: &mut impl FnMut(Happening)) -> bool {
+        match post.next(Some(latest)) {
+            Next::Happened(event) => {
+                let dealt = match &event {
+                    Event::Message(peer, message) => Some((*peer, message.cost())),
+                    _ => None,
+                };
+                self.event(event, happens);
+                if let Some((peer, cost)) = dealt {
+                    post.consumed(peer, cost);
                 }
-                Next::Late => happens(Happening::Tick),
-                Next::Over => return,
+                true
             }
+            Next::Late => true,
+            Next::Over => false,
+        }
+    }
+
+    /// Interrupts the turn of whoever has one.
+    pub(crate) fn interrupt(&self) {
+        if let Some(endpoint) = &*self.endpoint.lock() {
+            endpoint.interrupt();
         }
     }
 

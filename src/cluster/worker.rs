@@ -1,10 +1,11 @@
 //! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
 
 use super::{
-    client::{self, Client},
+    client::Client,
     pack::{Carrier, Pack},
     pipe,
     protocol::{ObjectId, ProcessId},
+    reading::{Input, Reading},
     wire::{Envelope, Letter},
 };
 use crate::local::{
@@ -15,7 +16,6 @@ use crate::local::{
 use std::{
     fs::File,
     io,
-    process::exit,
     sync::{
         Arc, OnceLock,
         atomic::{
@@ -77,32 +77,21 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
         let to = you.station();
         closed.send(&Envelope { from: you, to, letter: Letter::Closed, payload: Vec::new() });
     });
-    client::receives_here();
-    loop {
-        let more = loop {
-            match received.next() {
-                Ok(Some(envelope)) => {
-                    match &envelope.letter {
-                        Letter::Run { .. } | Letter::Call { .. } => results.expect(1),
-                        Letter::Pack { .. } => {
-                            results.expect(envelope.payload.first().map_or(0, Pack::count));
-                        }
-                        _ => {}
-                    }
-                    client.receive(envelope);
-                }
-                Ok(None) => break received.read(&mut input),
-                Err(error) => break Err(error),
-            }
-        };
-        match more {
-            Ok(true) => {}
-            Ok(false) => exit(0),
-            Err(error) => {
-                eprintln!("outray: the node cannot be understood: {error}");
-                exit(1);
-            }
-        }
+    let input = Input { pipe: input, received };
+    // What uses devices is seldom short, and best on few threads.
+    let never = Reading::run(core, input, !has_gpus, move |envelope| {
+        results.expect(tasks_in(&envelope));
+        client.receive(envelope);
+    })?;
+    match never {}
+}
+
+/// How many tasks and calls a letter brings.
+pub(super) fn tasks_in(envelope: &Envelope) -> usize {
+    match &envelope.letter {
+        Letter::Run { .. } | Letter::Call { .. } => 1,
+        Letter::Pack { .. } => envelope.payload.first().map_or(0, Pack::count),
+        _ => 0,
     }
 }
 
@@ -164,7 +153,7 @@ impl Results {
     }
 
     fn expect(&self, count: usize) {
-        if self.here.fetch_add(count, Relaxed) == 0 {
+        if count > 0 && self.here.fetch_add(count, Relaxed) == 0 {
             self.ended.store(self.now(), Relaxed);
         }
     }

@@ -253,11 +253,16 @@ impl Core {
         if self.has(flag::DETERMINISTIC | flag::CLOSED) {
             return self.schedule_specially(job);
         }
-        thread::with_worker(self, |worker| match worker {
-            Some(worker) => worker.deque.push(job),
-            None => self.injector.push(job),
+        let is_kept = thread::with_worker(self, |worker| match worker {
+            Some(worker) => {
+                worker.deque.push(job);
+                false
+            }
+            None => thread::keep(self, job, false).map(|job| self.injector.push(job)).is_none(),
         });
-        self.notify();
+        if !is_kept {
+            self.notify();
+        }
     }
 
     #[cold]
@@ -305,6 +310,7 @@ impl Core {
         if self.has(flag::DETERMINISTIC | flag::CLOSED) {
             return self.schedule_specially(job);
         }
+        let Some(job) = thread::keep(self, job, true) else { return };
         if thread::depth() == 0 && thread::seat() == 0 {
             let kept = thread::with_worker(self, |worker| match worker {
                 Some(worker) if worker.takes_granted.get() && worker.granted.borrow().is_none() => {
@@ -318,6 +324,15 @@ impl Core {
             }
         }
         self.start_elsewhere(job);
+    }
+
+    /// Queues or starts what was kept (see [`thread::keeping`]).
+    #[cfg(feature = "cluster")]
+    pub(crate) fn schedule_kept(&'static self, kept: thread::Kept) {
+        match kept.has_share {
+            true => self.start(kept.job),
+            false => self.schedule(kept.job),
+        }
     }
 
     fn start_elsewhere(&'static self, job: Job) {

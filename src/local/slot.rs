@@ -30,6 +30,12 @@ pub(crate) trait Waiter: Send + Sync {
     /// Called once, on the thread that completed the slot. Must not block.
     fn notify(self: Arc<Self>);
 
+    /// Whether that does no more than wake a thread.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // nobody asks
+    fn is_quiet(&self) -> bool {
+        false
+    }
+
     /// The others, if it stands for several.
     #[doc(hidden)]
     #[allow(private_interfaces)] // no other file has one
@@ -49,6 +55,10 @@ impl Waiter for Crowd {
     fn notify(self: Arc<Self>) {
         let all = mem::take(&mut *self.0.lock());
         all.into_iter().for_each(Waiter::notify);
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.0.lock().iter().all(|waiter| waiter.is_quiet())
     }
 
     fn crowd(&self) -> Option<&Crowd> {
@@ -232,6 +242,30 @@ impl<T, B> Slot<T, B> {
             }
             _ => unreachable!("matched above, under the same lock"),
         }
+    }
+
+    /// Stores the outcome of what has nothing to run, if nobody has to be told but threads that sleep.
+    ///
+    /// # Errors
+    /// The outcome, if there are others.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn complete_quietly(&self, outcome: Outcome<T>) -> Result<(), Outcome<T>> {
+        let waiters = {
+            let mut state = self.state.lock();
+            let State::Pending(waiters) = &mut *state else { return Ok(()) };
+            if waiters.0.as_ref().is_some_and(|waiter| !waiter.is_quiet()) {
+                return Err(outcome);
+            }
+            let waiters = mem::take(waiters);
+            *state = match outcome {
+                Ok(value) => State::Ready(value),
+                Err(error) => State::Failed(error),
+            };
+            self.done.store(1, Ordering::Release);
+            waiters
+        };
+        waiters.notify();
+        Ok(())
     }
 
     pub(crate) fn is_done(&self) -> bool {

@@ -78,6 +78,11 @@ struct Local {
     /// What a thread counts that is no worker, and for which runtime.
     visited: RefCell<Option<(&'static Core, Arc<Counters>)>>,
     parker: OnceCell<Arc<Parker>>,
+    /// What is queued next for this runtime is kept.
+    #[cfg(feature = "cluster")]
+    keeps: Cell<Option<&'static Core>>,
+    #[cfg(feature = "cluster")]
+    kept: RefCell<Option<Kept>>,
 }
 
 thread_local! {
@@ -90,6 +95,10 @@ thread_local! {
             next_id: Cell::new(0),
             visited: RefCell::new(None),
             parker: OnceCell::new(),
+            #[cfg(feature = "cluster")]
+            keeps: Cell::new(None),
+            #[cfg(feature = "cluster")]
+            kept: RefCell::new(None),
         }
     };
 }
@@ -242,15 +251,58 @@ pub(crate) fn set_expected(id: u64) -> u64 {
     LOCAL.with(|local| local.expected.replace(id))
 }
 
+/// A job that was not queued, so that its thread may run it.
+#[cfg(feature = "cluster")]
+pub(crate) struct Kept {
+    pub(crate) job: Job,
+    /// It has its own share of the CPUs, and needs no seat.
+    pub(crate) has_share: bool,
+}
+
+/// Keeps the first job of `core`'s that `f` queues on this thread, which is no worker.
+#[cfg(feature = "cluster")]
+pub(crate) fn keeping(core: &'static Core, f: impl FnOnce()) -> Option<Kept> {
+    LOCAL.with(|local| local.keeps.set(Some(core)));
+    f();
+    LOCAL.with(|local| {
+        local.keeps.set(None);
+        local.kept.take()
+    })
+}
+
+/// Gives the job back if this thread does not keep it.
+#[inline]
+pub(crate) fn keep(_core: &'static Core, job: Job, _has_share: bool) -> Option<Job> {
+    #[cfg(feature = "cluster")]
+    return LOCAL.with(|local| match local.keeps.get() {
+        Some(core) if std::ptr::eq(core, _core) => {
+            local.keeps.set(None);
+            *local.kept.borrow_mut() = Some(Kept { job, has_share: _has_share });
+            None
+        }
+        _ => Some(job),
+    });
+    #[cfg(not(feature = "cluster"))]
+    Some(job)
+}
+
 /// Blocks a thread until a slot is done.
 pub(crate) struct Parker {
     notified: AtomicBool,
     thread: Thread,
+    /// It does I/O instead of sleeping.
+    #[cfg(feature = "cluster")]
+    works: parking_lot::Mutex<Option<Arc<crate::cluster::turns::Turns>>>,
 }
 
 impl Parker {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Parker { notified: AtomicBool::new(false), thread: current_thread() })
+        Arc::new(Parker {
+            notified: AtomicBool::new(false),
+            thread: current_thread(),
+            #[cfg(feature = "cluster")]
+            works: parking_lot::Mutex::new(None),
+        })
     }
 
     /// Forgets an earlier notification.
@@ -260,13 +312,29 @@ impl Parker {
 
     pub(crate) fn unpark(&self) {
         self.notified.store(true, Ordering::Release);
+        #[cfg(feature = "cluster")]
+        if let Some(turns) = &*self.works.lock()
+            && self.thread.id() != current_thread().id()
+        {
+            turns.interrupt();
+        }
         self.thread.unpark();
+    }
+
+    /// The thread does I/O from now on while it waits, or not any more.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn works(&self, turns: Option<Arc<crate::cluster::turns::Turns>>) {
+        *self.works.lock() = turns;
     }
 }
 
 impl Waiter for Parker {
     fn notify(self: Arc<Self>) {
         self.unpark();
+    }
+
+    fn is_quiet(&self) -> bool {
+        true
     }
 }
 

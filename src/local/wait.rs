@@ -3,7 +3,8 @@
 //! A thread that asks for a result first *helps*: it runs what it waits for, if that has not
 //! started, or what that waits for, and so on. It never runs anything else, because the user's
 //! code further up the stack may hold locks; what it waits for must run anyway before it can go
-//! on. When there is nothing left that it may run it blocks, and gives its seat to another thread.
+//! on. When there is nothing left that it may run it blocks, and gives its seat to another thread. In a driver of a
+//! cluster's it does the I/O then, by which the result comes (`cluster::turns`).
 //!
 //! A task that is blocked for a while looks for a cycle: the tasks that are blocked, what each waits
 //! for, and what those need in turn. Whoever closes a cycle finds it, because all others are entered in the
@@ -49,7 +50,7 @@ pub(crate) fn wait(node: &Arc<dyn Node>, timeout: Option<Duration>) -> Result<()
         return core.deterministic.wait(core, node, timeout);
     }
     // Whoever has a time limit must keep it, so it runs nothing of unknown length.
-    if timeout.is_none() {
+    if timeout.is_none() && !is_elsewhere(&**node) {
         help(core, node);
         if node.is_done() {
             return Ok(());
@@ -80,12 +81,37 @@ fn help(core: &'static Core, node: &Arc<dyn Node>) {
         help_further(node);
     }
     if visitor {
-        core.idle.give(thread::set_seat(0));
-        if core.has_applicants() {
-            core.admit();
-        }
-        core.notify_if_work();
+        leave_seat(core);
     }
+}
+
+/// A visitor goes.
+fn leave_seat(core: &'static Core) {
+    core.idle.give(thread::set_seat(0));
+    if core.has_applicants() {
+        core.admit();
+    }
+    core.notify_if_work();
+}
+
+/// Runs what was kept (see [`thread::keeping`]) on this thread, which is no worker.
+///
+/// # Errors
+/// It is for others, because there is no seat for it, or it is not its turn.
+#[cfg(feature = "cluster")]
+pub(crate) fn visit(core: &'static Core, kept: thread::Kept) -> std::result::Result<(), thread::Kept> {
+    let may_run = super::rayon::VISITORS_MAY_RUN && !core.has_injected();
+    if !may_run || !kept.has_share && !core.idle.try_sit() {
+        return Err(kept);
+    }
+    if kept.has_share {
+        run_job(core, kept.job);
+    } else {
+        thread::set_seat(SEAT);
+        run_job(core, kept.job);
+        leave_seat(core);
+    }
+    Ok(())
 }
 
 fn run_job(core: &'static Core, job: Job) {
@@ -129,8 +155,18 @@ fn run_one(node: &Arc<dyn Node>, below: u64) -> Help {
     helped
 }
 
+/// Whether another process makes it.
+fn is_elsewhere(_node: &dyn Node) -> bool {
+    #[cfg(feature = "cluster")]
+    return _node.remote_id().is_some();
+    #[cfg(not(feature = "cluster"))]
+    false
+}
+
 fn block(node: &Arc<dyn Node>, timeout: Option<Duration>) -> Result<()> {
-    for round in 0..SPIN_ROUNDS + YIELD_ROUNDS {
+    // What comes from elsewhere takes longer than that.
+    let rounds = if is_elsewhere(&**node) { 0 } else { SPIN_ROUNDS + YIELD_ROUNDS };
+    for round in 0..rounds {
         if node.is_done() {
             return Ok(());
         }
@@ -145,7 +181,7 @@ fn block(node: &Arc<dyn Node>, timeout: Option<Duration>) -> Result<()> {
     if !node.add_waiter(&waiter) {
         return Ok(());
     }
-    let parked = park(&parker, timeout, || node.is_done(), || Waits::enter(node));
+    let parked = park(node.meta().core, &parker, timeout, || node.is_done(), || Waits::enter(node));
     if node.is_done() {
         return Ok(());
     }
@@ -159,8 +195,9 @@ pub(crate) fn timed_out(node: &Arc<dyn Node>, after: Duration) -> Error {
 
 /// Parks this thread until `done`, or until the time is up, while others use its seat. A wait that
 /// lasts is entered in the table; an error from there ends it. One with a time limit is not: it
-/// ends by itself, so it closes no cycle.
+/// ends by itself, so it closes no cycle; nor is that of a thread that runs nothing. `of`: whose result it waits for.
 fn park(
+    of: &'static Core,
     parker: &Arc<Parker>,
     timeout: Option<Duration>,
     done: impl Fn() -> bool,
@@ -168,20 +205,22 @@ fn park(
 ) -> Result<()> {
     // A task may block on a handle of another runtime: its seat is in its own.
     let core = thread::current_core();
+    #[cfg(feature = "cluster")]
+    crate::cluster::reading::blocks();
     let seat = core.map(|core| core.lend_seat());
     #[cfg(feature = "cluster")]
     if let (Some(client), Some(seat)) = (core.and_then(|core| core.client.get()), seat) {
         client.lend(seat);
     }
-    let until = Instant::now().checked_add(timeout.unwrap_or(PATIENCE));
-    park_until(parker, until, &done);
+    let until = timeout.or((thread::depth() > 0).then_some(PATIENCE));
+    park_until(of, parker, until.and_then(|after| Instant::now().checked_add(after)), &done);
     let mut result = Ok(());
     if timeout.is_none() && !done() {
         match enter() {
-            Ok(None) => park_until(parker, None, &done),
+            Ok(None) => park_until(of, parker, None, &done),
             Ok(Some(waits)) => {
                 waits.listen(parker.clone());
-                park_until(parker, None, &|| done() || waits.error().is_some());
+                park_until(of, parker, None, &|| done() || waits.error().is_some());
                 result = waits.error().map_or(Ok(()), Err);
             }
             Err(error) => result = Err(error),
@@ -197,17 +236,24 @@ fn park(
     result
 }
 
-fn park_until(parker: &Parker, until: Option<Instant>, done: &impl Fn() -> bool) {
-    while !done() {
-        match until {
-            None => crate::sync::park(),
-            Some(until) => match until.checked_duration_since(Instant::now()) {
-                None => break,
-                Some(left) => std::thread::park_timeout(left),
-            },
-        }
+fn park_until(_of: &'static Core, parker: &Arc<Parker>, until: Option<Instant>, done: &impl Fn() -> bool) {
+    #[cfg(feature = "cluster")]
+    if let Some(turns) = _of.client.get().and_then(|client| client.turns()) {
+        return turns.wait(parker, until, done);
+    }
+    while !done() && sleep(until) {
         parker.reset();
     }
+}
+
+/// Sleeps until this thread is told something, or until it is so late; `false`: it is.
+pub(crate) fn sleep(until: Option<Instant>) -> bool {
+    match until.map(|until| until.checked_duration_since(Instant::now())) {
+        None => crate::sync::park(),
+        Some(Some(left)) => std::thread::park_timeout(left),
+        Some(None) => return false,
+    }
+    true
 }
 
 /// Counts how many of several nodes are done.
@@ -222,6 +268,10 @@ impl Waiter for Countdown {
         if before == Ok(1) {
             self.parker.unpark();
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        true
     }
 }
 
@@ -249,7 +299,7 @@ pub(crate) fn wait_some(nodes: &[Arc<dyn Node>], count: usize, timeout: Option<D
         countdown.clone().notify();
     }
     let enter = || Waits::enter_some(nodes, nodes.len() - count);
-    let parked = park(&parker, timeout, || countdown.left.load(Ordering::Acquire) == 0, enter);
+    let parked = park(core, &parker, timeout, || countdown.left.load(Ordering::Acquire) == 0, enter);
     for (node, registered) in nodes.iter().zip(registered) {
         if registered {
             node.remove_waiter(&waiter);

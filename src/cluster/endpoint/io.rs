@@ -72,6 +72,8 @@ pub(super) struct Io<T> {
     dials: Dials,
     /// Peers whose links may have something to send.
     touched: Vec<Incarnation>,
+    /// Somebody does not want to wait any more.
+    is_interrupted: bool,
     tick: Now,
     refusals: Refusals,
     closing: Option<Now>,
@@ -98,6 +100,7 @@ impl<T: Transport> Io<T> {
             peers: FxHashMap::default(),
             dials: Dials::new(setup.config.retry),
             touched: Vec::new(),
+            is_interrupted: false,
             tick: Now::MAX,
             refusals: Refusals::default(),
             closing: None,
@@ -109,7 +112,7 @@ impl<T: Transport> Io<T> {
         Ok((io, address))
     }
 
-    /// Works until there is something to deliver, or all is over; `true`: until it was so late.
+    /// Works until there is something to deliver, or all is over; `true`: until it was so late, or was interrupted.
     pub(super) async fn wait(&mut self, latest: Option<Instant>) -> bool {
         self.now = self.start.elapsed();
         // What is there already is handled before anything is sent, so that its answers leave together.
@@ -132,6 +135,11 @@ impl<T: Transport> Io<T> {
         let is_late = self.work(latest).await;
         self.commands();
         is_late
+    }
+
+    /// What others have to send leaves before more is handled.
+    pub(super) fn send_first(&mut self) {
+        self.rounds = ROUNDS;
     }
 
     /// Does what other threads have said. What is said from now on does not wake this one: it looks for itself before
@@ -164,6 +172,9 @@ impl<T: Transport> Io<T> {
             }
             if self.is_over() || !self.deliveries.is_empty() {
                 return false;
+            }
+            if mem::take(&mut self.is_interrupted) {
+                return true;
             }
             let tick = self.start.checked_add(self.tick);
             let next = tick.into_iter().chain(latest).min();
@@ -236,6 +247,7 @@ impl<T: Transport> Io<T> {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Queued(peer) => self.touched.push(peer),
+            Command::Interrupt => self.is_interrupted = true,
             #[cfg(test)]
             Command::Consumed(peer, credit) => self.input(peer, Input::Consumed(credit)),
             Command::Connect(address) => {

@@ -61,7 +61,7 @@ impl Calls {
     /// The pack that a call is in which has not ended, and its place there.
     fn packed(&self, id: ObjectId) -> Option<(ObjectId, usize)> {
         let (first, pack) = self.packs.range(..=id).next_back()?;
-        let at = usize::try_from(id.number - first.number).ok().filter(|_| first.owner == id.owner)?;
+        let at = id.number.checked_sub(first.number).filter(|_| first.owner == id.owner)? as usize;
         pack.has(at).then_some((*first, at))
     }
 
@@ -109,5 +109,32 @@ impl Calls {
             those.map(|at| (ObjectId { number: first.number + at as u64, ..*first }, pack.call(at)))
         });
         alone.chain(packed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{pack::Common, protocol::ProcessId};
+
+    #[test]
+    fn calls_end_one_by_one_wherever_they_came_from() {
+        let id = |owner, number| ObjectId { owner: ProcessId(owner), number };
+        let common = Common { driver: ProcessId(1), function: Default::default(), location: "here".into() };
+        let titled = || Titled::of_pack(&common);
+        let (mut calls, actor) = (Calls::default(), id(9, 9));
+        calls.begin(id(1, 5), Call { actor, titled: titled().into(), number: 1, since: 0 });
+        calls.begin_pack(id(1, 10), CallPack::new(actor, titled(), [7, 8, 9].into(), 0));
+        assert_eq!((calls.len(), calls.of(actor), calls.of(id(9, 8))), (4, 4, 0));
+        // Another owner's, with a smaller number.
+        assert!(!calls.contains(id(2, 3)) && !calls.contains(id(1, 13)) && calls.end(id(2, 3)).is_none());
+        assert_eq!(calls.end(id(1, 11)).map(|call| call.number), Some(8));
+        assert!(!calls.contains(id(1, 11)) && calls.contains(id(1, 12)) && calls.any().is_some());
+        let numbers = calls.iter().map(|(id, call)| (id.number, call.number));
+        assert_eq!(numbers.collect::<Vec<_>>(), [(5, 1), (10, 7), (12, 9)]);
+        for number in [5, 10, 12] {
+            assert!(calls.end(id(1, number)).is_some() && calls.end(id(1, number)).is_none());
+        }
+        assert!(calls.is_empty() && calls.packs.is_empty());
     }
 }
