@@ -636,7 +636,7 @@ impl Client {
                 self.stop_call(state, object, out);
                 state.owner.cancel(object, &mut out.effects);
             } else {
-                out.effects.send(object.owner, Message::Cancel { task: object });
+                out.effects.send(object.owner, Message::Cancel { task: object, attempt: u32::MAX });
             }
         });
     }
@@ -648,7 +648,7 @@ impl Client {
                 self.stop_call(state, object, out);
                 state.owner.fail(object, error, &mut out.effects);
             } else {
-                out.effects.send(object.owner, Message::Cancel { task: object });
+                out.effects.send(object.owner, Message::Cancel { task: object, attempt: u32::MAX });
             }
         });
     }
@@ -1121,7 +1121,7 @@ impl Client {
             }
             Message::Claimed { object } => self.confirmed(state, object, true, out),
             // A borrower's wish.
-            Message::Cancel { task } => {
+            Message::Cancel { task, .. } => {
                 self.stop_call(state, task, out);
                 state.owner.cancel(task, &mut out.effects);
             }

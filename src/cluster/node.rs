@@ -62,6 +62,8 @@ const WINDOW: usize = 256;
 pub(crate) const OWNER_DIED: &str = "its owner died";
 /// So many tasks are with their worker ahead of their turn while nothing is known of their times.
 const AHEAD: usize = 8;
+/// So many cancellations of tasks that are not here are remembered.
+const EARLY: usize = 256;
 /// A pack whose tasks take longer, all together, is taken apart.
 const QUICK: Nanos = ms(4);
 /// So many of the tasks that wait for others here are looked at, to be handed out ahead.
@@ -230,6 +232,9 @@ pub(crate) struct Node {
     owners: BTreeSet<ProcessId>,
     /// Owners of which nothing starts any more.
     closing: BTreeSet<ProcessId>,
+    /// Attempts that were not here when they were cancelled: what the head or another node has sent comes later than what
+    /// the owner says. The oldest first.
+    early: VecDeque<(ObjectId, RangeInclusive<u32>)>,
 }
 
 impl Node {
@@ -274,6 +279,7 @@ impl Node {
             passed_on: BTreeSet::new(),
             owners: BTreeSet::new(),
             closing: BTreeSet::new(),
+            early: VecDeque::new(),
         }
     }
 
@@ -328,7 +334,7 @@ impl Node {
                 self.confirm(&spec, out);
                 self.keep(spec, out);
             }
-            Message::Cancel { task } => self.cancel(task, 0..=u32::MAX, out),
+            Message::Cancel { task, attempt } => self.cancel(task, 0..=attempt, out),
             Message::Retire { task, attempt } => self.cancel(task, attempt..=attempt, out),
             Message::Close { .. } => self.withdraw(from, out),
             Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
@@ -547,6 +553,11 @@ impl Node {
         if self.closing.contains(&spec.id.owner) {
             return tell(key, Outcome::Withdrawn, out);
         }
+        if spec.objects().any(|task| self.is_cancelled(task, spec.attempt)) {
+            let tasks = spec.open().into_iter().filter(|spec| !self.is_cancelled(spec.id, spec.attempt));
+            let tasks: Vec<_> = tasks.collect();
+            return tasks.into_iter().for_each(|spec| self.keep(spec, out));
+        }
         if !self.has_room(&spec) {
             return self.pass_on(spec, out);
         }
@@ -555,6 +566,11 @@ impl Node {
         }
         self.enter(spec);
         self.fetch(key, out);
+    }
+
+    /// Whether nobody wants it any more, as has been said before it came.
+    fn is_cancelled(&self, task: ObjectId, attempt: u32) -> bool {
+        self.early.iter().any(|(cancelled, attempts)| *cancelled == task && attempts.contains(&attempt))
     }
 
     fn enter(&mut self, spec: TaskSpec) {
@@ -1210,7 +1226,14 @@ impl Node {
             }
             self.take_apart(pack);
         }
-        let keys: Vec<Key> = self.alone(id, attempts).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = self.alone(id, attempts.clone()).map(|(key, _)| *key).collect();
+        if keys.is_empty() {
+            if self.early.len() == EARLY {
+                self.early.pop_front();
+            }
+            self.early.push_back((id, attempts));
+            return;
+        }
         keys.into_iter().for_each(|key| self.stop(key, out));
     }
 
@@ -1282,6 +1305,7 @@ impl Node {
         // It may have been an owner: its tasks and objects go.
         self.owners.remove(&process);
         self.closing.remove(&process);
+        self.early.retain(|(task, _)| task.owner != process);
         self.kept_back.retain(|spec| spec.id.owner != process);
         let orphans: Vec<Key> = self.tasks.keys().filter(|key| key.0.owner == process).copied().collect();
         for key in orphans {
@@ -1537,7 +1561,7 @@ mod tests {
         let wide = TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..chained(9, 4) };
         assert!(say(&mut node, OWNER, Message::Submit(wide)).sends.is_empty());
         let maker = ObjectId { owner: OWNER, number: 4 };
-        let out = say(&mut node, OWNER, Message::Cancel { task: maker });
+        let out = say(&mut node, OWNER, Message::Cancel { task: maker, attempt: 1 });
         assert!(matches!(&out.sends[..], [(OWNER, Message::Locate { object, .. })] if *object == maker));
         assert_eq!(out.stops, [(maker, 1)]);
         let why = lost(maker, OWNER_DIED);
@@ -1781,9 +1805,9 @@ mod tests {
         let starts: Vec<_> =
             (0..5).flat_map(|at| say(&mut node, OWNER, Message::Granted(packed(1 + 10 * at, 10))).starts).collect();
         assert_eq!(numbers(&starts), [(1, 10), (11, 10), (21, 10)]);
-        let out = say(&mut node, OWNER, Message::Cancel { task: object(1) });
+        let out = say(&mut node, OWNER, Message::Cancel { task: object(1), attempt: 1 });
         assert_eq!(out.stops, [(object(1), 1)]); // and not the pack
-        let out = say(&mut node, OWNER, Message::Cancel { task: object(43) });
+        let out = say(&mut node, OWNER, Message::Cancel { task: object(43), attempt: 1 });
         assert_eq!((out.stops.len(), node.holds().0, node.pack(object(42))), (0, 49, None));
         // The one that was stopped ends, and another fails by itself.
         let pack = (object(1), 1);
@@ -1822,6 +1846,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cancelled_before_it_comes_does_not_start() {
+        let mut node = quick_node();
+        for number in [1, 12] {
+            say(&mut node, OWNER, Message::Cancel { task: object(number), attempt: 1 });
+        }
+        assert!(say(&mut node, HEAD, Message::Assign(task(1, false))).starts.is_empty() && node.holds().0 == 0);
+        let out = say(&mut node, HEAD, Message::Assign(packed(10, 4)));
+        assert_eq!(numbers(&out.starts), [(10, 1), (11, 1), (13, 1)]);
+        // It is made again later.
+        let again = TaskSpec { attempt: 2, ..packed(1, 1).unpack().remove(0) };
+        assert_eq!(say(&mut node, HEAD, Message::Assign(again)).starts.len(), 1);
+        // Only so many are remembered, and none of the dead.
+        for number in 0..1_000 {
+            say(&mut node, OWNER, Message::Cancel { task: object(1_000 + number), attempt: 1 });
+        }
+        assert_eq!(node.early.len(), EARLY);
+        say(&mut node, HEAD, Message::Dead { process: OWNER });
+        assert!(node.early.is_empty());
+    }
+
+    #[test]
     fn packs_are_stolen_whole_or_in_part_and_passed_on_whole() {
         let mut node = quick_node();
         for at in 0..6 {
@@ -1842,7 +1887,7 @@ mod tests {
         });
         assert_eq!(placed.collect::<Vec<_>>(), stolen);
         // Where much waits already a pack that may be passed on is.
-        node.takes(ms(1));
+        (0..20).for_each(|_| node.takes(us(200)));
         let out = say(&mut node, OWNER, Message::Submit(packed(100, 3)));
         assert!(
             out.sends
@@ -1851,12 +1896,9 @@ mod tests {
         );
         // Without a head it is kept; and one of its tasks may be cancelled.
         node.head_is_gone();
-        for _ in 0..20 {
-            node.takes(ms(50));
-        }
         let late = TaskSpec { strategy: Strategy::Spread, ..packed(200, 3) };
         say(&mut node, OWNER, Message::Submit(late));
-        say(&mut node, OWNER, Message::Cancel { task: object(201) });
+        say(&mut node, OWNER, Message::Cancel { task: object(201), attempt: 1 });
         assert_eq!(numbers(&node.kept_back), [(200, 1), (202, 1)]);
     }
 
@@ -1909,7 +1951,7 @@ mod tests {
         assert_eq!((node.free().cpu, node.mean), (0, 0));
         let out = say(&mut node, HEAD, Message::Assign(next.clone()));
         assert!(matches!(out.sends[..], [(HEAD, Message::Load(_)), (HEAD, Message::Place(_))]));
-        assert_eq!(say(&mut node, OWNER, Message::Cancel { task: actor.id }).stops, [(actor.id, 1)]);
+        assert_eq!(say(&mut node, OWNER, Message::Cancel { task: actor.id, attempt: 1 }).stops, [(actor.id, 1)]);
         assert_eq!(node.free().cpu, 0);
         let mut out = Effects::default();
         node.ended(ms(60), actor.id, 1, &mut out);

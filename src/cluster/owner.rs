@@ -642,7 +642,7 @@ impl Owner {
             return;
         }
         if let Some(node) = at {
-            out.send(node, Message::Cancel { task: object });
+            out.send(node, Message::Cancel { task: object, attempt });
         }
         self.run(out);
     }
@@ -861,6 +861,12 @@ impl Owner {
 
     fn lost(&self, number: u64, reason: String) -> Failure {
         Arc::new(Error::Lost { origin: self.origin(number), reason })
+    }
+
+    /// Why an argument of a task's has failed, if one of this owner's has.
+    fn failed_argument(&self, number: u64) -> Option<Failure> {
+        let work = self.records.get(number)?.work.as_ref()?;
+        work.objects().find_map(|object| self.failure(object))
     }
 
     /// Why a task did not run whose argument failed so.
@@ -1162,7 +1168,11 @@ impl Owner {
         let state = match outcome {
             Outcome::Inline(value) => State::inline(value),
             Outcome::Stored { size } => State::Stored { size, holders: BTreeSet::from([from]) },
-            Outcome::Failed(why) => State::Failed(why),
+            // Where it ran an argument may have been told to stop; why that has failed is known here.
+            Outcome::Failed(why) => match (&*why, self.failed_argument(number)) {
+                (Error::DependencyFailed { .. }, Some(cause)) => self.lacking(number, &cause),
+                _ => State::Failed(why),
+            },
             Outcome::Lacking(why) => self.lacking(number, &why),
             Outcome::Withdrawn => State::Failed(self.shutdown(number)),
             Outcome::Crashed { why } => {
@@ -1182,7 +1192,7 @@ impl Owner {
         if attempt < record.attempt
             && let Some(node) = record.at
         {
-            out.send(node, Message::Cancel { task: object });
+            out.send(node, Message::Cancel { task: object, attempt: record.attempt });
         }
         let well = !matches!(state, State::Failed(_));
         record.state = state;
@@ -1342,7 +1352,7 @@ impl Owner {
         if !matches!(record.state, State::Freed) {
             out.freed.push(object);
             if let Some(node) = record.stays_at() {
-                out.send(node, Message::Cancel { task: object });
+                out.send(node, Message::Cancel { task: object, attempt: record.attempt });
             }
             self.replace(number, State::Freed, out);
         }
@@ -1805,7 +1815,7 @@ mod tests {
         owner.cancel(third, &mut out);
         out.done.sort_unstable();
         assert_eq!(out.done, [(again, false), (third, false), (fourth, false)]);
-        assert!(matches!(out.sends[..], [(NODE, Message::Cancel { task })] if task == again), "{:?}", out.sends);
+        assert!(matches!(out.sends[..], [(NODE, Message::Cancel { task, .. })] if task == again), "{:?}", out.sends);
         assert!([third, fourth].iter().all(|part| owner.failure(*part).is_some_and(|why| why.is_cancelled())));
         for object in [whole, first, second, again, third, fourth] {
             release(&mut owner, object);

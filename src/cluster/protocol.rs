@@ -277,8 +277,9 @@ pub(crate) enum Message {
     Unplaceable { task: ObjectId, attempt: u32, why: Arc<str> },
     /// Node to the owner.
     Finished { task: ObjectId, attempt: u32, outcome: Outcome },
-    /// Owner to a node: nobody wants it any more.
-    Cancel { task: ObjectId },
+    /// Owner to a node, or a borrower to the owner: nobody wants it any more, in its attempts up to this one. It may come
+    /// before the task, on another link.
+    Cancel { task: ObjectId, attempt: u32 },
     /// Owner to a node: the same for one attempt.
     Retire { task: ObjectId, attempt: u32 },
     /// Owner to the head and to the nodes that have tasks of it: what has not started is not to start, nor what comes

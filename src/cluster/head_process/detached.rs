@@ -76,7 +76,7 @@ pub(super) fn is_for_owner(message: &Message) -> bool {
         | Message::Finished { task, .. }
         | Message::Ended { task, .. }
         | Message::Lacks { task, .. }
-        | Message::Cancel { task } => task.owner == HEAD,
+        | Message::Cancel { task, .. } => task.owner == HEAD,
         Message::Locate { object, .. }
         | Message::Holds { object, .. }
         | Message::Claim { object }
@@ -142,7 +142,7 @@ impl HeadProcess {
     /// A message of another process to the owner.
     pub(super) fn tell_owner(&mut self, from: ProcessId, message: Message) {
         match message {
-            Message::Cancel { task } => {
+            Message::Cancel { task, .. } => {
                 self.with_owner(|owner, out| owner.cancel(task, out));
                 self.has_changed(task);
             }
