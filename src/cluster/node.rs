@@ -506,7 +506,7 @@ impl Node {
     fn submitted(&mut self, spec: TaskSpec, out: &mut Effects) {
         self.owners.insert(spec.id.owner);
         if self.closing.contains(&spec.id.owner) {
-            tell((spec.id, spec.attempt), Outcome::Withdrawn, out);
+            spec.objects().for_each(|task| tell((task, spec.attempt), Outcome::Withdrawn, out));
         } else if self.should_keep(&spec) {
             self.keep(spec, out); // where its owner takes it to be
         } else if self.is_headless {
@@ -551,7 +551,7 @@ impl Node {
         }
         self.owners.insert(spec.id.owner);
         if self.closing.contains(&spec.id.owner) {
-            return tell(key, Outcome::Withdrawn, out);
+            return spec.objects().for_each(|task| tell((task, spec.attempt), Outcome::Withdrawn, out));
         }
         if spec.objects().any(|task| self.is_cancelled(task, spec.attempt)) {
             let tasks = spec.open().into_iter().filter(|spec| !self.is_cancelled(spec.id, spec.attempt));
@@ -1832,6 +1832,9 @@ mod tests {
         let running = (11..=40).filter(|number| !withdrawn.contains(number)).count();
         assert!(withdrawn.contains(&41) && !withdrawn.contains(&43), "{withdrawn:?}");
         assert_eq!(node.holds().0, running);
+        for late in [Message::Assign(packed(300, 3)), Message::Submit(packed(310, 3))] {
+            assert_eq!(told(&say(&mut node, HEAD, late)).len(), 3);
+        }
         say(&mut node, HEAD, Message::Dead { process: OWNER });
         for first in [11, 21, 31] {
             node.finished(
