@@ -21,8 +21,8 @@
 //!
 //! # Packs
 //! A pack of tasks that are known to be quick waits and starts as one, for one CPU, and ends with the last of its tasks, whose
-//! results the worker tells by themselves. Whatever else is to be done with a pack that waits, it is taken apart before, so all
-//! that follows is about tasks.
+//! results the worker tells by themselves. It is stolen and passed on whole. Whatever else is to be done with a pack that
+//! waits, it is taken apart before, so all that follows is about tasks.
 //!
 //! # Invariants
 //! - What runs holds its demand, and all demands together fit the capacity.
@@ -1020,7 +1020,7 @@ impl Node {
     pub(crate) fn finished(&mut self, now: Nanos, task: ObjectId, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let key = (task, attempt);
         let Some(task) = self.tasks.get_mut(&key) else { return };
-        let (id, stopped, objects) = (task.spec.id, task.stopped, (task.spec.count > 1).then(|| task.objects()));
+        let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
         let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
         if task.spec.stays && is_well && !stopped {
             if !std::mem::replace(&mut task.stays, true) {
@@ -1038,23 +1038,11 @@ impl Node {
             self.finished = now;
             self.takes(took);
         }
-        if !stopped {
-            let stored = match &outcome {
-                Outcome::Stored { size } => Some(*size),
-                // What waits for it here need not wait for its owner.
-                Outcome::Inline(value) if self.fetches.contains_key(&id) => Some(value.len() as u64),
-                _ => None,
-            };
-            let is_copy = matches!(outcome, Outcome::Inline(_)) && stored.is_some();
-            match objects {
-                None => tell(key, outcome, out),
-                Some(objects) => objects.for_each(|object| tell((object, attempt), outcome.clone(), out)),
-            }
-            match stored {
-                Some(size) if is_copy => self.made(id, attempt, size, out),
-                Some(size) => self.is_stored(id, attempt, size, out),
-                None => {}
-            }
+        match objects {
+            _ if stopped => {}
+            // What is said of a pack is a failure. Those of its tasks that have ended are not told of again.
+            Some(objects) => objects.for_each(|object| tell((object, attempt), outcome.clone(), out)),
+            None => drop(self.tell_result(key, outcome, out)),
         }
         self.start(now, out);
     }
@@ -1106,21 +1094,29 @@ impl Node {
         if self.tasks.get(&pack).is_none_or(|pack| pack.stopped) {
             return self.ended_in_pack(now, pack, (bit, 0), out);
         }
-        let stored = match &outcome {
-            Outcome::Stored { size } => Some(*size),
-            Outcome::Inline(value) if self.fetches.contains_key(&task) => Some(value.len() as u64),
-            _ => None,
-        };
-        let is_copy = matches!(outcome, Outcome::Inline(_)) && stored.is_some();
-        tell(key, outcome, out);
-        match stored {
-            Some(size) if is_copy => self.made(task, pack.1, size, out),
-            Some(size) => self.is_stored(task, pack.1, size, out),
-            None => self.leaves(task),
+        if !self.tell_result(key, outcome, out) {
+            self.leaves(task);
         }
         let took = self.mean; // it is not known
         self.ended_in_pack(now, pack, (bit, took), out);
         self.start(now, out);
+    }
+
+    /// Tells the owner how an attempt ended, and whoever waits here for what is in the store now; `false`: nothing is.
+    fn tell_result(&mut self, (task, attempt): Key, outcome: Outcome, out: &mut Effects) -> bool {
+        let (size, is_copy) = match &outcome {
+            Outcome::Stored { size } => (Some(*size), false),
+            // What waits for it here need not wait for its owner.
+            Outcome::Inline(value) if self.fetches.contains_key(&task) => (Some(value.len() as u64), true),
+            _ => (None, false),
+        };
+        tell((task, attempt), outcome, out);
+        match size {
+            Some(size) if is_copy => self.made(task, attempt, size, out),
+            Some(size) => self.is_stored(task, attempt, size, out),
+            None => {}
+        }
+        size.is_some()
     }
 
     /// A copy of a small result that somebody here waits for is in the store.
