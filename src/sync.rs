@@ -26,6 +26,14 @@ pub(crate) use loom::{
     thread::{Thread, current as current_thread, park},
 };
 
+/// The CPU that runs this thread; where that is not known, or plays no part, the same for all.
+pub(crate) fn this_cpu() -> u32 {
+    #[cfg(all(target_os = "linux", not(loom)))]
+    return rustix::thread::sched_getcpu() as u32;
+    #[cfg(not(all(target_os = "linux", not(loom))))]
+    0
+}
+
 /// `loom`'s mutex with `parking_lot`'s interface.
 #[cfg(loom)]
 #[derive(Debug)]

@@ -16,7 +16,7 @@
 use super::{
     actor::{AnyActor, NamedActor},
     deterministic::Deterministic,
-    idle::{Idle, SEAT, Sleeper},
+    idle::{Idle, Place, SEAT, Sleeper},
     inbox::Injector,
     node::{Node, contain},
     observe::Recorder,
@@ -336,7 +336,7 @@ impl Core {
     }
 
     fn start_elsewhere(&'static self, job: Job) {
-        match self.idle.pop() {
+        match self.idle.pop(Place::Elsewhere) {
             Some(sleeper) => sleeper.send(Some(job)),
             None => self.spawn(Some(job)),
         }
@@ -345,23 +345,28 @@ impl Core {
     /// Wakes or starts a worker if work was pushed, a seat is free and nobody is looking.
     #[inline]
     pub(crate) fn notify(&'static self) {
+        self.notify_at(Place::Elsewhere);
+    }
+
+    #[inline]
+    fn notify_at(&'static self, place: Place) {
         if self.idle.claim_wake() {
-            self.wake_searcher();
+            self.wake_searcher(place);
         }
     }
 
     /// Wakes or starts a thread for a searcher that has been counted.
-    fn wake_searcher(&'static self) {
-        match self.idle.pop() {
+    fn wake_searcher(&'static self, place: Place) {
+        match self.idle.pop(place) {
             Some(sleeper) => sleeper.send(None),
             None => self.spawn(None),
         }
     }
 
     /// The same, after a seat became free.
-    pub(crate) fn notify_if_work(&'static self) {
+    pub(crate) fn notify_if_work(&'static self, place: Place) {
         if self.has_work() {
-            self.notify();
+            self.notify_at(place);
         }
     }
 
@@ -402,7 +407,7 @@ impl Core {
             if self.has_applicants() {
                 self.admit();
             }
-            self.notify_if_work();
+            self.notify_if_work(Place::Here);
         }
         seat
     }
@@ -561,7 +566,7 @@ impl Core {
                 if self.idle.leave(&sleeper) {
                     continue;
                 }
-                self.wake_searcher();
+                self.wake_searcher(Place::Here);
             }
             job = sleeper.receive();
         }
@@ -856,7 +861,7 @@ impl Core {
         while let Some(job) = self.any_job().or_else(|| self.deterministic.any_job()) {
             run(job);
         }
-        while let Some(sleeper) = self.idle.pop() {
+        while let Some(sleeper) = self.idle.pop(Place::Elsewhere) {
             self.idle.stand_up(0);
             sleeper.send(None);
         }

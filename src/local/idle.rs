@@ -19,12 +19,18 @@
 //!   fences, and then looks at the queues once more. If there is work it claims a wake like a
 //!   submitter.
 //!
+//! # Which thread is woken
+//! The system tends to wake a thread where it ran last, or where its waker runs. If all CPUs were busy lately it does not look
+//! for an idle one, and two threads may take turns on one CPU for many milliseconds beside another that idles. So of those
+//! who sleep one is woken that ran last on another CPU than the waker's, if that goes on; or on the same, if the waker
+//! is about to block (see [`Place`]).
+//!
 //! # Why no work is forgotten
 //! Both sides write, fence and then read what the other wrote. Either the submitter sees that
 //! nobody searches, and wakes somebody, or the searcher's last look comes after the push and sees
 //! the work. The same holds for whoever gives back a seat. `model::` explores the interleavings.
 
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Signal, fence};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Signal, fence, this_cpu};
 use std::sync::Arc;
 
 /// One CPU, in thousandths.
@@ -46,11 +52,29 @@ fn seats(thousandths: u32) -> u64 {
 /// the CPUs.
 pub(crate) type Sleeper<J> = Signal<Option<J>>;
 
+/// Where a thread is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Place {
+    /// On this thread's CPU, because this one is about to block.
+    Here,
+    Elsewhere,
+}
+
+impl Place {
+    /// The last of those that ran on these CPUs and are at the right place for a thread `here`, or else the last of all.
+    fn of(self, here: u32, cpus: impl DoubleEndedIterator<Item = u32> + ExactSizeIterator) -> Option<usize> {
+        let last = cpus.len().checked_sub(1)?;
+        let fitting = cpus.enumerate().rev().find(|(_, cpu)| (*cpu == here) == (self == Place::Here));
+        Some(fitting.map_or(last, |(at, _)| at))
+    }
+}
+
 pub(crate) struct Idle<J> {
     word: AtomicU64,
     /// While set, seats that become free are kept for a task that needs several.
     reserving: AtomicBool,
-    sleepers: Mutex<Vec<Arc<Sleeper<J>>>>,
+    /// With the CPU on which each ran last.
+    sleepers: Mutex<Vec<(u32, Arc<Sleeper<J>>)>>,
 }
 
 impl<J> Idle<J> {
@@ -143,7 +167,7 @@ impl<J> Idle<J> {
     /// The first half of going to sleep, for a searcher. Afterwards the caller must look at the
     /// queues once more, and then either [`Idle::leave`] or sleep.
     pub(crate) fn enter(&self, sleeper: &Arc<Sleeper<J>>) {
-        self.sleepers.lock().push(sleeper.clone());
+        self.sleepers.lock().push((this_cpu(), sleeper.clone()));
         self.word.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
@@ -156,16 +180,33 @@ impl<J> Idle<J> {
     /// Takes the sleeper out again; `false` if somebody is waking it already.
     pub(crate) fn leave(&self, sleeper: &Arc<Sleeper<J>>) -> bool {
         let mut sleepers = self.sleepers.lock();
-        let at = sleepers.iter().position(|s| Arc::ptr_eq(s, sleeper));
+        let at = sleepers.iter().position(|(_, other)| Arc::ptr_eq(other, sleeper));
         at.map(|at| sleepers.swap_remove(at)).is_some()
     }
 
-    /// The thread that fell asleep last; the caller must wake it.
-    pub(crate) fn pop(&self) -> Option<Arc<Sleeper<J>>> {
-        self.sleepers.lock().pop()
+    /// The thread that fell asleep last, of those that are at the right place if there are any; the caller must wake it.
+    pub(crate) fn pop(&self, place: Place) -> Option<Arc<Sleeper<J>>> {
+        let mut sleepers = self.sleepers.lock();
+        let at = place.of(this_cpu(), sleepers.iter().map(|(cpu, _)| *cpu))?;
+        Some(sleepers.remove(at).1)
     }
 
     pub(crate) fn asleep(&self) -> usize {
         self.sleepers.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_woken_ran_last_where_it_is_wanted_if_there_is_one() {
+        let of = |place: Place, cpus: &[u32]| place.of(1, cpus.iter().copied());
+        assert_eq!(of(Place::Here, &[]), None);
+        assert_eq!(of(Place::Here, &[1, 1, 0]), Some(1));
+        assert_eq!(of(Place::Here, &[3, 0, 2]), Some(2));
+        assert_eq!(of(Place::Elsewhere, &[2, 0, 1]), Some(1));
+        assert_eq!(of(Place::Elsewhere, &[1, 1]), Some(1));
     }
 }

@@ -2,7 +2,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib model`.
 
 use super::{
-    idle::{Idle, SEAT, Sleeper},
+    idle::{Idle, Place, SEAT, Sleeper},
     mailbox::{Mailbox, Pushed},
     slot::{Completed, Slot, Waiter},
     thread::Parker,
@@ -293,7 +293,7 @@ fn model_sleeper_never_misses_work() {
         };
         queue.lock().push_back(1);
         if idle.claim_wake() {
-            let sleeper = idle.pop().expect("the only worker sleeps if nobody searches");
+            let sleeper = idle.pop(Place::Elsewhere).expect("the only worker sleeps if nobody searches");
             sleeper.send(None);
         }
         worker.join().unwrap();

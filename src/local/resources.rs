@@ -436,7 +436,7 @@ impl Core {
         if is_held_up {
             self.watch_gpus();
         }
-        self.notify_if_work();
+        self.notify_if_work(super::idle::Place::Elsewhere);
     }
 
     /// Gives back what was taken, and starts whoever waited for it. Devices that still work go back later.

@@ -23,6 +23,7 @@ use crate::{
     error::Error,
     sync::{AtomicU32, Ordering, SpinLock},
 };
+use smallvec::{SmallVec, smallvec};
 use std::{any::Any, convert::Infallible, mem, sync::Arc};
 
 /// Somebody who is told, once, that a slot is done.
@@ -49,7 +50,7 @@ pub(crate) trait Waiter: Send + Sync {
 struct Waiters(Option<Arc<dyn Waiter>>);
 
 /// Several waiters. They are added under the lock of the slot, and told when it is done.
-struct Crowd(SpinLock<Vec<Arc<dyn Waiter>>>);
+struct Crowd(SpinLock<SmallVec<[Arc<dyn Waiter>; 3]>>);
 
 impl Waiter for Crowd {
     fn notify(self: Arc<Self>) {
@@ -74,7 +75,7 @@ impl Waiters {
         };
         match first.crowd() {
             Some(crowd) => crowd.0.lock().push(waiter),
-            None => *first = Arc::new(Crowd(SpinLock::new(vec![first.clone(), waiter]))),
+            None => *first = Arc::new(Crowd(SpinLock::new(smallvec![first.clone(), waiter]))),
         }
     }
 

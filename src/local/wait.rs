@@ -16,7 +16,7 @@ pub(crate) mod elsewhere;
 
 use super::{
     Core, Job, flag,
-    idle::SEAT,
+    idle::{Place, SEAT},
     node::{Blocker, Help, Node},
     slot::Waiter,
     thread::{self, Parker},
@@ -91,7 +91,7 @@ fn leave_seat(core: &'static Core) {
     if core.has_applicants() {
         core.admit();
     }
-    core.notify_if_work();
+    core.notify_if_work(Place::Elsewhere);
 }
 
 /// Runs what was kept (see [`thread::keeping`]) on this thread, which is no worker.
