@@ -29,6 +29,8 @@
 mod client;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+#[allow(unsafe_code)]
+mod mark;
 mod server;
 #[cfg(test)]
 mod tests;

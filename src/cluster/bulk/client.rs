@@ -1,7 +1,8 @@
 //! The side that wants an object.
 
 use super::{
-    Answer, Config, Directions, ObjectId, PullError, RECORD, Request, greet, read_record, within, write_record,
+    Answer, Config, Directions, ObjectId, PullError, RECORD, Request, greet, mark::wake_at, read_record, within,
+    write_record,
 };
 use parking_lot::Mutex;
 use std::{
@@ -114,7 +115,16 @@ impl Client {
             Answer::Absent => Err(PullError::Absent),
             Answer::TooShort { size } => Err(PullError::TooShort { size }),
             Answer::Found => {
-                for record in place.chunks_mut(RECORD) {
+                // A record at a time, as long as more than one is to come: to wake this side for each segment would take the
+                // other a third of its time. Never for more than what will come.
+                let count = place.len().div_ceil(RECORD);
+                let last = count.saturating_sub(2);
+                for (at, record) in place.chunks_mut(RECORD).enumerate() {
+                    if at == 0 && last > 0 {
+                        wake_at(&connection.stream, RECORD);
+                    } else if at == last && last > 0 {
+                        wake_at(&connection.stream, 1);
+                    }
                     let opening = connection.directions.as_mut().map(|(_, opening)| opening);
                     within(self.config.stall, "a record", read_record(&mut connection.stream, opening, record)).await?;
                 }
