@@ -82,7 +82,7 @@ fn objects_and_parts_of_them_come_with_and_without_a_key() {
     for config in [plain(), keyed()] {
         let (a, b) = (start(config.clone()), start(config));
         let record = RECORD as u64;
-        for size in [0, 1, 1000, record - 1, record, record + 1, 2 * record, MOST] {
+        for size in [0, 1, 1000, record - 1, record, record + 1, 2 * record, 2 * record + 1, 3 * record, MOST] {
             assert!(fetch(&a, &b, size) == content(size), "{size} bytes");
             assert!(fetch(&b, &a, size) == content(size), "{size} bytes");
         }
