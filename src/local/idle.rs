@@ -167,7 +167,8 @@ impl<J> Idle<J> {
     /// The first half of going to sleep, for a searcher. Afterwards the caller must look at the
     /// queues once more, and then either [`Idle::leave`] or sleep.
     pub(crate) fn enter(&self, sleeper: &Arc<Sleeper<J>>) {
-        self.sleepers.lock().push((this_cpu(), sleeper.clone()));
+        let here = this_cpu();
+        self.sleepers.lock().push((here, sleeper.clone()));
         self.word.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
@@ -186,8 +187,9 @@ impl<J> Idle<J> {
 
     /// The thread that fell asleep last, of those that are at the right place if there are any; the caller must wake it.
     pub(crate) fn pop(&self, place: Place) -> Option<Arc<Sleeper<J>>> {
+        let here = this_cpu();
         let mut sleepers = self.sleepers.lock();
-        let at = place.of(this_cpu(), sleepers.iter().map(|(cpu, _)| *cpu))?;
+        let at = place.of(here, sleepers.iter().map(|(cpu, _)| *cpu))?;
         Some(sleepers.remove(at).1)
     }
 

@@ -6,7 +6,7 @@
 //! would have them if the running tasks ended, *reserves*: free seats are kept for it until there
 //! are enough, so that a stream of plain tasks cannot starve a task that needs two CPUs.
 
-use super::{Core, Job};
+use super::{Core, Job, idle::Place};
 use crate::{
     error::{Error, Origin},
     gpu::{
@@ -436,7 +436,7 @@ impl Core {
         if is_held_up {
             self.watch_gpus();
         }
-        self.notify_if_work(super::idle::Place::Elsewhere);
+        self.notify_if_work(Place::Elsewhere);
     }
 
     /// Gives back what was taken, and starts whoever waited for it. Devices that still work go back later.

@@ -117,12 +117,12 @@ impl Client {
             Answer::Found => {
                 // A record at a time, as long as more than one is to come: to wake this side for each segment would take the
                 // other a third of its time. Never for more than what will come.
-                let count = place.len().div_ceil(RECORD);
-                let last = count.saturating_sub(2);
+                let marked = place.len().div_ceil(RECORD).saturating_sub(2);
+                if marked > 0 {
+                    wake_at(&connection.stream, RECORD);
+                }
                 for (at, record) in place.chunks_mut(RECORD).enumerate() {
-                    if at == 0 && last > 0 {
-                        wake_at(&connection.stream, RECORD);
-                    } else if at == last && last > 0 {
+                    if marked > 0 && at == marked {
                         wake_at(&connection.stream, 1);
                     }
                     let opening = connection.directions.as_mut().map(|(_, opening)| opening);
