@@ -273,6 +273,11 @@ impl Desk {
         self.post.send_first();
     }
 
+    /// Until then it does not sleep while nothing happens.
+    pub(super) fn stay_awake(&mut self, until: Option<Instant>) {
+        self.post.stay_awake(until);
+    }
+
     fn tell_head(&self, letter: Letter) {
         self.station.post(&Envelope { from: self.station.me, to: HEAD, letter, payload: Vec::new() });
     }

@@ -450,6 +450,11 @@ impl<T: Transport> Pump<T> {
         self.io.send_first();
     }
 
+    /// Until then it does not sleep while nothing happens.
+    pub(crate) fn stay_awake(&mut self, until: Option<Instant>) {
+        self.io.stay_awake(until.map(Into::into));
+    }
+
     /// A message that was handed out has been dealt with: its sender may send another.
     pub(crate) fn consumed(&mut self, peer: Incarnation, cost: usize) {
         self.io.consumed(peer, Credit { messages: 1, bytes: cost as u64 });

@@ -22,7 +22,7 @@
 //! it. So it would be the next to run anyway. An actor's calls keep their order, because what is run is the actor, as
 //! on any thread.
 
-use super::{client, pipe, wire::Envelope, worker::tasks_in};
+use super::{client, pace::Pace, pipe, wire::Envelope, worker::tasks_in};
 use crate::local::{
     Core, Job, Work,
     thread::{self as local, Kept},
@@ -35,10 +35,7 @@ use std::{
     fs::File,
     io,
     process::exit,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -47,8 +44,6 @@ use std::{
 const NAP: Duration = Duration::from_millis(2);
 /// Tasks are short if they take less, with what is sent of their results.
 const SHORT: Duration = Duration::from_micros(100);
-/// One that takes longer counts as this long.
-const LONGEST: Duration = Duration::from_millis(5);
 
 /// The reading end of the pipe, and what has been read.
 pub(super) struct Input {
@@ -62,6 +57,7 @@ pub(super) struct Reading {
     /// Whether tasks run on these threads.
     may_run: bool,
     receive: Box<dyn Fn(Envelope) + Send + Sync>,
+    /// How long tasks take.
     pace: Arc<Pace>,
     state: Mutex<State>,
     standby: Condvar,
@@ -114,7 +110,7 @@ impl Reading {
             core,
             may_run,
             receive: Box::new(receive),
-            pace: Arc::default(),
+            pace: Arc::new(Pace::slow()),
             state: Mutex::default(),
             standby: Condvar::new(),
         });
@@ -175,7 +171,7 @@ impl Reading {
     /// Runs a task on this thread if it is likely to be short; if nobody else is there to read, or it is not its turn,
     /// another thread does.
     fn run_here(self: &Arc<Self>, input: Box<Input>, Kept { job, has_share }: Kept) -> Box<Input> {
-        if !self.pace.is_short() {
+        if !self.pace.is_below(SHORT) {
             let job = Arc::new(Timed { job, pace: self.pace.clone() });
             self.core.schedule_kept(Kept { job, has_share });
             return input;
@@ -241,29 +237,6 @@ impl Reading {
                 self.standby.wait(state);
             }
         }
-    }
-}
-
-/// How long tasks take here, those that came last counting most.
-struct Pace {
-    /// In nanoseconds. Two that end at once may count as one.
-    average: AtomicU64,
-}
-
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace { average: AtomicU64::new(LONGEST.as_nanos() as u64) }
-    }
-}
-
-impl Pace {
-    fn is_short(&self) -> bool {
-        self.average.load(Relaxed) < SHORT.as_nanos() as u64
-    }
-
-    fn took(&self, time: Duration) {
-        let average = self.average.load(Relaxed);
-        self.average.store(average - average / 8 + time.min(LONGEST).as_nanos() as u64 / 8, Relaxed);
     }
 }
 

@@ -14,6 +14,12 @@
 //!   there. When nobody has come or gone during a nap home takes the desk.
 //! - While a guest works for longer than a nap, home sleeps, until the guest goes.
 //!
+//! # A guest stays awake
+//! On a machine whose CPUs have nothing to do, most of a round trip is waking them: 40 us and more for each process that the
+//! task passes through. So a guest does not sleep at once, but looks again for as long as most results take, and lets
+//! whoever else wants its CPU have it each time (`sched_yield`). The CPU stays awake, so the others find it so. Just to spin would keep
+//! them from that CPU: where there are few it would be worse than to sleep.
+//!
 //! # Nothing is forgotten
 //! - The desk is free only while home naps, which ends by itself; or while it is about to, because whoever puts the desk back
 //!   wakes it if it sleeps.
@@ -29,7 +35,7 @@
 //! that sleep. The rest (destructors of what is not needed any more, futures that are woken, items of streams, the
 //! end of everything) are *errands*, which home runs in the order in which they came, while others may have the desk.
 
-use super::{driver::Desk, station::Station};
+use super::{driver::Desk, pace::Pace, station::Station};
 use crate::local::{node::contain, thread::Parker, wait::sleep};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
@@ -44,6 +50,10 @@ use std::{
 
 /// The desk is free for no longer than that.
 const NAP: Duration = Duration::from_millis(1);
+/// A guest stays awake for so long, if what guests wait for comes soon.
+const AWAKE: Duration = Duration::from_micros(300);
+/// If it comes in less than that, on average.
+const SOON: Duration = Duration::from_millis(1);
 
 /// Something that may run code of the user's.
 type Errand = Box<dyn FnOnce() + Send>;
@@ -57,6 +67,8 @@ pub(crate) struct Turns {
     is_free: AtomicBool,
     /// Letters that were posted since.
     posted: AtomicU32,
+    /// How long guests work.
+    pace: Pace,
 }
 
 #[derive(Default)]
@@ -111,6 +123,7 @@ impl Turns {
             home: Condvar::new(),
             is_free: AtomicBool::new(false),
             posted: AtomicU32::new(0),
+            pace: Pace::quick(),
         }
     }
 
@@ -224,10 +237,14 @@ impl Turns {
                 continue;
             };
             parker.works(Some(self.clone()));
+            let started = Instant::now();
+            desk.stay_awake(self.pace.is_below(SOON).then(|| started + AWAKE));
             let mut is_over = false;
             while !is_over && !done() && !is_late() {
                 is_over = !self.turn(&mut desk, until);
             }
+            desk.stay_awake(None);
+            self.pace.took(started.elapsed());
             parker.works(None);
             self.put_back(desk, is_over);
         }

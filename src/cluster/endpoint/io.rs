@@ -81,8 +81,18 @@ pub(super) struct Io<T> {
     over: Option<bool>,
     /// How often something was delivered since anything was sent.
     rounds: u32,
+    /// Until then it does not sleep, but looks.
+    awake: Option<Instant>,
     /// What was dealt with, and is not reported yet.
     dealt: FxHashMap<Incarnation, Credit>,
+}
+
+/// Keeps this thread awake until then, and lets others have the CPU.
+async fn look_again(until: Option<Instant>) {
+    while until.is_some_and(|until| Instant::now() < until) {
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
+    }
 }
 
 impl<T: Transport> Io<T> {
@@ -106,6 +116,7 @@ impl<T: Transport> Io<T> {
             closing: None,
             over: None,
             rounds: ROUNDS,
+            awake: None,
             dealt: FxHashMap::default(),
             setup,
         };
@@ -140,6 +151,11 @@ impl<T: Transport> Io<T> {
     /// What others have to send leaves before more is handled.
     pub(super) fn send_first(&mut self) {
         self.rounds = ROUNDS;
+    }
+
+    /// Until then it looks for what happens, as often as nobody else wants the CPU, instead of sleeping.
+    pub(super) fn stay_awake(&mut self, until: Option<Instant>) {
+        self.awake = until;
     }
 
     /// Does what other threads have said. What is said from now on does not wake this one: it looks for itself before
@@ -189,6 +205,7 @@ impl<T: Transport> Io<T> {
                     self.now = self.start.elapsed();
                     self.on_transport(event);
                 }
+                () = look_again(self.awake), if self.awake.is_some() => self.awake = None,
                 command = self.setup.commands.recv() => {
                     self.now = self.start.elapsed();
                     self.on_command(command.unwrap_or(Command::Close(Duration::ZERO)));
