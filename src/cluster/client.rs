@@ -26,7 +26,7 @@ use super::{
     look,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
     pack::{self, Carrier, Common, Member, Pack, PackKind, Packing},
-    protocol::{Effects, HEAD, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
+    protocol::{Effects, HEAD, INLINE, Message, ObjectId, Outcome, ProcessId, SHORT, Strategy, lost},
     reading,
     remote::{Remote, RemoteCell},
     rows::Rows,
@@ -76,8 +76,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Larger values go to the node's store.
-pub(crate) const INLINE: usize = 64 << 10;
 /// How often a task is started, when processes die.
 const ATTEMPTS: u32 = 4;
 /// A worker that has so many tasks waiting for each of its CPUs gives further ones to the cluster.
@@ -2117,7 +2115,9 @@ impl Client {
             Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default(), then),
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
-                    if is_packed && inside.is_empty() && handles.is_empty() {
+                    // A node may keep a copy of a longer one, if it is told of it by itself.
+                    let is_short = is_call || value.len() as u64 <= SHORT;
+                    if is_packed && is_short && inside.is_empty() && handles.is_empty() {
                         self.carrier.result(id, &value);
                         return then();
                     }

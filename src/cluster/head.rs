@@ -37,9 +37,10 @@ pub(crate) use memory::Memory;
 use self::groups::Group;
 use super::{
     capacity::{Capacity, Demand},
+    passed::Passed,
     protocol::{
-        Arg, Effects, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, Outcome, ProcessId, Strategy,
-        TaskSpec, ms, transfer_time, waiting_time,
+        Arg, Effects, FAR, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, Outcome, ProcessId, Strategy,
+        TaskSpec, ms, waiting_time,
     },
 };
 use std::{
@@ -158,6 +159,7 @@ pub(crate) struct Head {
     dead: BTreeMap<ProcessId, Departed>,
     /// For room, or for a node like one that died lately.
     waiting: Vec<TaskSpec>,
+    passed: Passed,
     groups: BTreeMap<ObjectId, Group>,
     /// Who took part in the last life, and has not joined again; and until when that is waited for.
     expected: BTreeMap<ProcessId, Member>,
@@ -186,6 +188,7 @@ impl Head {
             last_home: HEAD,
             dead: BTreeMap::new(),
             waiting: Vec::new(),
+            passed: Passed::default(),
             groups: BTreeMap::new(),
             expected: BTreeMap::new(),
             reunion: 0,
@@ -454,7 +457,11 @@ impl Head {
             Some(_) => {}
         }
         spec.forget_holders(|holder| self.dead.contains_key(holder));
-        match self.choose(&spec) {
+        let chosen = match self.makes_argument(&spec) {
+            Some(node) => Ok(Some(node)),
+            None => self.choose(&spec),
+        };
+        match chosen {
             Ok(None) => self.waiting.push(spec),
             Ok(Some(node)) => {
                 let in_bundle = matches!(spec.strategy, Strategy::Bundle { .. });
@@ -470,7 +477,8 @@ impl Head {
                 spec.hop += 1;
                 let (task, count, attempt, hop) = (spec.id, spec.count, spec.attempt, spec.hop);
                 out.send(owner, Message::Placed { task, count, attempt, hop, node, via: None });
-                let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
+                let is_small = spec.is_light();
+                self.passed.remember(spec.id, spec.count, node);
                 out.send(node, Message::Assign(spec));
                 if is_small {
                     self.grant(now, owner, out);
@@ -479,6 +487,12 @@ impl Head {
             Err(_) if self.is_reuniting || self.was_there(&spec) => self.waiting.push(spec),
             Err(why) => out.send(owner, Message::Unplaceable { task: spec.id, attempt: spec.attempt, why: why.into() }),
         }
+    }
+
+    /// The node that something was passed on to lately which a plain task waits for.
+    fn makes_argument(&self, spec: &TaskSpec) -> Option<ProcessId> {
+        let node = spec.awaited().find_map(|object| self.passed.node(object)).filter(|_| spec.is_plain())?;
+        self.nodes.get(&node).filter(|view| view.has_room(&spec.demand)).map(|_| node)
     }
 
     /// Has an owner send its next tasks to the nodes that have the least to do, without asking. That is a guess, and
@@ -578,12 +592,18 @@ impl Head {
             Arg::Object { holders, .. } => holders.as_slice(),
             Arg::Inline(_) => &[],
         });
-        let candidates = holders.copied().filter(|id| self.has_room(*id, spec));
+        let holders: BTreeSet<_> = holders.copied().collect();
+        let candidates: Vec<_> = holders.into_iter().filter(|id| self.has_room(*id, spec)).collect();
+        // Of the nodes that hold what it needs: where it would go otherwise.
+        let means = candidates.iter().filter_map(|id| self.nodes.get(id)).map(|view| view.load.mean);
+        let mean = means.max().unwrap_or(0);
         let cost = |id: &ProcessId| {
             let wait = self.nodes.get(id).map_or(Nanos::MAX, |view| view.wait);
-            (wait.saturating_add(transfer_time(spec.missing_bytes(*id))), *id != soonest)
+            let fetch = spec.fetch_time(*id);
+            let far = if mean > 0 && fetch > mean { FAR } else { 0 };
+            (wait.saturating_add(fetch + far), *id != soonest)
         };
-        Ok(Some(candidates.chain([soonest]).min_by_key(cost).unwrap_or(soonest)))
+        Ok(Some(candidates.into_iter().chain([soonest]).min_by_key(cost).unwrap_or(soonest)))
     }
 
     /// No node has room for it: waits if one is big enough.
@@ -604,23 +624,25 @@ impl Head {
         }
     }
 
-    /// Has the busiest node give some of its tasks to one that has nothing to do.
+    /// Has the busiest nodes give some of their tasks to one that has nothing to do. One of them may find none that are worth it.
     fn find_work(&mut self, thief: ProcessId, out: &mut Effects) {
-        let Some(&(wait, victim)) = self.order.last() else { return };
-        let (Some(ours), Some(theirs)) = (self.nodes.get(&thief), self.nodes.get(&victim)) else { return };
-        if victim == thief || wait < ours.wait + WORTH_STEALING || theirs.load.waiting == 0 {
-            return;
+        let busiest: Vec<_> = self.order.iter().rev().take(2).copied().collect();
+        for (wait, victim) in busiest {
+            let (Some(ours), Some(theirs)) = (self.nodes.get(&thief), self.nodes.get(&victim)) else { return };
+            if victim == thief || wait < ours.wait + WORTH_STEALING || theirs.load.waiting == 0 {
+                continue;
+            }
+            let capacity = ours.room();
+            let share = u64::from(theirs.load.waiting) * u64::from(capacity.cpu)
+                / u64::from(capacity.cpu + theirs.capacity.cpu).max(1);
+            let most = (share as u32).max(1);
+            out.send(victim, Message::Steal { thief, capacity, most });
+            // Until it tells of its own load, the victim is not asked again for these.
+            if let Some(theirs) = self.nodes.get_mut(&victim) {
+                theirs.load.waiting -= most.min(theirs.load.waiting);
+            }
+            self.reorder(victim);
         }
-        let capacity = ours.room();
-        let share = u64::from(theirs.load.waiting) * u64::from(capacity.cpu)
-            / u64::from(capacity.cpu + theirs.capacity.cpu).max(1);
-        let most = (share as u32).max(1);
-        out.send(victim, Message::Steal { thief, capacity, most });
-        // Until it tells of its own load, the victim is not asked again for these.
-        if let Some(theirs) = self.nodes.get_mut(&victim) {
-            theirs.load.waiting -= most.min(theirs.load.waiting);
-        }
-        self.reorder(victim);
     }
 
     /// Why a task is with no node, if it is here.
@@ -752,6 +774,38 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_task_that_was_passed_on_follows_it() {
+        let mut head = head(&[1, 1]);
+        let numbered = |number, args| {
+            let id = ObjectId { owner: OWNER, number };
+            TaskSpec { id, ..task(Demand::cpus(1_000), Strategy::Default, args) }
+        };
+        let awaited = |number| Arg::Object { id: ObjectId { owner: OWNER, number }, size: 0, holders: Vec::new() };
+        let there = place(&mut head, numbered(1, Vec::new())).unwrap();
+        // Others take turns.
+        for number in (10..30).step_by(2) {
+            assert_eq!(place(&mut head, numbered(number, vec![awaited(9), awaited(1)])), Ok(there));
+            place(&mut head, numbered(number + 1, Vec::new())).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_sooner_than_it_runs_goes_where_there_is_less_to_do() {
+        for (mean, to) in [(ms(1), 2), (ms(1) / 100, 1)] {
+            let mut head = head(&[1, 1]);
+            let load = Load { waiting: ms(2).div_ceil(mean) as u32, mean, ..Load::default() };
+            head.handle(0, node(1), Message::Load(load), &mut Effects::default());
+            let held = Arg::Object { id: ObjectId { owner: OWNER, number: 7 }, size: 8 << 10, holders: vec![node(1)] };
+            let light = task(Demand::cpus(1_000), Strategy::Default, vec![held]);
+            let mut out = Effects::default();
+            head.handle(0, OWNER, Message::Place(light), &mut out);
+            let is_there =
+                |(at, message): &(ProcessId, Message)| *at == node(to) && matches!(message, Message::Assign(_));
+            assert!(out.sends.iter().any(is_there), "{out:?}");
+        }
+    }
+
+    #[test]
     fn an_owner_of_many_small_tasks_is_granted_nodes_to_send_them_to() {
         let mut head = head(&[1, 1]);
         let mut say = |now, from, message| {
@@ -786,12 +840,12 @@ mod tests {
     fn a_large_argument_draws_its_task_until_the_wait_there_is_longer_than_the_transfer() {
         let mut head = head(&[1, 1]);
         let object = ObjectId { owner: OWNER, number: 7 };
-        // 1 MiB takes about 1 ms: ten tasks of 100 us, as long as nothing is known of their times.
+        // To ask for 1 MiB and get it takes about 1.1 ms: eleven tasks of 100 us, as long as nothing is known of their times.
         let args = vec![Arg::Object { id: object, size: 1 << 20, holders: vec![node(2)] }];
         let near = || task(Demand::cpus(1_000), Strategy::Default, args.clone());
-        let places: Vec<_> = (0..12).map(|_| place(&mut head, near()).unwrap()).collect();
-        assert_eq!(places[..10], vec![node(2); 10]);
-        assert_eq!(places[10..], [node(1), node(2)]);
+        let places: Vec<_> = (0..13).map(|_| place(&mut head, near()).unwrap()).collect();
+        assert_eq!(places[..11], vec![node(2); 11]);
+        assert_eq!(places[11..], [node(1), node(2)]);
     }
 
     #[test]

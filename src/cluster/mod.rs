@@ -73,6 +73,7 @@ mod look;
 mod node_process;
 pub(crate) mod pace;
 mod pack;
+mod passed;
 mod pipe;
 mod printed;
 pub(crate) mod reading;

@@ -36,9 +36,10 @@
 use super::{
     capacity::{Capacity, Demand},
     head::{BEAT, PACE},
+    passed::Passed,
     protocol::{
-        Arg, Effects, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec,
-        lost, ms, transfer_time, us, waiting_time,
+        Arg, Effects, FAR, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, SHORT, Strategy,
+        TaskSpec, fetch_time, lost, ms, us, waiting_time,
     },
     serving::{LARGE, Serving},
 };
@@ -48,7 +49,7 @@ use crate::{
     observe::TaskState,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     ops::RangeInclusive,
     sync::Arc,
 };
@@ -68,6 +69,22 @@ const EARLY: usize = 256;
 const QUICK: Nanos = ms(4);
 /// So many of the tasks that wait for others here are looked at, to be handed out ahead.
 const CHAINED: usize = 16;
+
+/// What a node does with small results, which go to their owners with the message.
+#[derive(Clone, Copy)]
+pub(crate) struct Small {
+    /// Of one with more bytes a copy stays, for tasks that come later; if one waits for it already, it does not go.
+    pub(crate) short: u64,
+    /// Of those copies the newest are kept, up to so many bytes.
+    pub(crate) lately: u64,
+}
+
+impl Default for Small {
+    fn default() -> Small {
+        Small { short: SHORT, lately: 16 << 20 }
+    }
+}
+
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
 type Key = (ObjectId, u32);
 
@@ -189,6 +206,12 @@ pub(crate) struct Node {
     ahead: VecDeque<(Key, usize)>,
     all_ahead: usize,
     most_ahead: usize,
+    /// What went to the head from here.
+    passed: Passed,
+    small: Small,
+    /// Copies of small results, each with its attempt and size, the newest last; some may have been freed since.
+    lately: VecDeque<(ObjectId, u32, u64)>,
+    lately_bytes: u64,
     /// Tasks that wait only for the results of other tasks here, the oldest first; and some that did.
     chained: VecDeque<Key>,
     /// Objects that somebody here waits for, and whose task has left without a result.
@@ -249,6 +272,10 @@ impl Node {
             ahead: VecDeque::new(),
             all_ahead: 0,
             most_ahead: 0,
+            passed: Passed::default(),
+            small: Small::default(),
+            lately: VecDeque::new(),
+            lately_bytes: 0,
             chained: VecDeque::new(),
             astray: Vec::new(),
             finished: 0,
@@ -337,7 +364,7 @@ impl Node {
             Message::Cancel { task, attempt } => self.cancel(task, 0..=attempt, out),
             Message::Retire { task, attempt } => self.cancel(task, attempt..=attempt, out),
             Message::Close { .. } => self.withdraw(from, out),
-            Message::Steal { thief, capacity, most } => self.give_away(thief, &capacity, most, out),
+            Message::Steal { thief, capacity, most } => self.give_away(now, thief, (&capacity, most), out),
             Message::Pull { object } => self.asked(object, from, out),
             Message::Pulled { object, is_well } => {
                 let next = self.serving.ends(object, from, is_well);
@@ -349,8 +376,11 @@ impl Node {
                 if let Some(fetch) = self.fetches.remove(&object)
                     && !self.dead.contains(&object.owner)
                 {
-                    self.store.insert(object, (size, attempt));
-                    out.send(object.owner, Message::Holds { object, attempt });
+                    // It may have been made here meanwhile. Then its owner has been told, and may have it freed.
+                    if let Entry::Vacant(place) = self.store.entry(object) {
+                        place.insert((size, attempt));
+                        out.send(object.owner, Message::Holds { object, attempt });
+                    }
                     self.arrived(object, fetch, out);
                 }
                 if size >= LARGE {
@@ -455,6 +485,7 @@ impl Node {
             return self.kept_back.push(spec);
         }
         self.tell_load(out);
+        self.passed.remember(spec.id, spec.count, HEAD);
         out.send(HEAD, Message::Place(spec));
     }
 
@@ -512,6 +543,7 @@ impl Node {
         } else if self.is_headless {
             self.kept_back.push(spec);
         } else {
+            self.passed.remember(spec.id, spec.count, HEAD);
             out.send(HEAD, Message::Place(spec));
         }
     }
@@ -530,8 +562,10 @@ impl Node {
             Strategy::Spread | Strategy::Labels(_) => false,
         };
         let wait = waiting_time(self.count() - u64::from(self.staying), self.room.cpu, self.mean)
-            .saturating_add(transfer_time(spec.missing_bytes(self.id)));
+            .saturating_add(spec.fetch_time(self.id));
         let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec) || self.is_headless;
+        // What it waits for was passed on; the head knows where to.
+        let here = here && (must || !spec.awaited().any(|object| self.passed.node(object).is_some()));
         here && self.room.fits(&spec.demand) && (wait <= TOO_LONG || must)
     }
 
@@ -899,6 +933,11 @@ impl Node {
         self.most_ahead = most;
     }
 
+    /// Instead of what is usual.
+    pub(crate) fn keep_small(&mut self, small: Small) {
+        self.small = small;
+    }
+
     /// What has become free is for those first that are with their worker already.
     fn catch_up(&mut self, now: Nanos) {
         while let Some((key, count)) = self.ahead.front() {
@@ -1021,8 +1060,9 @@ impl Node {
         let key = (task, attempt);
         let Some(task) = self.tasks.get_mut(&key) else { return };
         let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
-        let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
-        if task.spec.stays && is_well && !stopped {
+        let is_well = outcome.is_well();
+        if task.spec.stays && is_well {
+            // Also one that was told to stop is there until it has ended.
             if !std::mem::replace(&mut task.stays, true) {
                 self.staying += 1;
                 self.changed = true;
@@ -1104,19 +1144,43 @@ impl Node {
 
     /// Tells the owner how an attempt ended, and whoever waits here for what is in the store now; `false`: nothing is.
     fn tell_result(&mut self, (task, attempt): Key, outcome: Outcome, out: &mut Effects) -> bool {
-        let (size, is_copy) = match &outcome {
-            Outcome::Stored { size } => (Some(*size), false),
-            // What waits for it here need not wait for its owner.
-            Outcome::Inline(value) if self.fetches.contains_key(&task) => (Some(value.len() as u64), true),
-            _ => (None, false),
+        let (size, outcome) = match outcome {
+            Outcome::Inline(value) => {
+                let size = value.len() as u64;
+                let is_kept = self.store.contains_key(&task); // as an earlier attempt made it; its owner may rely on that
+                match (self.fetches.contains_key(&task), size > self.small.short && !is_kept) {
+                    (false, false) => (None, Outcome::Inline(value)),
+                    // What waits for it here need not wait for its owner.
+                    (true, false) => (Some(size), Outcome::Copied(value)),
+                    (true, true) => (Some(size), Outcome::Stored { size }),
+                    (false, true) => {
+                        self.keep_lately(task, attempt, size, out);
+                        (Some(size), Outcome::Copied(value))
+                    }
+                }
+            }
+            Outcome::Stored { size } => (Some(size), Outcome::Stored { size }),
+            outcome => (None, outcome),
         };
         tell((task, attempt), outcome, out);
-        match size {
-            Some(size) if is_copy => self.made(task, attempt, size, out),
-            Some(size) => self.is_stored(task, attempt, size, out),
-            None => {}
+        if let Some(size) = size {
+            self.is_stored(task, attempt, size, out);
         }
         size.is_some()
+    }
+
+    /// A copy of a small result is kept until many others have come after it.
+    fn keep_lately(&mut self, task: ObjectId, attempt: u32, size: u64, out: &mut Effects) {
+        self.lately.push_back((task, attempt, size));
+        self.lately_bytes += size;
+        while self.lately_bytes > self.small.lately {
+            let Some((object, attempt, size)) = self.lately.pop_front() else { return };
+            self.lately_bytes -= size;
+            if self.store.get(&object).is_some_and(|stored| stored.1 == attempt) {
+                self.free_object(object, attempt, out);
+                out.dropped.push(object);
+            }
+        }
     }
 
     /// A copy of a small result that somebody here waits for is in the store.
@@ -1267,7 +1331,11 @@ impl Node {
     }
 
     /// Gives the youngest of the tasks that wait to another node.
-    fn give_away(&mut self, thief: ProcessId, capacity: &Capacity, most: u32, out: &mut Effects) {
+    fn give_away(&mut self, now: Nanos, thief: ProcessId, (capacity, most): (&Capacity, u32), out: &mut Effects) {
+        // Those that run now may take longer than those that have ended.
+        let running = self.tasks.values().filter(|task| !task.spec.stays).filter_map(|task| task.running.as_ref());
+        let since = running.map(|(since, _)| *since).min().unwrap_or(now);
+        let mean = self.mean.max(now.saturating_sub(since));
         let mut given = 0;
         let mut at = self.ready.len();
         while at > 0 && given < most {
@@ -1280,7 +1348,9 @@ impl Node {
                 continue;
             }
             let movable = self.tasks.get(&key).is_some_and(|task| {
-                matches!(task.spec.strategy, Strategy::Default) && capacity.fits(&task.spec.demand)
+                matches!(task.spec.strategy, Strategy::Default)
+                    && capacity.fits(&task.spec.demand)
+                    && self.is_worth_moving(&task.spec, mean, at)
             });
             if !movable || self.dead.contains(&thief) {
                 continue;
@@ -1294,6 +1364,17 @@ impl Node {
             out.send(task_id.owner, placed);
             out.send(thief, Message::Stolen(task.spec));
         }
+    }
+
+    /// Whether a task that so many others are ahead of is worth that what it needs is fetched from here.
+    fn is_worth_moving(&self, spec: &TaskSpec, mean: Nanos, ahead: usize) -> bool {
+        let sizes = spec.args.iter().filter_map(|arg| match arg {
+            Arg::Object { id, .. } => self.store.get(id).map(|(size, _)| *size),
+            Arg::Inline(_) => None,
+        });
+        let fetches: Nanos = sizes.map(fetch_time).sum();
+        let wait = waiting_time(ahead as u64, self.room.cpu, mean);
+        self.mean == 0 || fetches == 0 || fetches < mean.max(wait.saturating_sub(FAR))
     }
 
     fn buried(&mut self, process: ProcessId, out: &mut Effects) {
@@ -1919,6 +2000,86 @@ mod tests {
         let mut out = Effects::default();
         node.start_apart(0, (object(1), 1), &mut out);
         assert_eq!((numbers(&out.starts), node.packs), (vec![(1, 1), (2, 1), (3, 1)], 0));
+    }
+
+    #[test]
+    fn of_a_small_result_a_copy_stays_for_a_while_or_all_of_it_if_something_waits_here() {
+        let mut node = node();
+        node.keep_small(Small { short: 8, lately: 20 });
+        let runs = |node: &mut Node, number, bytes: usize| {
+            say(node, OWNER, Message::Assign(task(number, false)));
+            let mut out = Effects::default();
+            node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+            let outcome = out.sends.iter().find_map(|(_, message)| match message {
+                Message::Finished { outcome, .. } => Some(outcome.clone()),
+                _ => None,
+            });
+            (outcome.expect("it has ended"), out.dropped)
+        };
+        assert!(matches!(runs(&mut node, 1, 8), (Outcome::Inline(_), _)));
+        assert!(matches!(runs(&mut node, 2, 9), (Outcome::Copied(_), _)));
+        assert!(matches!(runs(&mut node, 3, 9), (Outcome::Copied(_), _)));
+        assert!(!node.stores(object(1)) && node.stores(object(2)) && node.stores(object(3)));
+        assert_eq!(runs(&mut node, 4, 9).1, [object(2)]); // only the newest are kept
+        assert!(!node.stores(object(2)) && node.stores(object(3)));
+        // Something waits: a short one goes, too, a longer one does not.
+        for (number, bytes) in [(5, 8), (6, 9)] {
+            say(&mut node, OWNER, Message::Assign(task(number, false)));
+            say(&mut node, OWNER, Message::Assign(chained(number + 10, number)));
+            let mut out = Effects::default();
+            node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+            let [(OWNER, Message::Finished { outcome, .. })] = &out.sends[..] else { panic!("{out:?}") };
+            assert_eq!(matches!(outcome, Outcome::Copied(_)), bytes == 8, "{outcome:?}");
+            assert_eq!(matches!(outcome, Outcome::Stored { size: 9 }), bytes == 9, "{outcome:?}");
+            assert_eq!(numbers(&out.starts), [(number + 10, 1)]);
+            end(&mut node, object(number + 10));
+        }
+        // What an earlier attempt has left is not one of those that are dropped.
+        let stored = task(6, false);
+        say(&mut node, OWNER, Message::Assign(TaskSpec { attempt: 2, ..stored }));
+        let mut out = Effects::default();
+        node.finished(0, object(6), 2, Outcome::Inline(vec![7; 9].into()), &mut out);
+        assert!(matches!(out.sends[..], [(OWNER, Message::Finished { outcome: Outcome::Inline(_), .. })]), "{out:?}");
+        (20..30).for_each(|number| drop(runs(&mut node, number, 9)));
+        assert!(node.stores(object(6)));
+    }
+
+    #[test]
+    fn a_task_is_not_stolen_that_takes_less_than_to_fetch_what_it_needs() {
+        for (mean, stolen) in [(us(10), 0), (ms(1), 1)] {
+            let mut node = node();
+            node.takes(mean);
+            node.put(OBJECT, 8 << 10);
+            say(&mut node, OWNER, Message::Assign(task(1, false))); // takes all CPUs
+            let args = vec![Arg::Object { id: OBJECT, size: 8 << 10, holders: vec![US] }];
+            let spec = TaskSpec { args, ..task(2, false) };
+            say(&mut node, OWNER, Message::Assign(spec));
+            let capacity = Capacity { cpu: 2_000, ..Capacity::default() };
+            let out = say(&mut node, HEAD, Message::Steal { thief: OTHER, capacity, most: 8 });
+            let given = out.sends.iter().filter(|(_, message)| matches!(message, Message::Stolen(_)));
+            assert_eq!(given.count(), stolen);
+        }
+    }
+
+    #[test]
+    fn an_actor_that_was_told_to_stop_holds_its_resources_until_it_has_ended() {
+        let mut node = node();
+        assert_eq!(say(&mut node, OWNER, Message::Assign(task(1, true))).starts.len(), 1);
+        say(&mut node, OWNER, Message::Cancel { task: object(1), attempt: 1 });
+        end(&mut node, object(1)); // its constructor has, meanwhile
+        assert_eq!((node.free.cpu, node.staying), (0, 1));
+        node.ended(ms(91), object(1), 1, &mut Effects::default());
+        assert_eq!((node.free.cpu, node.staying), (2_000, 0));
+    }
+
+    #[test]
+    fn what_was_made_here_while_it_came_from_elsewhere_is_not_told_again() {
+        let mut node = node();
+        let args = vec![Arg::Object { id: OBJECT, size: 8 << 10, holders: vec![OTHER] }];
+        say(&mut node, OWNER, Message::Assign(TaskSpec { args, ..task(1, false) }));
+        node.put(OBJECT, 8 << 10);
+        let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: 8 << 10, attempt: 0 });
+        assert!(out.sends.is_empty() && out.starts.len() == 1, "{out:?}");
     }
 
     #[test]

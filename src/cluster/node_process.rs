@@ -21,14 +21,13 @@ use seats::{Kind, Over, Seats, VISIBLE, kill};
 use super::{
     bulk::{self, Bulk},
     capacity::{Capacity, Demand},
-    client::INLINE,
     entry,
     image::{Cache, Image},
     node::Node,
     pack::{self, Pack, PackKind},
     pipe,
     printed::{Printed, read_line},
-    protocol::{Arg, Effects, HEAD, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
+    protocol::{Arg, Effects, HEAD, INLINE, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
     runs::Runs,
     shelf::{Kept, Shelf},
     signals,
@@ -42,6 +41,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -59,6 +59,9 @@ use tokio::io::AsyncReadExt;
 const AHEAD: usize = 512;
 /// A part of an executable, in bytes.
 pub(crate) const PART: usize = 1 << 20;
+/// So long who has made an object waits until there is room for it, and so often it is looked for.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
+const ROOM_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long the head may take to answer at first.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -438,6 +441,11 @@ impl NodeProcess {
                     }
                 }
             }
+            for object in out.dropped {
+                if !state.node.stores(object) {
+                    state.shelf.remove(object);
+                }
+            }
             if out.fenced {
                 let why =
                     "the head has declared this node dead, although it lives: it was not heard in time; start it again";
@@ -488,12 +496,7 @@ impl NodeProcess {
                 }
             }
             Letter::Reserve { object, attempt, size } => {
-                let path = state.shelf.reserve(object, size).map_err(|error| error.to_string());
-                if path.is_ok() {
-                    state.reserved.insert(object, from);
-                }
-                let reserved = Letter::Reserved { object, attempt, path };
-                self.send(state, self.envelope(from, reserved, Vec::new()));
+                self.reserve(state, from, (object, attempt), size, Instant::now() + ROOM_WITHIN);
             }
             Letter::Written { object, is_well } => {
                 state.reserved.remove(&object);
@@ -839,6 +842,37 @@ impl NodeProcess {
         self.send(state, Envelope { from, to: worker, letter, payload });
     }
 
+    /// Makes room for an object that a process here has made. If all that is there is in use for the moment it waits.
+    fn reserve(
+        self: &Arc<Self>,
+        state: &mut State,
+        by: ProcessId,
+        (object, attempt): (ObjectId, u32),
+        size: u64,
+        until: Instant,
+    ) {
+        let is_gone = match by.is_worker() {
+            true => by.station() == self.me && !state.workers.contains_key(&by),
+            false => state.node.has_buried(by),
+        };
+        if is_gone {
+            return;
+        }
+        let path = state.shelf.reserve(object, size);
+        if matches!(path, Err(store::StoreError::Full { .. })) && Instant::now() < until {
+            let node = self.clone();
+            return self.station.spawn(async move {
+                tokio::time::sleep(ROOM_AGAIN).await;
+                node.with(|state, _| node.reserve(state, by, (object, attempt), size, until));
+            });
+        }
+        if path.is_ok() {
+            state.reserved.insert(object, by);
+        }
+        let reserved = Letter::Reserved { object, attempt, path: path.map_err(|error| error.to_string()) };
+        self.send(state, self.envelope(by, reserved, Vec::new()));
+    }
+
     /// Fetches a large object from another node, and takes it as pushed when it is here.
     fn pull(self: &Arc<Self>, state: &mut State, from: ProcessId, pushed: Message, address: String, out: &mut Effects) {
         let Message::Pushed { object, size, .. } = pushed else { return };
@@ -1088,6 +1122,7 @@ impl NodeProcess {
         let Some((id, devices)) = allowed else { return };
         let start = || {
             let (near, far) = UnixStream::pair()?;
+            let _ = set_socket_send_buffer_size(&near, pipe::ROOM); // as much as the system allows
             let letters = pipe::Sender::ready(near)?;
             let child = Command::new(&path)
                 .env(entry::VARIABLE, entry::OF_A_NODE)
@@ -1120,6 +1155,8 @@ impl NodeProcess {
         let (Some(input), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
             unreachable!("both were asked for")
         };
+        #[cfg(target_os = "linux")]
+        let _ = rustix::pipe::fcntl_setpipe_size(&input, pipe::ROOM);
         let pid = child.id();
         let child = Arc::new(Mutex::new(child));
         self.with(|state, _| {

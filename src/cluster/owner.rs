@@ -51,7 +51,7 @@ use super::{
     head::BEAT,
     pack::{self, Common, Member},
     protocol::{
-        Arg, Effects, Failure, GroupSpec, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, Strategy,
+        Arg, Effects, Failure, GroupSpec, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, SHORT, Strategy,
         TaskSpec, lost, ms,
     },
     rows::Rows,
@@ -143,10 +143,15 @@ impl Work {
     }
 }
 
+/// A task with more arguments than that takes small ones along, wherever there are copies: each would be asked for by itself.
+const MANY: usize = 16;
+/// So many of the nodes that have a copy are named.
+const NAMED: usize = 8;
+
 enum State {
     /// Its task waits for arguments, or is on its way; it holds pins on its arguments.
     Pending,
-    /// `copies`: nodes that have it in their stores, too, because it was large when it was made before.
+    /// `copies`: nodes that have it in their stores, too.
     Inline {
         value: Arc<[u8]>,
         copies: BTreeSet<ProcessId>,
@@ -276,6 +281,8 @@ pub(crate) struct Owner {
     late: BTreeMap<ProcessId, Option<Nanos>>,
     beat: Nanos,
     steps: Vec<Step>,
+    /// Values of more bytes go to others by name, if nodes have copies.
+    short: u64,
     /// It closes, as a part of this job.
     closing: Option<ProcessId>,
     /// Who has been told.
@@ -309,10 +316,16 @@ impl Owner {
             late: BTreeMap::new(),
             beat: 0,
             steps: Vec::new(),
+            short: SHORT,
             closing: None,
             told: BTreeSet::new(),
             origins,
         }
+    }
+
+    /// Has values of more bytes go by name, instead of those of more than [`SHORT`].
+    pub(crate) fn name_above(&mut self, short: u64) {
+        self.short = short;
     }
 
     /// Of an object of this owner.
@@ -421,7 +434,7 @@ impl Owner {
         if self.closing.is_some() {
             return None;
         }
-        let granted = self.granted(out).map(|node| (node, true));
+        let granted = self.granted(&[], out).map(|node| (node, true));
         granted.or(self.node.map(|node| (node, false)))
     }
 
@@ -747,6 +760,14 @@ impl Owner {
         }
     }
 
+    /// Nodes that have it, whether its owner has it, too, or not.
+    fn copies(&self, object: ObjectId) -> Option<&BTreeSet<ProcessId>> {
+        match self.record(object).map(|record| &record.state) {
+            Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => Some(nodes),
+            _ => None,
+        }
+    }
+
     pub(crate) fn handle(&mut self, from: ProcessId, message: Message, out: &mut Effects) {
         if self.dead.contains(&from) {
             return; // whatever it did is done again
@@ -762,7 +783,15 @@ impl Owner {
                 self.steps.push(Step::End(task.number, attempt, State::Failed(Arc::new(failure))));
             }
             Message::Finished { task, attempt, outcome } => self.finished(from, task.number, attempt, outcome, out),
-            Message::Locate { object, not } => self.locate(from, object.number, &not, out),
+            Message::Locate { object, not } => {
+                // It has dropped its copy. Of others' copies it may have heard before those were there.
+                if let Some(State::Inline { copies, .. }) =
+                    self.records.get_mut(object.number).map(|record| &mut record.state)
+                {
+                    copies.remove(&from);
+                }
+                self.locate(from, object.number, &not, out);
+            }
             Message::Holds { object, attempt } => {
                 match self.records.get_mut(object.number).map(|record| &mut record.state) {
                     Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
@@ -985,10 +1014,18 @@ impl Owner {
         let id = self.name(number);
         let Some(record) = self.records.get(number) else { return };
         let (attempt, Some(work)) = (record.attempt, &record.work) else { return };
+        let is_named = work.args.len() <= MANY;
         let args = work.args.iter().map(|arg| match arg {
             WorkArg::Value(value) => Arg::Inline(value.clone()),
             WorkArg::Foreign(object) => Arg::Object { id: *object, size: 0, holders: Vec::new() },
             WorkArg::Object(object) => match self.records.get(object.number).map(|record| &record.state) {
+                // Nodes keep copies of those that are not worth their way.
+                Some(State::Inline { value, copies })
+                    if is_named && !copies.is_empty() && value.len() as u64 > self.short =>
+                {
+                    let holders = copies.iter().take(NAMED).copied().collect();
+                    Arg::Object { id: *object, size: value.len() as u64, holders }
+                }
                 Some(State::Inline { value, .. }) => Arg::Inline(value.clone()),
                 Some(State::Stored { size, holders }) => {
                     Arg::Object { id: *object, size: *size, holders: holders.iter().copied().collect() }
@@ -1019,11 +1056,12 @@ impl Owner {
             }
             _ => self.node,
         };
-        let is_small = spec.is_plain() && spec.args.iter().all(|arg| matches!(arg, Arg::Inline(_)));
-        let granted = there.filter(|there| Some(*there) != node).or_else(|| {
-            // What waits for a task must be where that is.
-            if is_small && there.is_none() { self.granted(out) } else { None }
-        });
+        let granted = match there {
+            // What waits for a task must be where that is. The node that it was sent to first may have passed it on.
+            Some(there) => Some(there).filter(|there| Some(*there) != node),
+            None if spec.is_light() => self.granted(&spec.args, out),
+            None => None,
+        };
         if let Some(record) = self.records.get_mut(number) {
             record.at = granted.or(node);
         }
@@ -1034,23 +1072,37 @@ impl Owner {
         }
     }
 
-    /// A node that may have one more small task: each in turn.
-    fn granted(&mut self, out: &mut Effects) -> Option<ProcessId> {
+    /// A node that may have one more small task: one that has its arguments, or each in turn.
+    fn granted(&mut self, args: &[Arg], out: &mut Effects) -> Option<ProcessId> {
         const TURNS: RangeInclusive<u32> = 16..=pack::MOST;
-        let (node, left) = self.grants.front_mut()?;
+        let mut held = args.iter().filter_map(|arg| match arg {
+            Arg::Object { holders, .. } => Some(holders),
+            Arg::Inline(_) => None,
+        });
+        let has_any = |holders: &Vec<ProcessId>| self.grants.iter().position(|(node, _)| holders.contains(node));
+        let at = match held.next() {
+            None => 0,
+            Some(first) => [first].into_iter().chain(held).find_map(has_any)?,
+        };
+        let (node, left) = self.grants.get_mut(at)?;
         let node = *node;
-        if self.turn == 0 {
+        if at == 0 && self.turn == 0 {
             // Who may have many is quick.
             self.turn = (*left / 16).clamp(*TURNS.start(), *TURNS.end());
         }
         *left -= 1;
-        self.turn -= 1;
+        let is_last = *left == 0;
         self.left -= 1;
         self.is_used = true;
-        if *left == 0 {
-            self.grants.pop_front();
+        if at == 0 {
+            self.turn -= 1;
+        }
+        if is_last {
+            self.grants.remove(at);
+        }
+        if at == 0 && is_last {
             self.turn = 0;
-        } else if self.turn == 0 {
+        } else if at == 0 && self.turn == 0 {
             self.grants.rotate_left(1);
         }
         if self.left < self.few {
@@ -1130,7 +1182,7 @@ impl Owner {
 
     fn finished(&mut self, from: ProcessId, number: u64, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let object = self.name(number);
-        let is_well = matches!(outcome, Outcome::Inline(_) | Outcome::Stored { .. });
+        let is_well = outcome.is_well();
         // A part that was lost has come again before anybody has asked for it.
         let part = self.records.get_mut(number).filter(|record| record.part_of.is_some());
         if let Some(part) = part.filter(|part| matches!(part.state, State::Lost)) {
@@ -1141,9 +1193,7 @@ impl Owner {
             if is_well {
                 out.send(from, Message::Retire { task: object, attempt });
             }
-            if matches!(outcome, Outcome::Stored { .. })
-                && !self.holders(object).is_some_and(|holders| holders.contains(&from))
-            {
+            if outcome.is_stored() && !self.copies(object).is_some_and(|copies| copies.contains(&from)) {
                 out.send(from, Message::Free { object, attempt });
             }
             return;
@@ -1167,6 +1217,7 @@ impl Owner {
         }
         let state = match outcome {
             Outcome::Inline(value) => State::inline(value),
+            Outcome::Copied(value) => State::Inline { value, copies: BTreeSet::from([from]) },
             Outcome::Stored { size } => State::Stored { size, holders: BTreeSet::from([from]) },
             // Where it ran an argument may have been told to stop; why that has failed is known here.
             Outcome::Failed(why) => match (&*why, self.failed_argument(number)) {
@@ -1537,6 +1588,39 @@ mod tests {
         say(&mut owner, HEAD, Message::Grant { nodes: vec![(ProcessId(3), 20)] });
         owner.tick(ms(100), &mut Effects::default());
         assert_eq!(goes_to(&submit(&mut owner, Vec::new(), 1, false).1), (NODE, false));
+    }
+
+    #[test]
+    fn what_a_node_has_a_copy_of_goes_there_by_name() {
+        let mut owner = owner();
+        let copied = |bytes: usize| Outcome::Copied(vec![7; bytes].into());
+        let (long, short) = (SHORT as usize + 1, SHORT as usize);
+        let objects: Vec<_> = [long, short]
+            .into_iter()
+            .map(|bytes| {
+                let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+                say(&mut owner, OTHER, Message::Finished { task, attempt: 1, outcome: copied(bytes) });
+                assert!(matches!(owner.value(task), Some(Value::Inline(value)) if value.len() == bytes));
+                task
+            })
+            .collect();
+        say(&mut owner, HEAD, Message::Grant { nodes: vec![(NODE, 20), (OTHER, 20)] });
+        let args = objects.iter().map(|object| WorkArg::Object(*object)).collect();
+        let (_, out) = submit(&mut owner, args, 1, false);
+        let [(OTHER, Message::Granted(spec))] = &out.sends[..] else { panic!("{out:?}") };
+        assert!(matches!(&spec.args[0], Arg::Object { holders, .. } if holders[..] == [OTHER]), "{spec:?}");
+        assert!(matches!(&spec.args[1], Arg::Inline(value) if value.len() == short), "{spec:?}");
+        // Those without go to each node in turn.
+        let to: Vec<_> = (0..17).map(|_| submit(&mut owner, Vec::new(), 1, false).1.sends[0].0).collect();
+        assert_eq!((to[15], to[16]), (NODE, OTHER));
+        // A node that dies takes nothing with it; and copies go with the value.
+        say(&mut owner, HEAD, Message::Dead { process: OTHER });
+        assert!(owner.value(objects[0]).is_some());
+        let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+        say(&mut owner, NODE, Message::Finished { task, attempt: 1, outcome: copied(long) });
+        let mut out = Effects::default();
+        owner.release(task, &mut out);
+        assert!(matches!(out.sends[..], [(NODE, Message::Free { .. })]), "{out:?}");
     }
 
     fn finish(owner: &mut Owner, task: ObjectId, attempt: u32) -> Effects {

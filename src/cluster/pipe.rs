@@ -24,6 +24,8 @@ use std::{
 
 /// The longest header, in bytes, and the most payloads.
 const LONGEST: [u32; 2] = [256 << 20, 1 << 20];
+/// So many bytes may wait between a node and a worker before the one that writes has to wait.
+pub(crate) const ROOM: usize = 256 << 10;
 /// The longest payloads together, in bytes.
 const MOST: u64 = 1 << 40;
 

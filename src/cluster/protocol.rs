@@ -33,6 +33,11 @@ pub(crate) const fn ms(ms: u64) -> Nanos {
     ms * 1_000_000
 }
 
+/// A result of no more bytes goes to its owner with the message that says so.
+pub(crate) const INLINE: usize = 64 << 10;
+/// Of one with more bytes than that the node that made it keeps a copy: it is not worth its way back.
+pub(crate) const SHORT: u64 = 1 << 10;
+
 /// Bytes that a second carries from node to node, for estimates. Part of the waiting time of a task
 /// is the time that its arguments take.
 pub(crate) const BYTES_PER_SECOND: u64 = 1 << 30;
@@ -41,6 +46,15 @@ pub(crate) const BYTES_PER_SECOND: u64 = 1 << 30;
 pub(crate) fn transfer_time(bytes: u64) -> Nanos {
     (u128::from(bytes) * 1_000_000_000 / u128::from(BYTES_PER_SECOND)) as Nanos
 }
+
+/// How long it takes to get an object of so many bytes from another node, which is asked for it, about.
+pub(crate) fn fetch_time(bytes: u64) -> Nanos {
+    us(100) + transfer_time(bytes)
+}
+
+/// Fetching is work for both nodes. So a task that would take less than to fetch what it needs goes where that is, unless it
+/// would wait so much longer there.
+pub(crate) const FAR: Nanos = ms(20);
 
 /// What a task is thought to take while none has ended.
 const FIRST_GUESS: Nanos = us(100);
@@ -211,13 +225,30 @@ impl TaskSpec {
         matches!(self.strategy, Strategy::Default) && *self.demand == Demand::cpus(1_000) && !self.stays
     }
 
-    /// Bytes of its arguments that `node` does not hold.
-    pub(crate) fn missing_bytes(&self, node: ProcessId) -> u64 {
-        let missing = |arg: &Arg| match arg {
-            Arg::Object { size, holders, .. } if !holders.contains(&node) => *size,
-            _ => 0,
-        };
-        self.args.iter().map(missing).sum()
+    /// Whether it is plain, and its arguments are values or small objects that are there.
+    pub(crate) fn is_light(&self) -> bool {
+        self.is_plain()
+            && self.args.iter().all(|arg| match arg {
+                Arg::Inline(_) => true,
+                Arg::Object { size, holders, .. } => *size <= INLINE as u64 && !holders.is_empty(),
+            })
+    }
+
+    /// Objects of its owner's among its arguments that were not there when it was sent.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        self.args.iter().filter_map(|arg| match arg {
+            Arg::Object { id, holders, .. } if holders.is_empty() && id.owner == self.id.owner => Some(*id),
+            _ => None,
+        })
+    }
+
+    /// How long it takes `node` to fetch those of its arguments that it does not hold and others do.
+    pub(crate) fn fetch_time(&self, node: ProcessId) -> Nanos {
+        let missing = self.args.iter().filter_map(|arg| match arg {
+            Arg::Object { size, holders, .. } if !holders.is_empty() && !holders.contains(&node) => Some(*size),
+            _ => None,
+        });
+        missing.map(fetch_time).sum()
     }
 }
 
@@ -226,7 +257,9 @@ impl TaskSpec {
 pub(crate) enum Outcome {
     /// A small result, on its way with the message.
     Inline(#[serde(with = "bytes")] Arc<[u8]>),
-    /// A large one, in the store of the node that ran the task.
+    /// The same; a copy is in the store of the node that ran the task.
+    Copied(#[serde(with = "bytes")] Arc<[u8]>),
+    /// One in the store of the node that ran the task.
     Stored { size: u64 },
     /// No result, and none if it ran again.
     Failed(Failure),
@@ -236,6 +269,18 @@ pub(crate) enum Outcome {
     Crashed { why: Arc<str> },
     /// It had not started when its owner closed.
     Withdrawn,
+}
+
+impl Outcome {
+    /// Whether there is a value.
+    pub(crate) fn is_well(&self) -> bool {
+        matches!(self, Outcome::Inline(_) | Outcome::Copied(_) | Outcome::Stored { .. })
+    }
+
+    /// Whether there is one in the store of the node that ran the task.
+    pub(crate) fn is_stored(&self) -> bool {
+        matches!(self, Outcome::Copied(_) | Outcome::Stored { .. })
+    }
 }
 
 /// What a node tells the head about itself.
@@ -408,6 +453,8 @@ pub(crate) struct Effects {
     pub(crate) groups: Vec<ObjectId>,
     /// Of an owner: these attempts, which had finished well and stayed, are no more.
     pub(crate) ended: Vec<(ObjectId, u32)>,
+    /// Of a node: these are not in its store any more.
+    pub(crate) dropped: Vec<ObjectId>,
     /// Start anew, under a new number.
     pub(crate) fenced: bool,
 }

@@ -1,8 +1,7 @@
 //! The objects of a node: small ones in its own memory, large ones in the store that its workers map.
 
 use super::{
-    client::INLINE,
-    protocol::ObjectId,
+    protocol::{INLINE, ObjectId},
     store::{self, Store, StoreError},
 };
 use bytes::Bytes;

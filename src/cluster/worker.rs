@@ -134,7 +134,7 @@ impl Results {
     /// No result waits longer for others.
     const MOMENT: Duration = Duration::from_millis(1);
     /// And not so many bytes.
-    const MANY: usize = 16 << 10;
+    const MANY: usize = 64 << 10;
 
     fn start(letters: pipe::Sender, cpus: u32) -> io::Result<Arc<Results>> {
         let results = Arc::new(Results {

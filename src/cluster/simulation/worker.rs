@@ -52,7 +52,8 @@ impl World<'_> {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         sim.workers.push(id);
         let mut out = Effects::default();
-        let owner = Owner::new(id, Some(node), Box::new(workload::origin), &mut out);
+        let mut owner = Owner::new(id, Some(node), Box::new(workload::origin), &mut out);
+        owner.name_above(workload::KEPT.short);
         self.workers.insert(id, Worker { shell: Shell::new(id, owner), node, acts: false, unsaid: Vec::new() });
         self.perform(id, out);
         self.at(BEAT, Event::Tick(id));
@@ -198,7 +199,7 @@ impl World<'_> {
             self.forget(node, key);
         }
         let Some(sim) = self.nodes.get_mut(&node) else { return };
-        let is_stored = matches!(outcome, Outcome::Stored { .. });
+        let is_well = outcome.is_well();
         for part in (1..=body.parts).filter(|_| !body.fails) {
             let (task, outcome) = (ObjectId { number: key.0.number + u64::from(part), ..key.0 }, body.part(part));
             if let Outcome::Stored { size } = &outcome {
@@ -207,7 +208,7 @@ impl World<'_> {
             out.send(task.owner, Message::Finished { task, attempt: 0, outcome });
         }
         sim.node.finished(self.now, key.0, key.1, outcome, &mut out);
-        if is_stored && sim.node.stores(key.0) {
+        if is_well && sim.node.stores(key.0) {
             sim.values.insert(key.0, inside.into());
         }
         self.perform(node, out);

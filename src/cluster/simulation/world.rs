@@ -204,7 +204,8 @@ impl<'a> World<'a> {
             let id = world.process();
             let mut out = Effects::default();
             let wish = homes.get(index % homes.len().max(1)).copied();
-            let owner = Owner::new(id, wish, Box::new(workload::origin), &mut out);
+            let mut owner = Owner::new(id, wish, Box::new(workload::origin), &mut out);
+            owner.name_above(workload::KEPT.short);
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
             let (shell, succeeded) = (Shell::new(id, owner), BTreeSet::new());
             let (groups, policies) = (Vec::new(), HashMap::new());
@@ -255,7 +256,8 @@ impl<'a> World<'a> {
             custom: if index.is_multiple_of(3) { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
         };
         let mut out = Effects::default();
-        let node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
+        let mut node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
+        node.keep_small(workload::KEPT);
         let (running, values, workers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         if self.headless.is_none() {
             self.joined.insert(id, self.life);
@@ -464,7 +466,13 @@ impl<'a> World<'a> {
             Guard::Value(value) => keeper(value.owner).is_some_and(|shell| shell.keeps_inside(value, object)),
             Guard::Worker(worker, key) => {
                 let node = self.workers.get(&worker).and_then(|worker| self.nodes.get(&worker.node));
-                node.is_some_and(|sim| sim.running.contains_key(&key)) && (by_task(key.0) || keeper(worker).is_some())
+                // It came with the task, as an argument or inside one, or the worker has it by itself. What was inside one that was
+                // made again may be gone.
+                let has_inside =
+                    |arg: &ObjectId| keeper(arg.owner).is_some_and(|shell| shell.keeps_inside(*arg, object));
+                let args = keeper(key.0.owner).and_then(|shell| shell.args(key.0));
+                let has_come = args.is_some_and(|args| args.contains(&object) || args.iter().any(has_inside));
+                node.is_some_and(|sim| sim.running.contains_key(&key)) && (has_come || keeper(worker).is_some())
             }
             Guard::Ours => true,
         }
