@@ -1,7 +1,7 @@
 //! Tasks and objects on a cluster of real processes.
 
 use outray::{
-    Array, Bundle, Error, LocalCluster, ObjectRef, PlacementStrategy, Runtime, Strategy,
+    Array, Bundle, Error, LocalCluster, ObjectRef, PlacementStrategy, Queue, Runtime, Strategy,
     gpu::{GpuRequest, Inventory, NvLink},
     task,
 };
@@ -151,6 +151,30 @@ fn what_a_killed_node_held_is_made_again_for_who_gets_it() {
     cluster.kill_node(1);
     for (n, made) in (0..).zip(&made) {
         assert_eq!(*made.get_shared().unwrap(), make(n));
+    }
+}
+
+#[test]
+fn small_results_that_stayed_on_a_killed_node_are_made_again() {
+    let mut cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let start = Queue::<u64>::bounded(&rt, 1).unwrap();
+    let wait = |start: Queue<u64>| (start.get().unwrap(), task::context().node().to_owned());
+    let begin = rt.submit(wait, start.clone());
+    let first = |begin: (u64, String)| vec![begin.0; 1_000];
+    let next = |numbers: Arc<Vec<u64>>| numbers.iter().map(|number| number + 1).collect::<Vec<_>>();
+    // Each is there when the one before it ends, on the same node; so no value goes to the program but those that it gets.
+    let mut chain = vec![rt.submit(first, &begin)];
+    for _ in 1..50 {
+        chain.extend(chain.last().map(|last| rt.submit(next, last)));
+    }
+    start.put(7).unwrap();
+    assert_eq!(*chain[49].get_shared().unwrap(), vec![56; 1_000]);
+    let (_, node) = begin.get().unwrap();
+    let at = cluster.nodes().iter().position(|name| *name == node).unwrap();
+    cluster.kill_node(at);
+    for (number, link) in (7..).zip(&chain) {
+        assert_eq!(*link.get_shared().unwrap(), vec![number; 1_000]);
     }
 }
 
