@@ -481,10 +481,17 @@ impl Node {
     }
 
     fn pass_on(&mut self, spec: TaskSpec, out: &mut Effects) {
+        if !self.is_headless {
+            self.tell_load(out);
+        }
+        self.leave_to_head(spec, out);
+    }
+
+    /// Passes a task on, or keeps it back until there is a head.
+    fn leave_to_head(&mut self, spec: TaskSpec, out: &mut Effects) {
         if self.is_headless {
             return self.kept_back.push(spec);
         }
-        self.tell_load(out);
         self.passed.remember(spec.id, spec.count, HEAD);
         out.send(HEAD, Message::Place(spec));
     }
@@ -540,11 +547,8 @@ impl Node {
             spec.objects().for_each(|task| tell((task, spec.attempt), Outcome::Withdrawn, out));
         } else if self.should_keep(&spec) {
             self.keep(spec, out); // where its owner takes it to be
-        } else if self.is_headless {
-            self.kept_back.push(spec);
         } else {
-            self.passed.remember(spec.id, spec.count, HEAD);
-            out.send(HEAD, Message::Place(spec));
+            self.leave_to_head(spec, out);
         }
     }
 

@@ -173,6 +173,21 @@ impl State {
     fn inline(value: Arc<[u8]>) -> Self {
         State::Inline { value, copies: BTreeSet::new() }
     }
+
+    /// The nodes that have it in their stores, whether its owner has it, too, or not.
+    fn nodes(&self) -> Option<&BTreeSet<ProcessId>> {
+        match self {
+            State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } => Some(nodes),
+            _ => None,
+        }
+    }
+
+    fn nodes_mut(&mut self) -> Option<&mut BTreeSet<ProcessId>> {
+        match self {
+            State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } => Some(nodes),
+            _ => None,
+        }
+    }
 }
 
 /// What remains to be done before a call into the owner returns. A list, since chains of objects may
@@ -760,14 +775,6 @@ impl Owner {
         }
     }
 
-    /// Nodes that have it, whether its owner has it, too, or not.
-    fn copies(&self, object: ObjectId) -> Option<&BTreeSet<ProcessId>> {
-        match self.record(object).map(|record| &record.state) {
-            Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => Some(nodes),
-            _ => None,
-        }
-    }
-
     pub(crate) fn handle(&mut self, from: ProcessId, message: Message, out: &mut Effects) {
         if self.dead.contains(&from) {
             return; // whatever it did is done again
@@ -793,11 +800,9 @@ impl Owner {
                 self.locate(from, object.number, &not, out);
             }
             Message::Holds { object, attempt } => {
-                match self.records.get_mut(object.number).map(|record| &mut record.state) {
-                    Some(State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. }) => {
-                        nodes.insert(from);
-                    }
-                    _ => out.send(from, Message::Free { object, attempt }),
+                match self.records.get_mut(object.number).and_then(|record| record.state.nodes_mut()) {
+                    Some(nodes) => drop(nodes.insert(from)),
+                    None => out.send(from, Message::Free { object, attempt }),
                 }
             }
             Message::Claim { object } => self.claim(from, object, out),
@@ -951,10 +956,8 @@ impl Owner {
     fn replace(&mut self, number: u64, state: State, out: &mut Effects) {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(number) else { return };
-        if let State::Stored { holders: nodes, .. } | State::Inline { copies: nodes, .. } = &record.state {
-            for node in nodes {
-                out.send(*node, Message::Free { object, attempt: record.attempt });
-            }
+        for node in record.state.nodes().into_iter().flatten() {
+            out.send(*node, Message::Free { object, attempt: record.attempt });
         }
         record.state = state;
         record.at = None;
@@ -1075,36 +1078,30 @@ impl Owner {
     /// A node that may have one more small task: one that has its arguments, or each in turn.
     fn granted(&mut self, args: &[Arg], out: &mut Effects) -> Option<ProcessId> {
         const TURNS: RangeInclusive<u32> = 16..=pack::MOST;
-        let mut held = args.iter().filter_map(|arg| match arg {
+        let held = args.iter().filter_map(|arg| match arg {
             Arg::Object { holders, .. } => Some(holders),
             Arg::Inline(_) => None,
         });
-        let has_any = |holders: &Vec<ProcessId>| self.grants.iter().position(|(node, _)| holders.contains(node));
-        let at = match held.next() {
+        let mut held = held.peekable();
+        let at = match held.peek() {
             None => 0,
-            Some(first) => [first].into_iter().chain(held).find_map(has_any)?,
+            Some(_) => held.find_map(|holders| self.grants.iter().position(|(node, _)| holders.contains(node)))?,
         };
         let (node, left) = self.grants.get_mut(at)?;
         let node = *node;
-        if at == 0 && self.turn == 0 {
+        if at == 0 {
             // Who may have many is quick.
-            self.turn = (*left / 16).clamp(*TURNS.start(), *TURNS.end());
+            let turn = if self.turn == 0 { (*left / 16).clamp(*TURNS.start(), *TURNS.end()) } else { self.turn };
+            self.turn = if *left == 1 { 0 } else { turn - 1 };
         }
         *left -= 1;
-        let is_last = *left == 0;
-        self.left -= 1;
-        self.is_used = true;
-        if at == 0 {
-            self.turn -= 1;
-        }
-        if is_last {
+        if *left == 0 {
             self.grants.remove(at);
-        }
-        if at == 0 && is_last {
-            self.turn = 0;
         } else if at == 0 && self.turn == 0 {
             self.grants.rotate_left(1);
         }
+        self.left -= 1;
+        self.is_used = true;
         if self.left < self.few {
             self.few = 0;
             out.send(HEAD, Message::More);
@@ -1193,7 +1190,12 @@ impl Owner {
             if is_well {
                 out.send(from, Message::Retire { task: object, attempt });
             }
-            if outcome.is_stored() && !self.copies(object).is_some_and(|copies| copies.contains(&from)) {
+            if outcome.is_stored()
+                && !self
+                    .record(object)
+                    .and_then(|record| record.state.nodes())
+                    .is_some_and(|nodes| nodes.contains(&from))
+            {
                 out.send(from, Message::Free { object, attempt });
             }
             return;

@@ -8,7 +8,6 @@ use super::{
 use crate::cluster::{
     capacity::Demand,
     head::BEAT,
-    owner::Owner,
     protocol::{Arg, Effects, HEAD, Message, ObjectId, Outcome, ProcessId, TaskSpec, lost, ms, us},
 };
 use std::sync::Arc;
@@ -52,8 +51,7 @@ impl World<'_> {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         sim.workers.push(id);
         let mut out = Effects::default();
-        let mut owner = Owner::new(id, Some(node), Box::new(workload::origin), &mut out);
-        owner.name_above(workload::KEPT.short);
+        let owner = workload::owner(id, Some(node), &mut out);
         self.workers.insert(id, Worker { shell: Shell::new(id, owner), node, acts: false, unsaid: Vec::new() });
         self.perform(id, out);
         self.at(BEAT, Event::Tick(id));

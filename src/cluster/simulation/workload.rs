@@ -5,8 +5,8 @@ use super::{Options, random::Random, shell};
 use crate::cluster::{
     capacity::Demand,
     node::Small,
-    owner::{Work, WorkArg, WorkBody},
-    protocol::{Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
+    owner::{Owner, Work, WorkArg, WorkBody},
+    protocol::{Effects, INLINE, Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
     wire::Blob,
 };
 use crate::{
@@ -27,9 +27,16 @@ pub(super) struct Body {
 }
 
 /// Results up to this size travel with the message.
-const SMALL: u64 = 64 << 10;
+const SMALL: u64 = INLINE as u64;
 /// Nodes keep copies of most small results, but not many at a time.
 pub(super) const KEPT: Small = Small { short: 8, lately: 100 };
+
+/// An owner that names what nodes keep.
+pub(super) fn owner(id: ProcessId, wish: Option<ProcessId>, out: &mut Effects) -> Owner {
+    let mut owner = Owner::new(id, wish, Box::new(origin), out);
+    owner.name_above(KEPT.short);
+    owner
+}
 
 impl Body {
     pub(super) fn to_bytes(self) -> Blob {

@@ -13,7 +13,7 @@ use crate::{
         capacity::{Capacity, Demand},
         head::{BEAT, Head, Memory, PATIENCE, REUNION},
         node::{Node, OWNER_DIED},
-        owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, Owner, PUT_AND_LOST, Value},
+        owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, PUT_AND_LOST, Value},
         protocol::{
             Arg, Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, Strategy, TaskSpec, ms, transfer_time, us,
         },
@@ -204,8 +204,7 @@ impl<'a> World<'a> {
             let id = world.process();
             let mut out = Effects::default();
             let wish = homes.get(index % homes.len().max(1)).copied();
-            let mut owner = Owner::new(id, wish, Box::new(workload::origin), &mut out);
-            owner.name_above(workload::KEPT.short);
+            let owner = workload::owner(id, wish, &mut out);
             let left = options.tasks / options.drivers + usize::from(index < options.tasks % options.drivers);
             let (shell, succeeded) = (Shell::new(id, owner), BTreeSet::new());
             let (groups, policies) = (Vec::new(), HashMap::new());
