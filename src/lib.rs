@@ -66,6 +66,14 @@ mod array;
 pub mod buffer;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+/// The protocols of the cluster that are model-checked; the rest of it does not build under `loom`.
+#[cfg(all(test, loom))]
+mod cluster {
+    mod model;
+    mod pace;
+    mod relay;
+    mod turns;
+}
 mod error;
 mod function;
 pub mod gpu;

@@ -4,7 +4,7 @@
 #[cfg(not(loom))]
 use parking_lot::Condvar;
 #[cfg(not(loom))]
-pub(crate) use parking_lot::Mutex;
+pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(loom))]
 pub(crate) use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
@@ -21,10 +21,12 @@ pub(crate) type SpinLock<T> = Mutex<T>;
 #[cfg(loom)]
 use loom::sync::Condvar;
 #[cfg(loom)]
-pub(crate) use loom::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
-    thread::{Thread, current as current_thread, park},
+pub(crate) use loom::sync::{
+    MutexGuard,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(loom)]
+pub(crate) use parking::{Thread, current_thread, park};
 
 /// The CPU that runs this thread; where that is not known, or plays no part, the same for all.
 pub(crate) fn this_cpu() -> u32 {
@@ -50,6 +52,44 @@ impl<T> Mutex<T> {
     }
 }
 
+/// `std`'s parking for models: in `loom`'s, to unpark a thread ends whatever that is blocked on.
+#[cfg(loom)]
+mod parking {
+    use super::{Bell, Mutex};
+    use std::sync::Arc;
+
+    loom::thread_local! {
+        static CURRENT: Thread = Thread(Arc::new((Mutex::new(false), Bell::new())));
+    }
+
+    /// Whether it was unparked since it parked last.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Thread(Arc<(Mutex<bool>, Bell)>);
+
+    impl Thread {
+        pub(crate) fn unpark(&self) {
+            *self.0.0.lock() = true;
+            self.0.1.ring();
+        }
+
+        pub(crate) fn id(&self) -> usize {
+            Arc::as_ptr(&self.0).addr()
+        }
+    }
+
+    pub(crate) fn current_thread() -> Thread {
+        CURRENT.with(Thread::clone)
+    }
+
+    pub(crate) fn park() {
+        let thread = current_thread();
+        let mut is_unparked = thread.0.0.lock();
+        while !std::mem::take(&mut *is_unparked) {
+            is_unparked = thread.0.1.wait(is_unparked);
+        }
+    }
+}
+
 /// What a thread does while somebody else has a [`SpinLock`]: it spins, and from time to time lets
 /// the holder have its CPU, in case it was preempted.
 #[cfg(not(loom))]
@@ -69,37 +109,77 @@ impl spin::RelaxStrategy for Relax {
     }
 }
 
+/// Where threads wait that hold a lock, until another rings: a condition variable.
+#[derive(Debug)]
+pub(crate) struct Bell(Condvar);
+
+impl Bell {
+    pub(crate) fn new() -> Self {
+        Bell(Condvar::new())
+    }
+
+    /// Wakes one of those who wait.
+    pub(crate) fn ring(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until it rings; it may also wake without.
+    #[cfg_attr(loom, allow(unused_mut))]
+    pub(crate) fn wait<'a, T>(&self, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        #[cfg(not(loom))]
+        self.0.wait(&mut guard);
+        #[cfg(loom)]
+        let guard = self.0.wait(guard).expect("a loom model does not panic while it holds a lock");
+        guard
+    }
+
+    /// Waits until it rings, or for that long; `false`: that long. In a model that may be before or after anything that others
+    /// do, and what rings meanwhile is not heard.
+    #[cfg(any(feature = "cluster", loom))]
+    pub(crate) fn nap<'a, T>(
+        &self,
+        _lock: &'a Mutex<T>,
+        mut guard: MutexGuard<'a, T>,
+        _time: std::time::Duration,
+    ) -> (MutexGuard<'a, T>, bool) {
+        #[cfg(not(loom))]
+        let rings = !self.0.wait_for(&mut guard, _time).timed_out();
+        #[cfg(loom)]
+        let rings = {
+            drop(guard);
+            loom::thread::yield_now();
+            guard = _lock.lock();
+            false
+        };
+        (guard, rings)
+    }
+}
+
 /// A message for one thread that waits for it.
 #[derive(Debug)]
 pub(crate) struct Signal<T> {
     message: Mutex<Option<T>>,
-    sent: Condvar,
+    sent: Bell,
 }
 
 impl<T> Signal<T> {
     pub(crate) fn new() -> Self {
-        Signal { message: Mutex::new(None), sent: Condvar::new() }
+        Signal { message: Mutex::new(None), sent: Bell::new() }
     }
 
     /// Sends a message; one that was not received yet is replaced.
     pub(crate) fn send(&self, message: T) {
         *self.message.lock() = Some(message);
-        self.sent.notify_one();
+        self.sent.ring();
     }
 
     /// Blocks until there is a message.
-    #[cfg_attr(loom, allow(unused_mut))]
     pub(crate) fn receive(&self) -> T {
         let mut message = self.message.lock();
         loop {
-            if let Some(message) = message.take() {
-                return message;
-            }
-            #[cfg(not(loom))]
-            self.sent.wait(&mut message);
-            #[cfg(loom)]
-            {
-                message = self.sent.wait(message).expect("a loom model does not panic while it holds a lock");
+            match message.take() {
+                Some(message) => return message,
+                None => message = self.sent.wait(message),
             }
         }
     }

@@ -198,6 +198,58 @@ fn simulation_of_placement_groups() {
     assert!(sum(&reports, |report| report.groups) >= reports.len() / 2);
 }
 
+/// Many small tasks: they travel in packs, and are handed to workers ahead of their turn.
+#[test]
+fn simulation_of_packs() {
+    let reports = all(200, |seed| Options {
+        packs: true,
+        cpus: 1 + seed as u32 % 3,
+        task_time: Duration::from_micros(20 + 40 * (seed % 20)),
+        cancellations: seed as usize % 10,
+        ..Options::with_seed(seed)
+    });
+    assert!(reports.iter().all(|report| report.ended == 100 && report.starts <= 100));
+    assert!(sum(&reports, |report| report.packs) > reports.len());
+    assert!(sum(&reports, |report| report.chained) > 0);
+}
+
+#[test]
+fn simulation_of_packs_with_everything_that_can_happen() {
+    let reports = all(300, |seed| Options {
+        packs: true,
+        nodes: 3 + seed as usize % 5,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 3,
+        endings: (seed % 4 == 1).into(),
+        head_crashes: seed as usize % 2,
+        borrowing: seed % 3 == 0,
+        groups: seed % 5 == 0,
+        task_time: Duration::from_micros(20 + 100 * (seed % 20)),
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        worker_crashes: seed as usize % 4,
+        partitions: seed as usize % 3,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.packs) > 0 && sum(&reports, |report| report.chained) > 0);
+}
+
+#[test]
+fn simulation_of_packs_over_links() {
+    let reports = all(60, |seed| Options {
+        packs: true,
+        links: true,
+        task_time: Duration::from_micros(20 + 40 * (seed % 20)),
+        cancellations: seed as usize % 10,
+        crashes: seed as usize % 3,
+        loss: 5 + seed % 50,
+        ..Options::with_seed(seed)
+    });
+    assert!(sum(&reports, |report| report.packs) > 0);
+}
+
 #[test]
 fn simulation_of_many_nodes() {
     let interval = Duration::from_micros(50);

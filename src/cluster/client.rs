@@ -22,6 +22,7 @@ use super::{
     actors::{KILLED, View},
     capacity::Demand,
     cycles::Looks,
+    driver::DriverDesk,
     function::{Descriptor, FunctionError, resolve_here},
     look,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
@@ -132,7 +133,7 @@ pub(crate) struct Client {
     pub(super) looks: Mutex<Looks>,
     pub(super) next_look: Mutex<Option<Instant>>,
     /// Of a driver: who does its I/O.
-    turns: OnceLock<Arc<Turns>>,
+    turns: OnceLock<Arc<Turns<DriverDesk>>>,
     leave: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -452,12 +453,12 @@ impl Client {
     }
 
     /// Threads of the program may do this driver's I/O.
-    pub(super) fn takes_turns(&self, turns: Arc<Turns>) {
+    pub(super) fn takes_turns(&self, turns: Arc<Turns<DriverDesk>>) {
         let _ = self.turns.set(turns); // this is the only place
     }
 
     /// Where this thread may do the I/O while it waits. The I/O has a runtime of Tokio's, which does not run inside another.
-    pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
+    pub(crate) fn turns(&self) -> Option<&Arc<Turns<DriverDesk>>> {
         self.turns.get().filter(|_| tokio::runtime::Handle::try_current().is_err())
     }
 

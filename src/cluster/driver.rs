@@ -9,7 +9,7 @@ use super::{
     protocol::{HEAD, Message, ProcessId},
     secure::Key,
     station::{self, Happening, Station},
-    turns::{self, Turns},
+    turns::{self, Desk, Turns},
     wire::{Envelope, Job, Letter, Question, Role, host},
 };
 use crate::{
@@ -134,9 +134,10 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
     station.dial(address);
     let meeting = Arc::new(Meeting::default());
     let client = Arc::new(OnceLock::<Arc<Client>>::new());
-    let turns = Arc::new(Turns::new(station.clone()));
+    let interrupts = station.clone();
+    let turns = Arc::new(Turns::new(move || interrupts.interrupt()));
     let thread = {
-        let desk = Desk::new(station.clone(), post, meeting.clone(), client.clone());
+        let desk = DriverDesk::new(station.clone(), post, meeting.clone(), client.clone());
         let turns = turns.clone();
         let serve = move || {
             client::receives_here(true);
@@ -197,7 +198,7 @@ pub(crate) fn connect(address: &str, key: Option<Key>, mut config: Config) -> Re
 
 struct ToStations {
     station: Arc<Station>,
-    turns: Arc<Turns>,
+    turns: Arc<Turns<DriverDesk>>,
 }
 
 impl Carrier for ToStations {
@@ -217,7 +218,7 @@ impl Carrier for ToStations {
 }
 
 /// What a driver does its I/O with, and handles what happens; see [`turns`](super::turns).
-pub(super) struct Desk {
+pub(crate) struct DriverDesk {
     station: Arc<Station>,
     post: station::Post,
     meeting: Arc<Meeting>,
@@ -233,29 +234,8 @@ pub(super) struct Desk {
     untold: Vec<Letter>,
 }
 
-impl Desk {
-    fn new(
-        station: Arc<Station>,
-        post: station::Post,
-        meeting: Arc<Meeting>,
-        client: Arc<OnceLock<Arc<Client>>>,
-    ) -> Desk {
-        Desk {
-            station,
-            post,
-            meeting,
-            client,
-            happened: Vec::new(),
-            next: Instant::now() + TICK,
-            host: host(),
-            cluster: None,
-            headless: None,
-            untold: Vec::new(),
-        }
-    }
-
-    /// Sends and receives until something happens, or it is so late, and handles it; `false`: the station is closed.
-    pub(super) fn turn(&mut self, until: Option<Instant>) -> bool {
+impl Desk for DriverDesk {
+    fn turn(&mut self, until: Option<Instant>) -> bool {
         let latest = until.map_or(self.next, |until| until.min(self.next));
         let happened = &mut self.happened;
         let is_open = self.station.turn(&mut self.post, latest, &mut |happening| happened.push(happening));
@@ -268,14 +248,34 @@ impl Desk {
         is_open
     }
 
-    /// What is posted leaves before more is received.
-    pub(super) fn send_first(&mut self) {
+    fn send_first(&mut self) {
         self.post.send_first();
     }
 
-    /// Until then it does not sleep while nothing happens.
-    pub(super) fn stay_awake(&mut self, until: Option<Instant>) {
+    fn stay_awake(&mut self, until: Option<Instant>) {
         self.post.stay_awake(until);
+    }
+}
+
+impl DriverDesk {
+    fn new(
+        station: Arc<Station>,
+        post: station::Post,
+        meeting: Arc<Meeting>,
+        client: Arc<OnceLock<Arc<Client>>>,
+    ) -> DriverDesk {
+        DriverDesk {
+            station,
+            post,
+            meeting,
+            client,
+            happened: Vec::new(),
+            next: Instant::now() + TICK,
+            host: host(),
+            cluster: None,
+            headless: None,
+            untold: Vec::new(),
+        }
     }
 
     fn tell_head(&self, letter: Letter) {

@@ -77,6 +77,7 @@ mod passed;
 mod pipe;
 mod printed;
 pub(crate) mod reading;
+mod relay;
 mod remote;
 mod roles;
 mod rows;

@@ -6,29 +6,25 @@
 //!
 //! # Somebody always reads
 //! What the task waits for comes through the pipe, and others may come meanwhile. So there are two threads that take
-//! turns: one reads, and the other *stands by*. Before the reader runs a task it puts the pipe's end down. When it has
-//! run it takes it up again; if it is gone it stands by from then on. Who stands by takes it
-//! - when the task is about to block in the runtime, which says so ([`blocks`]) before;
-//! - when it was down for a whole *nap*: the task is longer than it was thought, or blocks in another way. So a letter waits
-//!   no longer than two naps.
+//! turns, as [`relay`](super::relay) says: one reads, and the other stands by. Before the reader runs a task it puts the pipe's end down. When it has
+//! run it takes it up again; if the other has it, it stands by from then on. The other is called when the task is about to block in the
+//! runtime, which says so ([`blocks`]) before; if the task is longer than it was thought, or blocks in another way, a letter waits
+//! no longer than two naps.
 //!
-//! The reader runs nothing if nobody stands by: then one of the two is still in a long task.
-//!
-//! When nothing was put down during a nap, who stands by sleeps until something is. So a worker that
-//! has nothing to do, or much, costs nothing for that.
+//! The reader runs nothing if nobody stands by: then one of the two is still in a long task. A worker that
+//! has nothing to do, or much, costs nothing for all this.
 //!
 //! # What is run here
 //! The job that one letter leads to, if no other task came with it, nothing else is queued, and there is a seat for
 //! it. So it would be the next to run anyway. An actor's calls keep their order, because what is run is the actor, as
 //! on any thread.
 
-use super::{client, pace::Pace, pipe, wire::Envelope, worker::tasks_in};
+use super::{client, pace::Pace, pipe, relay::Relay, wire::Envelope, worker::tasks_in};
 use crate::local::{
     Core, Job, Work,
     thread::{self as local, Kept},
     wait,
 };
-use parking_lot::{Condvar, Mutex};
 use std::{
     cell::RefCell,
     convert::Infallible,
@@ -40,8 +36,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A letter waits no longer than two of these for a task that runs where it would be read.
-const NAP: Duration = Duration::from_millis(2);
 /// Tasks are short if they take less, with what is sent of their results.
 const SHORT: Duration = Duration::from_micros(100);
 
@@ -59,29 +53,7 @@ pub(super) struct Reading {
     receive: Box<dyn Fn(Envelope) + Send + Sync>,
     /// How long tasks take.
     pace: Arc<Pace>,
-    state: Mutex<State>,
-    standby: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// Nobody reads: who has read runs a task.
-    input: Option<Box<Input>>,
-    /// How often it was put down, or taken up.
-    moves: u64,
-    /// It is to be taken now.
-    is_called: bool,
-    standby: Standby,
-}
-
-/// What the other thread does.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Standby {
-    /// It is not back from a task.
-    #[default]
-    Away,
-    Naps,
-    Sleeps,
+    relay: Relay<Box<Input>>,
 }
 
 thread_local! {
@@ -92,8 +64,7 @@ thread_local! {
 /// What runs on this thread is about to wait for something.
 pub(crate) fn blocks() {
     if let Some(reading) = RUNS.take() {
-        reading.state.lock().is_called = true;
-        reading.standby.notify_one();
+        reading.relay.call();
     }
 }
 
@@ -111,12 +82,11 @@ impl Reading {
             may_run,
             receive: Box::new(receive),
             pace: Arc::new(Pace::slow()),
-            state: Mutex::default(),
-            standby: Condvar::new(),
+            relay: Relay::new(),
         });
         let other = reading.clone();
         let stands_by = move || -> Infallible {
-            let input = other.stand_by();
+            let input = other.relay.stand_by();
             other.read(input)
         };
         thread::Builder::new().name("outray-letters".into()).stack_size(core.stack_size).spawn(stands_by)?;
@@ -177,7 +147,7 @@ impl Reading {
             return input;
         }
         let kept = Kept { job, has_share };
-        if let Err(input) = self.put_down(input) {
+        if let Err(input) = self.relay.put_down(input) {
             self.core.schedule_kept(kept);
             return input;
         }
@@ -190,53 +160,7 @@ impl Reading {
         }
         RUNS.take();
         client::receives_here(true);
-        self.take_up().unwrap_or_else(|| self.stand_by())
-    }
-
-    /// Puts the pipe's end down, if somebody stands by.
-    fn put_down(&self, input: Box<Input>) -> Result<(), Box<Input>> {
-        let state = &mut *self.state.lock();
-        if state.standby == Standby::Away {
-            return Err(input);
-        }
-        state.input = Some(input);
-        state.moves += 1;
-        if state.standby == Standby::Sleeps {
-            self.standby.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Takes it up again, if nobody else has.
-    fn take_up(&self) -> Option<Box<Input>> {
-        let state = &mut *self.state.lock();
-        let input = state.input.take()?;
-        state.moves += 1;
-        state.is_called = false;
-        Some(input)
-    }
-
-    /// Waits for its turn to read.
-    fn stand_by(&self) -> Box<Input> {
-        let state = &mut self.state.lock();
-        let mut is_due = false;
-        loop {
-            if (is_due || state.is_called)
-                && let Some(input) = state.input.take()
-            {
-                state.moves += 1;
-                (state.is_called, state.standby) = (false, Standby::Away);
-                return input;
-            }
-            state.standby = Standby::Naps;
-            let moves = state.moves;
-            let is_still = self.standby.wait_for(state, NAP).timed_out() && state.moves == moves;
-            is_due = is_still && state.input.is_some();
-            if is_still && !is_due {
-                state.standby = Standby::Sleeps;
-                self.standby.wait(state);
-            }
-        }
+        self.relay.take_up().unwrap_or_else(|| self.relay.stand_by())
     }
 }
 

@@ -4,7 +4,7 @@
 //! there does the I/O meanwhile: it sends what it has submitted, and receives what it waits for.
 //!
 //! # The desk
-//! All that the I/O needs, and what handles letters, is the [`Desk`]. Whoever has taken it works, so one thread does.
+//! All that the I/O needs, and what handles letters, is the *desk*. Whoever has taken it works, so one thread does.
 //! A thread that waits is a *guest*: it takes the desk if it is there, and puts it back when what it waits for is done.
 //! The driver's own thread is at *home*. It has the desk while no guests come, and blocks there:
 //! - Guests that find the desk taken enter their names, and sleep. Home puts the desk back for the first of them as soon as
@@ -35,16 +35,19 @@
 //! that sleep. The rest (destructors of what is not needed any more, futures that are woken, items of streams, the
 //! end of everything) are *errands*, which home runs in the order in which they came, while others may have the desk.
 
-use super::{driver::Desk, pace::Pace, station::Station};
-use crate::local::{node::contain, thread::Parker, wait::sleep};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use super::pace::Pace;
+use crate::{
+    local::{
+        node::contain,
+        thread::{Interrupt, Parker},
+        wait::sleep,
+    },
+    sync::{AtomicBool, AtomicU32, Bell, Mutex, Ordering::SeqCst},
+};
 use std::{
     cell::RefCell,
     fmt, mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,11 +61,24 @@ const SOON: Duration = Duration::from_millis(1);
 /// Something that may run code of the user's.
 type Errand = Box<dyn FnOnce() + Send>;
 
-pub(crate) struct Turns {
-    station: Arc<Station>,
-    state: Mutex<State>,
+/// The I/O, and what handles letters.
+pub(crate) trait Desk: Send + 'static {
+    /// Sends and receives until something happens, or it is so late, and handles it; `false`: nothing will happen any more.
+    fn turn(&mut self, until: Option<Instant>) -> bool;
+
+    /// What is posted leaves before more is received.
+    fn send_first(&mut self);
+
+    /// Until then it does not sleep while nothing happens.
+    fn stay_awake(&mut self, until: Option<Instant>);
+}
+
+pub(crate) struct Turns<D> {
+    /// Ends a turn of whoever does the I/O.
+    interrupt: Box<dyn Fn() + Send + Sync>,
+    state: Mutex<State<D>>,
     /// Home sleeps or naps here.
-    home: Condvar,
+    home: Bell,
     /// The desk is free, for those who only post.
     is_free: AtomicBool,
     /// Letters that were posted since.
@@ -71,10 +87,9 @@ pub(crate) struct Turns {
     pace: Pace,
 }
 
-#[derive(Default)]
-struct State {
+struct State<D> {
     /// Nobody has taken it.
-    desk: Option<Box<Desk>>,
+    desk: Option<Box<D>>,
     /// Those who would take it.
     guests: Vec<Arc<Parker>>,
     /// How often it was taken, or put back.
@@ -84,7 +99,7 @@ struct State {
     /// Home does not nap, but waits to be woken.
     is_asleep: bool,
     errands: Vec<Errand>,
-    /// The station is closed.
+    /// Nothing will happen at the desk any more.
     is_over: bool,
 }
 
@@ -115,12 +130,20 @@ pub(super) fn leave(errand: impl FnOnce() + Send + 'static, is_urgent: bool) {
     });
 }
 
-impl Turns {
-    pub(super) fn new(station: Arc<Station>) -> Turns {
+impl<D: Desk> Turns<D> {
+    pub(super) fn new(interrupt: impl Fn() + Send + Sync + 'static) -> Self {
         Turns {
-            station,
-            state: Mutex::default(),
-            home: Condvar::new(),
+            interrupt: Box::new(interrupt),
+            state: Mutex::new(State {
+                desk: None,
+                guests: Vec::new(),
+                moves: 0,
+                is_called: false,
+                is_asleep: false,
+                errands: Vec::new(),
+                is_over: false,
+            }),
+            home: Bell::new(),
             is_free: AtomicBool::new(false),
             posted: AtomicU32::new(0),
             pace: Pace::quick(),
@@ -132,17 +155,12 @@ impl Turns {
     pub(super) fn posted(&self) {
         if self.is_free.load(SeqCst) && self.posted.fetch_add(1, SeqCst) == 1 {
             self.state.lock().is_called = true;
-            self.home.notify_one();
+            self.home.ring();
         }
     }
 
-    /// Interrupts whoever does the I/O.
-    pub(crate) fn interrupt(&self) {
-        self.station.interrupt();
-    }
-
-    /// Works at home, until the station is closed.
-    pub(super) fn serve(&self, desk: Desk) {
+    /// Works at home, until nothing will happen any more.
+    pub(super) fn serve(&self, desk: D) {
         let mut taken = Some(Box::new(desk));
         while let Some(mut desk) = taken {
             let (is_over, is_wanted) = loop {
@@ -157,8 +175,8 @@ impl Turns {
         }
     }
 
-    /// A turn at the desk; `false`: the station is closed.
-    fn turn(&self, desk: &mut Desk, until: Option<Instant>) -> bool {
+    /// A turn at the desk; `false`: there will be no other.
+    fn turn(&self, desk: &mut D, until: Option<Instant>) -> bool {
         LEFT.set(Some(Left::default()));
         let goes_on = desk.turn(until);
         let Left { mut errands, is_urgent } = LEFT.take().unwrap_or_default();
@@ -166,19 +184,21 @@ impl Turns {
             let state = &mut *self.state.lock();
             state.errands.append(&mut errands);
             if is_urgent || state.is_asleep {
-                self.home.notify_one();
+                self.home.ring();
             }
         }
         goes_on
     }
 
     /// Runs errands, and waits until it is home's turn; `is_due`: it is. `None`: all is over.
-    fn take_at_home(&self, mut is_due: bool) -> Option<Box<Desk>> {
+    fn take_at_home(&self, mut is_due: bool) -> Option<Box<D>> {
         let mut state = self.state.lock();
         loop {
             if !state.errands.is_empty() {
                 let errands = mem::take(&mut state.errands);
-                MutexGuard::unlocked(&mut state, || errands.into_iter().for_each(contain));
+                drop(state);
+                errands.into_iter().for_each(contain);
+                state = self.state.lock();
                 continue;
             }
             if state.is_over {
@@ -188,17 +208,19 @@ impl Turns {
                 return self.take(&mut state);
             }
             let moves = state.moves;
-            let is_still = self.home.wait_for(&mut state, NAP).timed_out() && state.moves == moves;
+            let rings;
+            (state, rings) = self.home.nap(&self.state, state, NAP);
+            let is_still = !rings && state.moves == moves;
             is_due = is_still && state.desk.is_some();
             if is_still && !is_due && state.errands.is_empty() && !state.is_over {
                 state.is_asleep = true;
-                self.home.wait(&mut state);
+                state = self.home.wait(state);
                 state.is_asleep = false;
             }
         }
     }
 
-    fn take(&self, state: &mut State) -> Option<Box<Desk>> {
+    fn take(&self, state: &mut State<D>) -> Option<Box<D>> {
         let desk = state.desk.take()?;
         self.is_free.store(false, SeqCst);
         state.is_called = false;
@@ -207,7 +229,7 @@ impl Turns {
     }
 
     /// Puts the desk back, for the next guest or for home.
-    fn put_back(&self, desk: Box<Desk>, is_over: bool) {
+    fn put_back(&self, desk: Box<D>, is_over: bool) {
         let next = {
             let state = &mut *self.state.lock();
             state.moves += 1;
@@ -218,7 +240,7 @@ impl Turns {
                 self.is_free.store(true, SeqCst);
             }
             if state.is_asleep || is_over {
-                self.home.notify_one();
+                self.home.ring();
             }
             state.guests.pop()
         };
@@ -252,7 +274,7 @@ impl Turns {
     }
 
     /// Takes the desk, or enters the guest's name.
-    fn take_as_guest(&self, parker: &Arc<Parker>) -> Option<Box<Desk>> {
+    fn take_as_guest(&self, parker: &Arc<Parker>) -> Option<Box<D>> {
         let state = &mut *self.state.lock();
         let entered = state.guests.iter().position(|guest| Arc::ptr_eq(guest, parker));
         if state.desk.is_some() {
@@ -288,7 +310,13 @@ impl Turns {
     }
 }
 
-impl fmt::Debug for Turns {
+impl<D: Desk> Interrupt for Turns<D> {
+    fn interrupt(&self) {
+        (self.interrupt)();
+    }
+}
+
+impl<D> fmt::Debug for Turns<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Turns").finish_non_exhaustive()
     }

@@ -291,8 +291,14 @@ pub(crate) struct Parker {
     notified: AtomicBool,
     thread: Thread,
     /// It does I/O instead of sleeping.
-    #[cfg(feature = "cluster")]
-    works: parking_lot::Mutex<Option<Arc<crate::cluster::turns::Turns>>>,
+    #[cfg(any(feature = "cluster", loom))]
+    works: crate::sync::Mutex<Option<Arc<dyn Interrupt>>>,
+}
+
+/// What a thread does that waits, and that somebody has to interrupt when the wait is over.
+#[cfg(any(feature = "cluster", loom))]
+pub(crate) trait Interrupt: Send + Sync {
+    fn interrupt(&self);
 }
 
 impl Parker {
@@ -300,8 +306,8 @@ impl Parker {
         Arc::new(Parker {
             notified: AtomicBool::new(false),
             thread: current_thread(),
-            #[cfg(feature = "cluster")]
-            works: parking_lot::Mutex::new(None),
+            #[cfg(any(feature = "cluster", loom))]
+            works: crate::sync::Mutex::new(None),
         })
     }
 
@@ -312,19 +318,19 @@ impl Parker {
 
     pub(crate) fn unpark(&self) {
         self.notified.store(true, Ordering::Release);
-        #[cfg(feature = "cluster")]
-        if let Some(turns) = &*self.works.lock()
+        #[cfg(any(feature = "cluster", loom))]
+        if let Some(io) = &*self.works.lock()
             && self.thread.id() != current_thread().id()
         {
-            turns.interrupt();
+            io.interrupt();
         }
         self.thread.unpark();
     }
 
     /// The thread does I/O from now on while it waits, or not any more.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn works(&self, turns: Option<Arc<crate::cluster::turns::Turns>>) {
-        *self.works.lock() = turns;
+    #[cfg(any(feature = "cluster", loom))]
+    pub(crate) fn works(&self, io: Option<Arc<dyn Interrupt>>) {
+        *self.works.lock() = io;
     }
 }
 

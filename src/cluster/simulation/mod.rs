@@ -12,7 +12,7 @@
 //! - every task ends exactly once for its owner;
 //! - no object is lost while there is a handle to it in a process that lives, unless its task has
 //!   used up its attempts, its owner has died, or it needs what is gone to be made again;
-//! - a task starts with its arguments at hand;
+//! - a task starts with its arguments at hand, or with the worker that makes them;
 //! - what runs on a node, and what is set aside there, never exceeds what the node has, and what runs
 //!   in a bundle never exceeds the bundle, by a count of the simulation's own;
 //! - the bundles of a placement group lie as its policy demands;
@@ -60,6 +60,9 @@ pub struct Options {
     pub borrowing: bool,
     /// Whether drivers have resources set aside in placement groups.
     pub groups: bool,
+    /// Whether drivers submit many small tasks at a time, which travel as packs, and nodes hand tasks to their workers
+    /// ahead of their turn.
+    pub packs: bool,
     /// Workers that die, when there is borrowing.
     pub worker_crashes: usize,
     /// Nodes that die, one after the other; another one comes for each.
@@ -100,6 +103,7 @@ impl Options {
             mixed: true,
             borrowing: false,
             groups: false,
+            packs: false,
             worker_crashes: 0,
             crashes: 0,
             driver_crashes: 0,
@@ -131,6 +135,10 @@ pub struct Report {
     pub head_starts: usize,
     /// Tasks that moved to an idle node.
     pub stolen: usize,
+    /// Packs that were handed to a worker as they were.
+    pub packs: usize,
+    /// Tasks that were handed to a worker before what they need was made.
+    pub chained: usize,
     /// Placement groups that were ready, each as often as it was.
     pub groups: usize,
     /// Messages of all kinds.

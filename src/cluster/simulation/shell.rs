@@ -10,11 +10,14 @@
 
 use crate::{
     cluster::{
-        owner::{NO_HANDLE, Owner, Value, Work, WorkArg},
-        protocol::{Effects, Message, Nanos, ObjectId, ProcessId},
+        owner::{NO_HANDLE, Owner, Value, Work, WorkArg, WorkBody},
+        pack::{self, Common, Member},
+        protocol::{Effects, Message, Nanos, ObjectId, ProcessId, TaskSpec},
+        wire::Blob,
     },
     error::Error,
 };
+use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -207,6 +210,50 @@ impl Shell {
         self.pending.insert(task);
         self.state.push(task);
         task
+    }
+
+    /// Submits tasks with these values. Those that go to one node in a row travel as a pack.
+    pub(super) fn submit_packs(
+        &mut self,
+        (common, work): (&Common, &Arc<Work>),
+        values: Vec<Bytes>,
+        out: &mut Effects,
+    ) -> Vec<ObjectId> {
+        let (mut tasks, mut packed) = (Vec::new(), Vec::new());
+        for (number, value) in (0..).zip(values) {
+            let member = Member { number, value };
+            let task = match self.owner.goes_to(out) {
+                Some(to) => {
+                    let task = self.owner.submit_packed(to.0, work.clone(), member.clone());
+                    packed.push((to, task, member));
+                    task
+                }
+                None => {
+                    let body = WorkBody::Alone(common.order(&member));
+                    self.owner.submit(Work { body, ..(**work).clone() }, out)
+                }
+            };
+            self.args.insert(task, Vec::new());
+            self.pending.insert(task);
+            self.state.push(task);
+            tasks.push(task);
+        }
+        for pack in
+            packed.chunk_by(|(to, task, _), (to_next, next, _)| (*to, task.number + 1) == (*to_next, next.number))
+        {
+            let ((to, is_granted), id, _) = pack[0];
+            let mut body = Vec::new();
+            for (at, (.., member)) in pack.iter().enumerate() {
+                pack::write(common, member.number, &member.value, at == 0, &mut body);
+            }
+            let (demand, strategy, args) = (work.demand.clone(), work.strategy.clone(), Vec::new());
+            let (count, body) = (pack.len() as u32, Blob(body.into()));
+            let pack = TaskSpec { id, attempt: 1, hop: 0, count, demand, strategy, args, stays: false, body };
+            for spec in if count > 1 { vec![pack] } else { pack.unpack() } {
+                out.send(to, if is_granted { Message::Granted(spec) } else { Message::Submit(spec) });
+            }
+        }
+        tasks
     }
 
     /// Its own object has a value with these handles inside, of which it has others.

@@ -8,9 +8,19 @@ use super::{
 use crate::cluster::{
     capacity::Demand,
     head::BEAT,
-    protocol::{Arg, Effects, HEAD, Message, ObjectId, Outcome, ProcessId, TaskSpec, lost, ms, us},
+    pack::Pack,
+    protocol::{Arg, Effects, HEAD, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, lost, ms, us},
 };
-use std::sync::Arc;
+use crate::error::Error;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+/// So many tasks are handed to workers ahead of their turn.
+pub(super) const AHEAD: usize = 8;
+/// Who asks a node for what a worker needs.
+pub(super) const HANDS: ProcessId = ProcessId(u64::MAX);
 
 pub(super) struct Worker {
     pub(super) shell: Shell,
@@ -21,12 +31,17 @@ pub(super) struct Worker {
     pub(super) unsaid: Vec<(ProcessId, Message)>,
 }
 
-/// A task that runs.
+/// A task, or a pack, that a worker has.
 pub(super) struct Job {
     pub(super) demand: Arc<Demand>,
     /// The bundle that it runs in.
     pub(super) bundle: Option<(ObjectId, u32)>,
+    /// What it makes now. Of a pack: the rest, and those that have ended and nobody was told of, with the time that they took and their values.
+    pub(super) makes: ObjectId,
     pub(super) body: Body,
+    pub(super) rest: VecDeque<(ObjectId, Body)>,
+    pub(super) done: Vec<(ObjectId, Nanos, Arc<[u8]>)>,
+    pub(super) is_pack: bool,
     pub(super) stays: bool,
     pub(super) worker: Option<ProcessId>,
     /// Those that it came with, and those in its result.
@@ -35,6 +50,8 @@ pub(super) struct Job {
 }
 
 pub(super) enum Phase {
+    /// Others run, or these are not made yet.
+    Waits(BTreeSet<ObjectId>),
     Runs,
     /// It waits for claims, with these handles in its result.
     Ends(Vec<ObjectId>),
@@ -43,6 +60,29 @@ pub(super) enum Phase {
 }
 
 type Key = (ObjectId, u32);
+
+impl SimNode {
+    /// What makes an object here.
+    fn maker(&self, object: ObjectId) -> Option<&Job> {
+        let makes = |job: &&Job| job.makes == object || job.rest.iter().any(|(other, _)| *other == object);
+        self.running.values().filter(|job| !matches!(job.phase, Phase::Stays)).find(makes)
+    }
+
+    /// Under which number a task is here: its own, or that of the pack that it is in.
+    fn key_of(&self, task: ObjectId, attempt: u32) -> Option<Key> {
+        if self.running.get(&(task, attempt)).is_some_and(|job| !job.is_pack) {
+            return Some((task, attempt));
+        }
+        let is_in = |job: &Job| job.makes == task || job.rest.iter().any(|(other, _)| *other == task);
+        let mut packs = self.running.iter().filter(|(key, job)| job.is_pack && key.1 == attempt);
+        packs.find(|(_, job)| is_in(job)).map(|(key, _)| *key)
+    }
+
+    /// Whether it has all that it needs.
+    fn is_ready(&self, key: Key) -> bool {
+        matches!(self.running.get(&key), Some(Job { phase: Phase::Waits(missing), .. }) if missing.is_empty())
+    }
+}
 
 impl World<'_> {
     /// Starts a worker.
@@ -85,17 +125,230 @@ impl World<'_> {
         for (task, attempt) in gone {
             if let Some(sim) = self.nodes.get_mut(&node) {
                 sim.running.remove(&(task, attempt));
+                sim.waiting.retain(|key| *key != (task, attempt));
                 sim.node.crashed(self.now, task, attempt, "it was made to".into(), &mut out);
             }
         }
         self.perform(node, out);
+        self.ask(node);
         self.tick_later(node);
     }
 
-    /// A worker takes the handles out of the arguments.
-    pub(super) fn unpack(&mut self, node: ProcessId, spec: &TaskSpec) {
+    /// A node hands something to a worker: it runs at once, or when others have ended and what it needs is made.
+    pub(super) fn hand_over(&mut self, node: ProcessId, spec: TaskSpec) {
+        let key = (spec.id, spec.attempt);
+        if spec.count > 1 && self.random.one_in(8) {
+            // Its worker is not there yet.
+            let Some(sim) = self.nodes.get_mut(&node) else { return };
+            let mut out = Effects::default();
+            sim.node.start_apart(self.now, key, &mut out);
+            return self.perform(node, out);
+        }
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let missing = spec.args.iter().filter_map(|arg| match arg {
+            Arg::Object { id, .. } => Some(*id).filter(|id| !sim.node.stores(*id)),
+            Arg::Inline(_) => None,
+        });
+        let missing: BTreeSet<ObjectId> = missing.collect();
+        let may_come = |object: &&ObjectId| self.options.packs && object.owner == key.0.owner;
+        if let Some(object) = missing.iter().find(|object| !may_come(object)) {
+            self.broken = Some(format!("{key:?} starts on {node:?} without its argument {object:?}"));
+        }
+        let bundle = match spec.strategy {
+            Strategy::Bundle { group, bundle, .. } => Some((group, bundle)),
+            _ => None,
+        };
+        let mut rest: VecDeque<_> = match spec.count {
+            1 => VecDeque::from([(spec.id, Body::of(&spec.body))]),
+            _ => {
+                let members = Pack::read(&spec.body).map(|pack| pack.members).unwrap_or_default();
+                let bodies = members.into_iter().map(|member| Body::of(&crate::cluster::wire::Blob(member.value)));
+                spec.objects().zip(bodies).collect()
+            }
+        };
+        if rest.len() != spec.count as usize {
+            self.broken = Some(format!("{key:?} is a pack of {}, and {} are in it", spec.count, rest.len()));
+        }
+        self.report.packs += usize::from(spec.count > 1);
+        self.report.chained += usize::from(!missing.is_empty());
+        let Some((makes, body)) = rest.pop_front() else { return };
+        let made_by = missing.iter().find_map(|object| sim.maker(*object)).and_then(|job| job.worker);
+        let (demand, stays, is_pack) = (spec.demand.clone(), spec.stays, spec.count > 1);
+        let (handles, done, phase) = (Vec::new(), Vec::new(), Phase::Waits(missing));
+        let job = Job { demand, bundle, makes, body, rest, done, is_pack, stays, worker: None, handles, phase };
+        sim.running.insert(key, job);
+        sim.waiting.push(key);
+        if let Err(rule) = sim.check() {
+            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
+        }
+        if self.options.borrowing {
+            self.unpack(node, &spec, made_by);
+        }
+        self.ask(node);
+        self.run_waiting(node);
+    }
+
+    /// Begins what has all that it needs and fits. Which of those that need nothing but a CPU has the node's leave does not
+    /// matter to their worker, as it does not run more of them at a time.
+    pub(super) fn run_waiting(&mut self, node: ProcessId) {
+        while let Some(sim) = self.nodes.get(&node).filter(|sim| !sim.waiting.is_empty()) {
+            let unused = sim.unused();
+            let fits = |key: &&(ObjectId, u32)| {
+                let fits = |job: &Job| job.bundle.is_some() || job.demand.cpu <= unused;
+                sim.is_ready(**key) && sim.running.get(key).is_some_and(fits)
+            };
+            let Some(next) = sim.waiting.iter().find(fits).copied() else { return };
+            self.begin(node, next);
+        }
+    }
+
+    fn begin(&mut self, node: ProcessId, key: Key) {
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        sim.waiting.retain(|other| *other != key);
+        if let Some(job) = sim.running.get_mut(&key) {
+            job.phase = Phase::Runs;
+        }
+        if let Err(rule) = sim.check() {
+            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
+        }
+        self.comes_up(node, key);
+    }
+
+    /// The next task of what a worker runs begins.
+    fn comes_up(&mut self, node: ProcessId, key: Key) {
+        let Some(job) = self.nodes.get(&node).and_then(|sim| sim.running.get(&key)) else { return };
+        let (task, time) = (job.makes, job.body.time);
+        self.report.starts += 1;
+        if let Some(submitted) = self.submitted.remove(&task) {
+            self.latencies.push(self.now - submitted);
+        }
+        self.at(time, Event::End { node, task, attempt: key.1, stop: false });
+    }
+
+    /// Asks for what tasks wait for that no worker here makes any more.
+    fn ask(&mut self, node: ProcessId) {
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let missing = sim.waiting.iter().filter_map(|key| match &sim.running.get(key)?.phase {
+            Phase::Waits(missing) => Some(missing),
+            _ => None,
+        });
+        let missing: Vec<_> = missing.flatten().copied().collect();
+        for object in missing {
+            let Some(sim) = self.nodes.get_mut(&node) else { return };
+            if sim.maker(object).is_none() && sim.asked.insert(object) {
+                self.at(us(20), Event::Ask { node, object });
+            }
+        }
+    }
+
+    /// What a worker has asked for is there, or never will be.
+    pub(super) fn answered(&mut self, node: ProcessId, object: ObjectId, failure: Option<Arc<Error>>) {
+        if let Some(sim) = self.nodes.get_mut(&node) {
+            sim.asked.remove(&object);
+        }
+        self.is_made(node, object, failure);
+        self.run_waiting(node);
+    }
+
+    /// Workers have what others of theirs wait for, or it has failed, and so do they.
+    fn is_made(&mut self, node: ProcessId, object: ObjectId, failure: Option<Arc<Error>>) {
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let mut failed = Vec::new();
+        for key in &sim.waiting {
+            if let Some(Job { phase: Phase::Waits(missing), .. }) = sim.running.get_mut(key)
+                && missing.remove(&object)
+                && failure.is_some()
+            {
+                failed.push(*key);
+            }
+        }
+        for key in failed {
+            let Some(error) = failure.clone() else { return };
+            self.fails(node, key, error);
+        }
+    }
+
+    /// A job ends without a result.
+    fn fails(&mut self, node: ProcessId, key: Key, error: Arc<Error>) {
+        if self.forget(node, key).is_none() {
+            return;
+        }
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let mut out = Effects::default();
+        sim.node.finished(self.now, key.0, key.1, Outcome::Failed(error.clone()), &mut out);
+        self.perform(node, out);
+        self.is_made(node, key.0, Some(error));
+        self.tick_later(node);
+    }
+
+    /// A task of a pack has been run, or was told to stop before or meanwhile.
+    fn member_is_over(&mut self, node: ProcessId, key: Key, task: ObjectId, outcome: Outcome) {
+        let (tells, now) = (self.random.one_in(4), self.now);
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let Some(job) = sim.running.get_mut(&key) else { return };
+        let time = job.body.time;
+        let (is_last, goes_on) = match job.rest.iter().position(|(member, _)| *member == task) {
+            Some(at) => {
+                job.rest.remove(at);
+                (false, false)
+            }
+            None => match job.rest.pop_front() {
+                Some(next) => {
+                    (job.makes, job.body) = next;
+                    (false, matches!(job.phase, Phase::Runs))
+                }
+                None => (true, false),
+            },
+        };
+        let failure = match &outcome {
+            Outcome::Failed(why) => Some(why.clone()),
+            _ => None,
+        };
+        let alone = match outcome {
+            Outcome::Inline(value) => {
+                job.done.push((task, time, value));
+                None
+            }
+            outcome => Some(outcome),
+        };
+        let done = if tells || is_last { std::mem::take(&mut job.done) } else { Vec::new() };
+        if is_last {
+            sim.running.remove(&key);
+            sim.waiting.retain(|other| *other != key);
+        }
+        let mut out = Effects::default();
+        let mut together = (0, 0);
+        for (task, took, value) in done {
+            together = (together.0 | 1 << (task.number - key.0.number), together.1 + took);
+            if sim.node.fetches(task) {
+                sim.node.made(task, key.1, value.len() as u64, &mut out);
+                sim.values.insert(task, Arc::from([]));
+            }
+            out.send(task.owner, Message::Finished { task, attempt: key.1, outcome: Outcome::Inline(value) });
+        }
+        if together.0 > 0 {
+            sim.node.ended_in_pack(now, key, together, &mut out);
+        }
+        if let Some(outcome) = alone {
+            sim.node.ended_by_itself(now, (key, task), outcome, &mut out);
+            if sim.node.stores(task) {
+                sim.values.insert(task, Arc::from([]));
+            }
+        }
+        self.perform(node, out);
+        self.is_made(node, task, failure);
+        if goes_on {
+            self.comes_up(node, key);
+        }
+        self.tick_later(node);
+    }
+
+    /// A worker takes the handles out of the arguments: the one that makes them, or any.
+    fn unpack(&mut self, node: ProcessId, spec: &TaskSpec, made_by: Option<ProcessId>) {
         let Some(sim) = self.nodes.get(&node) else { return };
-        let Some(worker) = self.pick(sim.workers.clone()) else { return };
+        let made_by = made_by.filter(|worker| sim.workers.contains(worker));
+        let any = self.pick(sim.workers.clone());
+        let Some(worker) = made_by.or(any) else { return };
         let mut handles = Vec::new();
         for arg in &spec.args {
             let stored = match arg {
@@ -118,16 +371,18 @@ impl World<'_> {
     }
 
     /// The body of a task has been run.
-    pub(super) fn is_over(&mut self, node: ProcessId, key: Key) {
-        let Some(job) = self.nodes.get(&node).and_then(|sim| sim.running.get(&key)) else { return };
+    pub(super) fn is_over(&mut self, node: ProcessId, (task, attempt): Key) {
+        let Some(sim) = self.nodes.get(&node) else { return };
+        let Some(key) = sim.key_of(task, attempt) else { return };
+        let Some(job) = sim.running.get(&key).filter(|job| job.makes == task) else { return };
         let (worker, got, body, stays) = (job.worker, job.handles.clone(), job.body, job.stays);
-        if !matches!(job.phase, Phase::Runs) {
-            return;
+        if !matches!(job.phase, Phase::Runs) || worker.is_some_and(|worker| !self.workers.contains_key(&worker)) {
+            return; // the node is about to see that its worker has died
+        }
+        if job.is_pack {
+            return self.member_is_over(node, key, task, body.outcome(&[]));
         }
         let Some(worker) = worker else { return self.end(node, key, &[]) };
-        if !self.workers.contains_key(&worker) {
-            return; // the node is about to see that
-        }
         let (mut inside, mut kept) = (Vec::new(), Vec::new());
         for object in &got {
             match self.random.below(4) {
@@ -198,6 +453,10 @@ impl World<'_> {
         }
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         let is_well = outcome.is_well();
+        let failure = match &outcome {
+            Outcome::Failed(why) => Some(why.clone()),
+            _ => None,
+        };
         for part in (1..=body.parts).filter(|_| !body.fails) {
             let (task, outcome) = (ObjectId { number: key.0.number + u64::from(part), ..key.0 }, body.part(part));
             if let Outcome::Stored { size } = &outcome {
@@ -210,6 +469,8 @@ impl World<'_> {
             sim.values.insert(key.0, inside.into());
         }
         self.perform(node, out);
+        self.is_made(node, key.0, failure);
+        self.run_waiting(node);
         self.tick_later(node);
     }
 
@@ -227,7 +488,9 @@ impl World<'_> {
 
     /// Takes a job out, and drops its handles.
     fn forget(&mut self, node: ProcessId, key: Key) -> Option<Job> {
-        let job = self.nodes.get_mut(&node)?.running.remove(&key)?;
+        let sim = self.nodes.get_mut(&node)?;
+        let job = sim.running.remove(&key)?;
+        sim.waiting.retain(|other| *other != key);
         if let Some(worker) = job.worker {
             self.with(worker, |shell, out| {
                 shell.stop(key);
@@ -238,16 +501,22 @@ impl World<'_> {
     }
 
     /// A job that was told to stop does.
-    pub(super) fn stop(&mut self, node: ProcessId, key: Key) {
-        let Some(job) = self.forget(node, key) else { return };
+    pub(super) fn stop(&mut self, node: ProcessId, (task, attempt): Key) {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
-        let mut out = Effects::default();
-        match job.phase {
-            Phase::Stays => sim.node.ended(self.now, key.0, key.1, &mut out),
-            _ => sim.node.finished(self.now, key.0, key.1, Outcome::Failed(lost(key.0, "it was stopped")), &mut out),
+        let Some(key) = sim.key_of(task, attempt) else { return };
+        let why = lost(task, "it was stopped");
+        match sim.running.get(&key) {
+            Some(Job { is_pack: true, .. }) => self.member_is_over(node, key, task, Outcome::Failed(why)),
+            Some(Job { phase: Phase::Stays, .. }) => {
+                self.forget(node, key);
+                let Some(sim) = self.nodes.get_mut(&node) else { return };
+                let mut out = Effects::default();
+                sim.node.ended(self.now, key.0, key.1, &mut out);
+                self.perform(node, out);
+                self.tick_later(node);
+            }
+            _ => self.fails(node, key, why),
         }
-        self.perform(node, out);
-        self.tick_later(node);
     }
 
     /// Sees to it that a worker does something with what it has kept.

@@ -6,8 +6,9 @@ use crate::cluster::{
     capacity::Demand,
     node::Small,
     owner::{Owner, Work, WorkArg, WorkBody},
+    pack::Common,
     protocol::{Effects, INLINE, Label, Nanos, ObjectId, Outcome, ProcessId, Strategy},
-    wire::Blob,
+    wire::{Blob, Order, Site},
 };
 use crate::{
     error::{Error, Origin},
@@ -47,7 +48,15 @@ impl Body {
         Blob(bytes.into())
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+    /// The body of a task, also of one that came in a pack and travels alone now.
+    pub(super) fn of(body: &Blob) -> Self {
+        match Order::decode(body) {
+            Some(order) => Body::from_bytes(&order.parcel.bytes),
+            None => Body::from_bytes(body),
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
         let word = |at: usize| bytes[at..].iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         Body { time: word(0), size: word(8), fails: bytes[16] != 0, parts: bytes[17] }
     }
@@ -176,6 +185,22 @@ pub(super) fn work(
         Work { demand: Arc::new(demand), strategy, args, body: WorkBody::Alone(body.to_bytes()), attempts: 10, stays },
         inside,
     )
+}
+
+/// What the tasks of a pack have alike, and how many it shall be.
+pub(super) fn pack(owner: ProcessId, random: &mut Random) -> (Arc<Common>, Arc<Work>, u64) {
+    let function = Site { offset: 0, name_hash: 0 };
+    let common = Arc::new(Common { driver: owner, function, location: "the simulation".into() });
+    let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Packed(common.clone()));
+    let work = Work { demand, strategy: Strategy::Default, args: Vec::new(), body, attempts: 10, stays: false };
+    (common, Arc::new(work), 2 + random.below(20))
+}
+
+/// The body of one of them.
+pub(super) fn member(options: &Options, random: &mut Random) -> Body {
+    let time = random.exponential(options.task_time.as_nanos() as u64 / 4);
+    let size = if random.one_in(10) { SMALL + 1 + random.below(1 << 20) } else { random.below(SMALL) };
+    Body { time, size, fails: random.one_in(60), parts: 0 }
 }
 
 fn made_to_fail() -> Error {

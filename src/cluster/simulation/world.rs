@@ -5,7 +5,7 @@ use super::{
     links::{self, Links, Weather},
     random::Random,
     shell::{self, Guard, Shell},
-    worker::{Job, Phase, Worker},
+    worker::{self, Job, Phase, Worker},
     workload::{self, Body, Groups},
 };
 use crate::{
@@ -14,9 +14,7 @@ use crate::{
         head::{BEAT, Head, Memory, PATIENCE, REUNION},
         node::{Node, OWNER_DIED},
         owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, PUT_AND_LOST, Value},
-        protocol::{
-            Arg, Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, Strategy, TaskSpec, ms, transfer_time, us,
-        },
+        protocol::{Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, ms, transfer_time, us},
     },
     error::Error,
     gpu::{Inventory, placement::Devices},
@@ -75,6 +73,16 @@ pub(super) enum Event {
     Headless(ProcessId, u64),
     /// It finds the head of this life.
     Found(ProcessId, u64),
+    /// A worker asks its node for what it needs, and hears whether it is there.
+    Ask {
+        node: ProcessId,
+        object: ObjectId,
+    },
+    Answer {
+        node: ProcessId,
+        object: ObjectId,
+        failure: Option<Arc<Error>>,
+    },
     /// A node sees that one of its workers has died.
     Miss {
         node: ProcessId,
@@ -99,8 +107,12 @@ pub(super) struct SimNode {
     /// Its place; that stays when it is replaced.
     index: usize,
     capacity: Capacity,
-    /// What runs, by the simulation's own count.
+    /// What its workers have, by the simulation's own count.
     pub(super) running: BTreeMap<(ObjectId, u32), Job>,
+    /// Those of them that wait for others to end, the oldest first.
+    pub(super) waiting: Vec<(ObjectId, u32)>,
+    /// What workers have asked for.
+    pub(super) asked: BTreeSet<ObjectId>,
     /// The handles in the values of its store.
     pub(super) values: BTreeMap<ObjectId, Arc<[ObjectId]>>,
     pub(super) workers: Vec<ProcessId>,
@@ -257,11 +269,15 @@ impl<'a> World<'a> {
         let mut out = Effects::default();
         let mut node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
         node.keep_small(workload::KEPT);
+        if self.options.packs {
+            node.hand_out_ahead(worker::AHEAD);
+        }
         let (running, values, workers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let (waiting, asked, tick) = (Vec::new(), BTreeSet::new(), 0);
         if self.headless.is_none() {
             self.joined.insert(id, self.life);
         }
-        self.nodes.insert(id, SimNode { node, index, capacity, running, values, workers, tick: 0 });
+        self.nodes.insert(id, SimNode { node, index, capacity, running, waiting, asked, values, workers, tick });
         self.perform(id, out);
         if self.options.borrowing {
             (0..2).for_each(|_| self.hire(id));
@@ -391,6 +407,15 @@ impl<'a> World<'a> {
     pub(super) fn perform(&mut self, process: ProcessId, out: Effects) {
         out.notes.into_iter().for_each(|note| self.memory.note(note));
         for (to, message) in out.sends {
+            if to == worker::HANDS {
+                let (object, failure) = match message {
+                    Message::Here { object } => (object, None),
+                    Message::Lost { object, why } => (object, Some(why)),
+                    other => unreachable!("{other:?}, to what has only asked"),
+                };
+                self.at(LATENCY.0, Event::Answer { node: process, object, failure });
+                continue;
+            }
             match self.workers.get_mut(&process) {
                 Some(worker) if to != HEAD && worker.shell.owner.next().1.is_none() => {
                     worker.unsaid.push((to, message))
@@ -399,7 +424,7 @@ impl<'a> World<'a> {
             }
         }
         for spec in out.starts {
-            self.begin(process, spec);
+            self.hand_over(process, spec);
         }
         for (task, attempt) in out.stops {
             // It notices a little later.
@@ -418,6 +443,7 @@ impl<'a> World<'a> {
         for group in out.groups {
             self.group_is_ready(process, group);
         }
+        self.run_waiting(process);
         if out.fenced {
             self.fenced(process);
         }
@@ -659,6 +685,15 @@ impl<'a> World<'a> {
                 }
             }
             Event::Found(process, life) => self.found(process, life),
+            Event::Ask { node, object } => {
+                if let Some(sim) = self.nodes.get_mut(&node) {
+                    let want = Message::Want { object, holders: Vec::new() };
+                    sim.node.handle(self.now, worker::HANDS, want, &mut out);
+                    self.perform(node, out);
+                    self.tick_later(node);
+                }
+            }
+            Event::Answer { node, object, failure } => self.answered(node, object, failure),
             Event::Miss { node, worker } => self.miss(node, worker),
             Event::Call { caller, node, actor, result } => self.called(caller, node, actor, result),
             Event::CrashNode => {
@@ -781,33 +816,6 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(super) fn begin(&mut self, node: ProcessId, spec: TaskSpec) {
-        let body = Body::from_bytes(&spec.body);
-        let key = (spec.id, spec.attempt);
-        self.report.starts += 1;
-        if let Some(submitted) = self.submitted.remove(&spec.id) {
-            self.latencies.push(self.now - submitted);
-        }
-        let Some(sim) = self.nodes.get_mut(&node) else { return };
-        let missing = spec.args.iter().find(|arg| matches!(arg, Arg::Object { id, .. } if !sim.node.stores(*id)));
-        if let Some(missing) = missing {
-            self.broken = Some(format!("{key:?} starts on {node:?} without its argument {missing:?}"));
-        }
-        let bundle = match spec.strategy {
-            Strategy::Bundle { group, bundle, .. } => Some((group, bundle)),
-            _ => None,
-        };
-        let (demand, stays, handles) = (spec.demand.clone(), spec.stays, Vec::new());
-        sim.running.insert(key, Job { demand, bundle, body, stays, worker: None, handles, phase: Phase::Runs });
-        if let Err(rule) = sim.check() {
-            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
-        }
-        if self.options.borrowing {
-            self.unpack(node, &spec);
-        }
-        self.at(body.time, Event::End { node, task: spec.id, attempt: spec.attempt, stop: false });
-    }
-
     fn act(&mut self, id: ProcessId) {
         if self.head.has_buried(id) {
             return self.fenced(id); // the nodes have dropped what it owned, and it is about to hear of it
@@ -816,8 +824,17 @@ impl<'a> World<'a> {
         let mut again = Some(ms(1));
         if driver.left > 0 {
             // If all are dead at the moment it tries again.
-            driver.left -= usize::from(!self.nodes.is_empty());
-            self.submit(id, &[], None);
+            let most = driver.left;
+            let submitted = match self.options.packs && self.random.one_in(3) {
+                true => self.submit_packs(id, most),
+                false => {
+                    self.submit(id, &[], None);
+                    1
+                }
+            };
+            if let Some(driver) = self.drivers.get_mut(&id).filter(|_| !self.nodes.is_empty()) {
+                driver.left = driver.left.saturating_sub(submitted);
+            }
             self.play(id);
             again = Some(self.random.exponential(self.options.interval.as_nanos() as u64));
         } else if self.options.groups && (!driver.groups.is_empty() || !driver.shell.is_idle()) {
@@ -878,7 +895,7 @@ impl<'a> World<'a> {
         }
         let groups = self.drivers.get(&id).map(|driver| &driver.groups);
         let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
-        let parts = Body::from_bytes(&work.body.alone(None)).parts;
+        let parts = Body::of(&work.body.alone(None)).parts;
         let object = self.with(id, |shell, out| shell.submit(work, parts, inside, out))?;
         self.submitted.insert(object, self.now);
         if self.options.borrowing {
@@ -887,6 +904,25 @@ impl<'a> World<'a> {
             self.ranks.extend(all.map(|object| (object, rank)));
         }
         Some(object)
+    }
+
+    /// Submits many small tasks, and says how many.
+    fn submit_packs(&mut self, id: ProcessId, most: usize) -> usize {
+        if self.nodes.is_empty() {
+            return 0;
+        }
+        let (common, work, count) = workload::pack(id, &mut self.random);
+        let values = (0..count.min(most as u64)).map(|_| workload::member(self.options, &mut self.random).to_bytes().0);
+        let values = values.collect();
+        let tasks = self.with(id, |shell, out| shell.submit_packs((&common, &work), values, out)).unwrap_or_default();
+        for task in &tasks {
+            self.submitted.insert(*task, self.now);
+            if self.options.borrowing {
+                let rank = self.rank(None);
+                self.ranks.insert(*task, rank);
+            }
+        }
+        tasks.len()
     }
 
     /// Puts something, passes handles on to itself and drops some.
@@ -1027,11 +1063,21 @@ impl<'a> World<'a> {
 }
 
 impl SimNode {
-    /// Whether what runs fits what there is.
-    fn check(&self) -> Result<(), String> {
+    /// Whether what the node lets run fits what there is, and so does what runs.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let is_ahead = |key: &(ObjectId, u32)| self.node.task(key.0, key.1).is_some_and(|task| task.is_ahead);
+        let allowed = self.running.iter().filter(|(key, _)| !is_ahead(key)).map(|(_, job)| job);
+        self.fit(allowed).and_then(|()| self.fit(self.runs()))
+    }
+
+    fn runs(&self) -> impl Iterator<Item = &Job> {
+        self.running.values().filter(|job| !matches!(job.phase, Phase::Waits(_)))
+    }
+
+    fn fit<'j>(&self, jobs: impl Iterator<Item = &'j Job>) -> Result<(), String> {
         let mut plain = Vec::new();
         let mut bundles: BTreeMap<_, Vec<&Demand>> = BTreeMap::new();
-        for job in self.running.values() {
+        for job in jobs {
             match job.bundle {
                 Some(bundle) => bundles.entry(bundle).or_default().push(&job.demand),
                 None => plain.push(&*job.demand),
@@ -1047,6 +1093,13 @@ impl SimNode {
             Some(bundle) => Err(format!("something runs in {bundle:?}, which is not set aside")),
             None => fits(&plain, &self.capacity),
         }
+    }
+
+    /// The CPUs, in thousandths, that nothing runs on and nothing is set aside on.
+    pub(super) fn unused(&self) -> u32 {
+        let plain = self.runs().filter(|job| job.bundle.is_none()).map(|job| job.demand.cpu);
+        let used: u32 = plain.chain(self.node.reserved().map(|(_, _, demand)| demand.cpu)).sum();
+        self.capacity.cpu.saturating_sub(used)
     }
 }
 
