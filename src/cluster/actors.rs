@@ -33,6 +33,7 @@ use crate::{
     task::or_failed,
 };
 use std::{
+    any::Any,
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Display},
     marker::PhantomData,
@@ -43,16 +44,14 @@ use std::{
 /// What an actor died of that somebody has ended.
 pub(super) const KILLED: &str = "it was killed";
 
-/// A handle to an actor in a worker.
+/// A handle to an actor in a worker, which calls share that are under way.
 #[derive(Clone)]
-pub(crate) struct RemoteActor {
+pub(crate) struct RemoteActor(Arc<About>);
+
+struct About {
     client: Arc<Client>,
     /// Ready when the constructor has run.
     created: ObjectRef<()>,
-    about: Arc<About>,
-}
-
-struct About {
     id: ObjectId,
     /// What it is called in the process that has started it.
     number: u64,
@@ -112,43 +111,52 @@ pub(crate) struct Setup<S> {
 
 impl fmt::Debug for RemoteActor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.about.name.as_deref().unwrap_or(self.about.type_name);
+        let name = self.0.name.as_deref().unwrap_or(self.0.type_name);
         write!(f, "Actor(actor `{name}` (#{}))", self.id())
     }
 }
 
 impl RemoteActor {
     pub(crate) fn id(&self) -> u64 {
-        self.about.number
+        self.0.number
+    }
+
+    pub(super) fn object(&self) -> ObjectId {
+        self.0.id
+    }
+
+    /// What there is to be dropped, if no other shares it.
+    pub(super) fn last(self) -> Option<Box<dyn Any + Send>> {
+        Some(Box::new(Arc::into_inner(self.0)?))
     }
 
     pub(crate) fn name(&self) -> Option<&str> {
-        self.about.name.as_deref()
+        self.0.name.as_deref()
     }
 
     pub(crate) fn ready(&self) -> ObjectRef<()> {
         let view = |state: &mut State| {
-            let view = state.actors.get(&self.about.id)?;
+            let view = state.actors.get(&self.0.id)?;
             view.dead.clone().or_else(|| view.killed.clone())
         };
-        match self.client.with(|state, _| view(state)) {
+        match self.0.client.with(|state, _| view(state)) {
             Some(error) => {
-                let error = died(self.about.id, &error);
-                let promise = Promise::failed(self.client.core, Location::caller(), (*error).clone());
+                let error = died(self.0.id, &error);
+                let promise = Promise::failed(self.0.client.core, Location::caller(), (*error).clone());
                 ObjectRef::first(promise)
             }
-            None => self.created.clone(),
+            None => self.0.created.clone(),
         }
     }
 
     pub(crate) fn handle(&self) -> Handle {
-        Handle::Actor { actor: self.about.id, name: self.about.name.clone(), number: self.about.number }
+        Handle::Actor { actor: self.0.id, name: self.0.name.clone(), number: self.0.number }
     }
 
     /// Asks the actor, behind the calls that this process has made. Those that have not left it wait here.
     pub(crate) fn pending_calls(&self) -> usize {
-        let actor = self.about.id;
-        let place = self.client.with(|state, _| {
+        let actor = self.0.id;
+        let place = self.0.client.with(|state, _| {
             let view = state.actors.get(&actor).ok_or(0usize)?;
             let waiting = view.waiting.iter().filter(|letter| matches!(letter, Letter::Call { .. })).count();
             view.place.ok_or(waiting)
@@ -156,16 +164,17 @@ impl RemoteActor {
         match place {
             Err(waiting) => waiting,
             Ok(place) => {
-                let answer = self.client.ask_within(place, PATIENCE, None, |number| Letter::Pending { actor, number });
+                let answer =
+                    self.0.client.ask_within(place, PATIENCE, None, |number| Letter::Pending { actor, number });
                 answer.ok().and_then(|answer| answer.parse().ok()).unwrap_or(0)
             }
         }
     }
 
     pub(crate) fn kill(&self) {
-        let node = self.created.node();
+        let node = self.0.created.node();
         let error = Arc::new(Error::ActorDied { origin: node.origin(), cause: KILLED.into() });
-        self.client.with(|state, out| self.client.kill_actor(state, self.about.id, &error, out));
+        self.0.client.with(|state, out| self.0.client.kill_actor(state, self.0.id, &error, out));
     }
 
     /// Calls a method.
@@ -188,10 +197,9 @@ impl RemoteActor {
             contain(|| drop(body));
             let packed = packed?;
             let kind = ("call", std::any::type_name::<F>());
-            let keep = Box::new(self.clone());
-            self.client.call((self.about.id, self.id()), location, kind, function, packed, options, keep, caller())
+            self.0.client.call(self, location, kind, function, packed, options, caller())
         };
-        or_failed(self.client.core, location, call())
+        or_failed(self.0.client.core, location, call())
     }
 }
 
@@ -275,9 +283,7 @@ impl Client {
             }
         }
         self.start_announced(id, order, &dependencies, options.max_restarts);
-        let actor =
-            RemoteActor { client: self.clone(), created, about: Arc::new(About { id, number, name, type_name }) };
-        Ok(actor)
+        Ok(RemoteActor(Arc::new(About { client: self.clone(), created, id, number, name, type_name })))
     }
 
     /// The actor with this name, wherever it is.
@@ -333,8 +339,8 @@ impl Client {
             return Err(Error::Unsupported { reason: "an object's handle was sent as an actor's".into() });
         };
         let created = self.import::<()>(*actor, &serial::Given::Nothing)?;
-        let about = Arc::new(About { id: *actor, number: *number, name: name.clone(), type_name });
-        Ok(RemoteActor { client: self.clone(), created, about })
+        let (client, id, number, name) = (self.clone(), *actor, *number, name.clone());
+        Ok(RemoteActor(Arc::new(About { client, created, id, number, name, type_name })))
     }
 
     /// Sends a letter to an actor's node, as soon as that is known.
@@ -392,8 +398,8 @@ impl Client {
 
     /// An own call is not wanted any more, if it is one: it is not sent (`true`), or its actor is told.
     pub(super) fn stop_call(&self, state: &mut State, call: ObjectId, out: &mut Out) -> bool {
-        let Some(actor) = state.calls.get(&call.number) else { return false };
-        let Some(view) = state.actors.get_mut(actor) else { return false };
+        let Some(actor) = state.calls.get(call.number).map(RemoteActor::object) else { return false };
+        let Some(view) = state.actors.get_mut(&actor) else { return false };
         let before = view.waiting.len();
         view.waiting.retain(|letter| !matches!(letter, Letter::Call { call: other, .. } if *other == call));
         let was_sent = view.waiting.len() == before;

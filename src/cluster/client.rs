@@ -19,7 +19,7 @@
 //! into [`Out`], and dropped after.
 
 use super::{
-    actors::{KILLED, View},
+    actors::{KILLED, RemoteActor, View},
     capacity::Demand,
     cycles::Looks,
     driver::DriverDesk,
@@ -29,7 +29,7 @@ use super::{
     pack::{self, Carrier, Common, Member, Pack, PackKind, Packing},
     protocol::{Effects, HEAD, INLINE, Message, ObjectId, Outcome, ProcessId, SHORT, Strategy, lost},
     reading,
-    remote::{Remote, RemoteCell},
+    remote::{Received, Remote, RemoteCell},
     rows::Rows,
     running::{Made, PackRun, Running},
     store::{self, Draft},
@@ -155,8 +155,8 @@ pub(super) struct State {
     /// The same, announced by the worker that has made it.
     announced: FxHashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
     wants: FxHashSet<ObjectId>,
-    /// Own calls that are under way, and of which actor.
-    pub(super) calls: FxHashMap<u64, ObjectId>,
+    /// Own calls that are under way, each with a handle to its actor.
+    pub(super) calls: Rows<RemoteActor>,
     /// Objects of others.
     foreign: FxHashMap<ObjectId, Foreign>,
     /// Those who wait for placement groups.
@@ -290,7 +290,7 @@ impl Drop for Then {
 pub(super) type Announced = (Arc<dyn Remote>, Order, Beginning);
 
 /// What has arrived for a cell.
-type Arriving = Result<Bytes, Arc<Error>>;
+type Arriving = Result<Received, Arc<Error>>;
 type Arrivals = Vec<(Arc<dyn Remote>, Arriving)>;
 
 /// What is done after the lock is released.
@@ -353,7 +353,7 @@ impl Client {
                 offered: FxHashMap::default(),
                 announced: FxHashMap::default(),
                 wants: FxHashSet::default(),
-                calls: FxHashMap::default(),
+                calls: Rows::default(),
                 foreign: FxHashMap::default(),
                 groups: FxHashMap::default(),
                 actors: FxHashMap::default(),
@@ -496,11 +496,13 @@ impl Client {
             out.trash.push(Box::new(held));
         }
         let value = state.owner.value(object);
-        if let Some(actor) = state.calls.remove(&object.number)
-            && let Some(Value::Failed(why)) = &value
-            && let Error::ActorDied { .. } | Error::Lost { .. } = &**why
-        {
-            self.was_not_there(state, actor);
+        if let Some(actor) = state.calls.remove(object.number) {
+            if let Some(Value::Failed(why)) = &value
+                && let Error::ActorDied { .. } | Error::Lost { .. } = &**why
+            {
+                self.was_not_there(state, actor.object());
+            }
+            out.trash.extend(actor.last());
         }
         let cell = self.under_way.lock().remove(object.number);
         // Actors are counted where they are; a part counts with the whole.
@@ -516,7 +518,7 @@ impl Client {
         self.look_after(state, object, out);
         let Some(cell) = cell.or_else(|| state.cells.get(object)) else { return };
         match value {
-            Some(Value::Inline(value)) => out.arrivals.push((cell, Ok(Bytes::from_owner(value)))),
+            Some(Value::Inline(value)) => out.arrivals.push((cell, Ok(Received::Kept(value)))),
             Some(Value::Failed(error)) => {
                 let error = match &*error {
                     Error::Lost { origin, reason } if cell.kind() == "call" => {
@@ -671,7 +673,7 @@ impl Client {
         let cell = || state.cells.get(object);
         let holders = match value {
             Some(Value::Inline(value)) => {
-                out.arrivals.extend(cell().map(|cell| (cell, Ok(Bytes::from_owner(value)))));
+                out.arrivals.extend(cell().map(|cell| (cell, Ok(Received::Kept(value)))));
                 return;
             }
             Some(Value::Failed(error)) => {
@@ -757,9 +759,10 @@ impl Client {
                         self.core.schedule(pack);
                     }
                     PackKind::Calls { actor, caller } => {
+                        let target = self.target(actor, pack.common.function);
                         for (number, member) in (first.number..).zip(pack.members) {
                             let id = ObjectId { number, ..first };
-                            self.call_here((id, true), actor, caller, pack.common.alone(member));
+                            self.call_here((id, true), &target, caller, pack.common.alone(member));
                         }
                     }
                 }
@@ -984,8 +987,8 @@ impl Client {
         self.with(|state, out| {
             state.groups.clear(); // and who waits for them is told
             // Actors that others have started may live on.
-            let calls = state.calls.iter().filter(|(_, actor)| actor.owner != self.me);
-            let calls: Vec<_> = calls.map(|(number, _)| ObjectId { owner: self.me, number: *number }).collect();
+            let calls = state.calls.iter().filter(|(_, actor)| actor.object().owner != self.me);
+            let calls: Vec<_> = calls.map(|(number, _)| ObjectId { owner: self.me, number }).collect();
             for call in calls {
                 let label = self.label(call).unwrap_or_else(|| "call".into());
                 self.stop_call(state, call, out);
@@ -1051,7 +1054,7 @@ impl Client {
         for cell in cells.into_iter().filter(|cell| !cell.is_done()) {
             let value = self.state.lock().owner.value(cell.id()).filter(|_| cell.id().owner == self.me);
             let outcome = match value {
-                Some(Value::Inline(value)) => Ok(Bytes::from_owner(value)),
+                Some(Value::Inline(value)) => Ok(Received::Kept(value)),
                 Some(Value::Failed(error)) => Err(error),
                 _ => Err(self.gone(&*cell)),
             };
@@ -1110,7 +1113,7 @@ impl Client {
                 state.wants.remove(&object);
                 let cell = state.cells.get(object);
                 let value = payload.pop().unwrap_or_default();
-                out.arrivals.extend(cell.map(|cell| (cell, Ok(value))));
+                out.arrivals.extend(cell.map(|cell| (cell, Ok(Received::Alone(value)))));
             }
             Message::Lost { object, why } => {
                 state.wants.remove(&object);
@@ -1267,7 +1270,7 @@ impl Client {
             if let (Some(value), false) = (value, handle.source().is_done()) {
                 let any: &dyn Any = &**handle.source();
                 if let Some(cell) = any.downcast_ref::<RemoteCell<T>>() {
-                    cell.arrive(Ok(value.clone()));
+                    cell.arrive(Ok(Received::Alone(value.clone())));
                 }
             }
             return Ok(handle);
@@ -1279,9 +1282,9 @@ impl Client {
             self.hold(state, id);
             state.cells.insert(id, &remote);
             match value {
-                Some(value) => out.arrivals.push((remote.clone(), Ok(value.clone()))),
+                Some(value) => out.arrivals.push((remote.clone(), Ok(Received::Alone(value.clone())))),
                 None if id.owner == self.me => match state.owner.value(id) {
-                    Some(Value::Inline(value)) => out.arrivals.push((remote.clone(), Ok(Bytes::from_owner(value)))),
+                    Some(Value::Inline(value)) => out.arrivals.push((remote.clone(), Ok(Received::Kept(value)))),
                     Some(Value::Failed(error)) => out.arrivals.push((remote.clone(), Err(error))),
                     _ => {}
                 },
@@ -1665,15 +1668,15 @@ impl Client {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn call<T: Object>(
         self: &Arc<Self>,
-        (actor, actor_number): (ObjectId, u64),
+        handle: &RemoteActor,
         location: &'static Location<'static>,
         kind: (&'static str, &'static str),
         function: Site,
         packed: Packed,
         options: Option<Box<Options>>,
-        mut keep: Box<dyn Any + Send + Sync>,
         caller: u32,
     ) -> Result<ObjectRef<T>> {
+        let actor = handle.object();
         self.takes_orders(kind, options.as_deref())?;
         // Callers of different processes are different.
         let caller = (self.me.0 as u32).wrapping_mul(0x9e37_79b9) ^ ((self.me.0 >> 32) as u32) ^ caller;
@@ -1683,27 +1686,23 @@ impl Client {
             Ok(value) => {
                 let called = self.with(|state, _| {
                     let Some(place) = state.actors.get(&actor).and_then(View::takes_at_once) else {
-                        return Err((value, keep));
+                        return Err(value);
                     };
                     let id = state.owner.expect(Some(place));
                     let cell = RemoteCell::<T>::new(self, id, kind, location, None);
-                    self.enter(state, cell.clone(), vec![keep]);
-                    state.calls.insert(id.number, actor);
+                    self.enter(state, cell.clone(), Vec::new());
+                    state.calls.insert(id.number, handle.clone());
                     let kind = PackKind::Calls { actor, caller };
                     self.pack(state, (place, kind), id, (function, location), cell.meta().id, &value);
                     Ok(cell)
                 });
                 match called {
-                    Ok(cell) => return Ok(self.called(cell, actor_number)),
-                    Err((value, kept)) => {
-                        keep = kept;
-                        Packed::from_small(value)
-                    }
+                    Ok(cell) => return Ok(self.called(cell, handle.id())),
+                    Err(value) => Packed::from_small(value),
                 }
             }
         };
-        let (parcel, beginning, mut handles) = self.parcel(packed)?;
-        handles.push(keep);
+        let (parcel, beginning, handles) = self.parcel(packed)?;
         let extras = options.as_deref().map(extras).transpose()?.flatten();
         let cell = self.with(|state, out| {
             let id = state.owner.expect(None);
@@ -1711,11 +1710,11 @@ impl Client {
             let order = order_of(&*cell, function, parcel, Vec::new(), extras);
             let body = order.encode(beginning);
             self.enter(state, cell.clone(), handles);
-            state.calls.insert(id.number, actor);
+            state.calls.insert(id.number, handle.clone());
             self.to_actor(state, actor, Letter::Call { call: id, actor, caller, body }, out);
             cell
         });
-        Ok(self.called(cell, actor_number))
+        Ok(self.called(cell, handle.id()))
     }
 
     /// A call has been made.
@@ -1729,7 +1728,7 @@ impl Client {
     /// A call of another process's, for an actor here.
     fn call_arrived(self: &Arc<Self>, id: ObjectId, actor: ObjectId, caller: u32, body: &Bytes) {
         match Order::decode(body) {
-            Some(order) => self.call_here((id, false), actor, caller, order),
+            Some(order) => self.call_here((id, false), &self.target(actor, order.function), caller, order),
             None => {
                 let inside = Vec::new();
                 let reply = Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed: false, inside };
@@ -1738,10 +1737,25 @@ impl Client {
         }
     }
 
-    fn call_here(self: &Arc<Self>, (id, is_packed): (ObjectId, bool), actor: ObjectId, caller: u32, order: Order) {
-        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed, inside };
+    /// The actor and the method that calls are for, or why they cannot be made.
+    fn target(&self, actor: ObjectId, function: Site) -> Result<(Arc<dyn HostedActor>, &'static Descriptor)> {
+        let function = self.find(function)?;
         let hosted = self.hosted.lock().get(&actor).cloned();
-        let function = self.find(order.function);
+        let hosted = hosted.ok_or_else(|| {
+            let known = self.dead.lock().get(&actor).cloned();
+            (*known.unwrap_or_else(|| super::node_process::died(actor, "it has stopped"))).clone()
+        })?;
+        Ok((hosted, function))
+    }
+
+    fn call_here(
+        self: &Arc<Self>,
+        (id, is_packed): (ObjectId, bool),
+        target: &Result<(Arc<dyn HostedActor>, &'static Descriptor)>,
+        caller: u32,
+        order: Order,
+    ) {
+        let reply = |inside| Reply { client: self.clone(), id, attempt: 0, is_call: true, is_packed, inside };
         let handles = order.parcel.handles.iter().map(|handle| (handle.clone(), Given::Nothing)).collect();
         let inside = order.parcel.handles.iter().map(Handle::object).collect();
         let incoming = Incoming {
@@ -1752,16 +1766,11 @@ impl Client {
             devices: Vec::new(),
             caller,
         };
-        let result = match (function, hosted) {
-            (Ok(function), Some(hosted)) => {
-                guarded("the arguments", || function.run(Arrival(Arrived::Call(incoming, &*hosted))))
+        let result = match target {
+            Ok((hosted, function)) => {
+                guarded("the arguments", || function.run(Arrival(Arrived::Call(incoming, &**hosted))))
             }
-            (Err(error), _) => Err(error.into()),
-            (_, None) => {
-                let known = self.dead.lock().get(&actor).cloned();
-                let error = known.unwrap_or_else(|| super::node_process::died(actor, "it has stopped"));
-                Err((*error).clone())
-            }
+            Err(error) => Err(error.clone()),
         };
         if let Err(error) = result {
             reply(Vec::new()).fail(error);
@@ -1889,7 +1898,7 @@ impl Client {
             let cell = RemoteCell::<T>::new(self, id, ("object", std::any::type_name::<T>()), location, None);
             let remote: Arc<dyn Remote> = cell.clone();
             state.cells.insert(id, &remote);
-            out.arrivals.push((remote, Ok(value)));
+            out.arrivals.push((remote, Ok(Received::Alone(value))));
             cell
         });
         Ok(ObjectRef::first(cell))
@@ -2021,7 +2030,7 @@ impl Client {
             state.wants.remove(&object);
             let Some(cell) = state.cells.get(object) else { return };
             match value {
-                Ok(value) => out.arrivals.push((cell, Ok(value))),
+                Ok(value) => out.arrivals.push((cell, Ok(Received::Alone(value)))),
                 // It was moved meanwhile.
                 Err(_) => self.fetch(state, object, out),
             }
@@ -2109,7 +2118,7 @@ impl Client {
             _ => None,
         };
         // Handles inside it are not here for longer than they must.
-        let kept = value.clone().filter(|_| outgoing.as_ref().is_ok_and(|(outgoing, _)| outgoing.handles.is_empty()));
+        let kept = value.as_ref().filter(|_| outgoing.as_ref().is_ok_and(|(outgoing, _)| outgoing.handles.is_empty()));
         let old = self.running.lock().end((id, attempt), kept);
         contain(|| drop(old));
         match outgoing {
@@ -2202,8 +2211,8 @@ impl Client {
     /// The node that an object of this process's is with, or is to go to, while it is under way.
     pub(super) fn whereabouts(&self, object: ObjectId) -> Option<ProcessId> {
         let state = self.state.lock();
-        match state.calls.get(&object.number).filter(|_| object.owner == self.me) {
-            Some(actor) => state.actors.get(actor).and_then(View::place),
+        match state.calls.get(object.number).filter(|_| object.owner == self.me) {
+            Some(actor) => state.actors.get(&actor.object()).and_then(View::place),
             None => state.owner.whereabouts(object),
         }
     }
@@ -2240,7 +2249,8 @@ impl Client {
         let Some(state) = self.state.try_lock() else { return Vec::new() };
         let mut waits_for = state.owner.missing(object);
         // A call waits for its actor to be there.
-        waits_for.extend(state.calls.get(&object.number).filter(|_| object.owner == self.me));
+        let call = state.calls.get(object.number).filter(|_| object.owner == self.me);
+        waits_for.extend(call.map(RemoteActor::object));
         let under_way = self.under_way.lock();
         waits_for
             .iter()

@@ -19,6 +19,7 @@ mod graph;
 mod tests;
 
 use super::{
+    actors::{RemoteActor, View},
     client::Client,
     protocol::{HEAD, Nanos, ObjectId, ProcessId, ms, us},
     wire::Letter,
@@ -307,10 +308,10 @@ impl Client {
                     entry.made_by = Some(Spot::Local(self.me, node.meta().id));
                     nodes.push(node);
                 }
-                if let Some(actor) = state.calls.get(&object.number) {
+                if let Some(actor) = state.calls.get(object.number).map(RemoteActor::object) {
                     // Until there is one.
-                    entry.needs.push(Need::of(Spot::Object(*actor)));
-                    entry.place = state.actors.get(actor).and_then(super::actors::View::place);
+                    entry.needs.push(Need::of(Spot::Object(actor)));
+                    entry.place = state.actors.get(&actor).and_then(View::place);
                 }
             }
         });

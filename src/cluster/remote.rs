@@ -22,6 +22,23 @@ use std::{
     },
 };
 
+/// The bytes of a value, as they are kept.
+#[derive(Clone)]
+pub(crate) enum Received {
+    /// By the owner, too, who is this process.
+    Kept(Arc<[u8]>),
+    Alone(Bytes),
+}
+
+impl Received {
+    fn bytes(self) -> Bytes {
+        match self {
+            Received::Kept(bytes) => Bytes::from_owner(bytes),
+            Received::Alone(bytes) => bytes,
+        }
+    }
+}
+
 pub(crate) struct RemoteCell<T> {
     meta: Meta,
     id: ObjectId,
@@ -31,7 +48,7 @@ pub(crate) struct RemoteCell<T> {
     /// Of a call: the number of its actor here.
     actor: AtomicU64,
     /// What has arrived.
-    arrived: Slot<Bytes>,
+    arrived: Slot<Received>,
     /// What it is, once somebody has looked.
     value: OnceLock<Slot<T>>,
     /// Somebody here wants the value.
@@ -43,12 +60,12 @@ pub(crate) struct RemoteCell<T> {
 /// One of these, without its type.
 pub(crate) trait Remote: Node {
     fn id(&self) -> ObjectId;
-    fn arrive(&self, outcome: Outcome<Bytes>);
+    fn arrive(&self, outcome: Outcome<Received>);
     /// The same if nothing but threads that sleep wait for it, so that no code of the user's is run.
     ///
     /// # Errors
     /// The outcome: others may wait, too.
-    fn arrive_quietly(&self, outcome: Outcome<Bytes>) -> Result<(), Outcome<Bytes>> {
+    fn arrive_quietly(&self, outcome: Outcome<Received>) -> Result<(), Outcome<Received>> {
         Err(outcome)
     }
     fn is_wanted(&self) -> bool;
@@ -89,9 +106,9 @@ impl<T: Object> RemoteCell<T> {
         Ok(self.value.get_or_init(|| {
             let value = self
                 .arrived
-                .peek(Bytes::clone)
+                .peek(Received::clone)
                 .map_err(|error| (*error).clone())
-                .and_then(|bytes| guarded("a value that arrived", || self.decode(&bytes)));
+                .and_then(|received| guarded("a value that arrived", || self.decode(received)));
             match value {
                 Ok(value) => Slot::ready(value),
                 Err(error) => {
@@ -103,13 +120,19 @@ impl<T: Object> RemoteCell<T> {
         }))
     }
 
-    fn decode(&self, bytes: &Bytes) -> Result<T> {
-        let parcel = Parcel::decode(bytes)?;
+    fn decode(&self, received: Received) -> Result<T> {
+        let what = "a value that arrived";
+        if let Received::Kept(bytes) = &received
+            && let Some(value) = Parcel::bare(bytes)
+        {
+            return serial::from_bytes(value, what);
+        }
+        let parcel = Parcel::decode(&received.bytes())?;
         // Until this process has a claim of its own to what is inside, the whole keeps it alive.
         let inside = parcel.objects();
         let handles = parcel.handles.into_iter().map(|handle| (handle, Given::Nothing)).collect();
         let imports = Imports { client: self.client.clone(), handles };
-        let value = serial::unpack_there(&parcel.bytes, parcel.is_row, imports, "a value that arrived");
+        let value = serial::unpack_there(&parcel.bytes, parcel.is_row, imports, what);
         if !inside.is_empty() {
             self.client.claim_all(&inside, Some(self.id));
         }
@@ -155,11 +178,11 @@ impl<T: Object> Remote for RemoteCell<T> {
         self.id
     }
 
-    fn arrive(&self, outcome: Outcome<Bytes>) {
+    fn arrive(&self, outcome: Outcome<Received>) {
         complete(&self.meta, &self.arrived, outcome);
     }
 
-    fn arrive_quietly(&self, outcome: Outcome<Bytes>) -> Result<(), Outcome<Bytes>> {
+    fn arrive_quietly(&self, outcome: Outcome<Received>) -> Result<(), Outcome<Received>> {
         self.arrived.complete_quietly(outcome)?;
         if self.meta.handles.load(Ordering::Acquire) == 0 {
             self.arrived.discard();

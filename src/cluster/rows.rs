@@ -1,13 +1,17 @@
 //! A table by numbers that are handed out one after the other: neighbours lie side by side, so what goes through many of
-//! them in a row does not look for each, and a page of them is given back when its last has gone.
+//! them in a row does not look for each, and a page of them is given back when its last has gone, but for a few that are
+//! kept for the numbers to come.
 
 use rustc_hash::FxHashMap;
 
 /// So many numbers share a page.
 const PAGE: u64 = 64;
+/// So many empty pages are kept.
+const SPARE: usize = 2;
 
 pub(crate) struct Rows<T> {
     pages: FxHashMap<u64, Page<T>>,
+    spare: Vec<Page<T>>,
     len: usize,
 }
 
@@ -18,7 +22,7 @@ struct Page<T> {
 
 impl<T> Default for Rows<T> {
     fn default() -> Self {
-        Rows { pages: FxHashMap::default(), len: 0 }
+        Rows { pages: FxHashMap::default(), spare: Vec::new(), len: 0 }
     }
 }
 
@@ -43,7 +47,9 @@ impl<T> Rows<T> {
 
     pub(crate) fn insert(&mut self, number: u64, row: T) -> Option<T> {
         let (page, at) = place(number);
-        let page = self.pages.entry(page).or_insert_with(|| Page { rows: (0..PAGE).map(|_| None).collect(), len: 0 });
+        let spare = &mut self.spare;
+        let new = || spare.pop().unwrap_or_else(|| Page { rows: (0..PAGE).map(|_| None).collect(), len: 0 });
+        let page = self.pages.entry(page).or_insert_with(new);
         let before = page.rows[at].replace(row);
         if before.is_none() {
             page.len += 1;
@@ -59,7 +65,8 @@ impl<T> Rows<T> {
         self.len -= 1;
         page.len -= 1;
         if page.len == 0 {
-            self.pages.remove(&number);
+            let page = self.pages.remove(&number).filter(|_| self.spare.len() < SPARE);
+            self.spare.extend(page);
         }
         Some(row)
     }
@@ -120,7 +127,8 @@ mod tests {
             rows.iter_mut().for_each(|(number, row)| *row = number as usize);
             prop_assert!(rows.iter().all(|(number, row)| *row == number as usize));
             prop_assert!(model.keys().all(|number| rows.remove(*number) == Some(*number as usize)));
-            prop_assert!(rows.pages.is_empty());
+            prop_assert!(rows.pages.is_empty() && rows.spare.len() <= SPARE);
+            prop_assert!(rows.spare.iter().flat_map(|page| &page.rows).all(Option::is_none));
         }
     }
 }

@@ -7,7 +7,8 @@
 use super::{
     client::Client,
     pack::{Common, Member, Pack},
-    protocol::ObjectId,
+    protocol::{ObjectId, ProcessId},
+    rows::Rows,
 };
 use crate::{
     local::{Work, node::Node},
@@ -18,7 +19,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::{
     any::Any,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     mem,
     sync::{Arc, Weak},
 };
@@ -34,9 +35,10 @@ type Key = (ObjectId, u32);
 
 #[derive(Default)]
 pub(super) struct Running {
-    tasks: FxHashMap<Key, Task>,
-    /// The newest attempts, of those that are not the first.
-    again: FxHashMap<ObjectId, u32>,
+    /// Calls, and first attempts of tasks, by who has submitted them.
+    tasks: FxHashMap<ProcessId, Rows<Task>>,
+    /// Later attempts.
+    again: BTreeMap<Key, Task>,
     /// Packs that may have tasks that have not come up.
     packs: Vec<Weak<PackRun>>,
     /// Those that have ended, the oldest first, their bytes, and how many of them had ended at the last tick.
@@ -88,6 +90,8 @@ impl Work for PackRun {
 }
 
 struct Task {
+    /// 0: it is a call.
+    attempt: u32,
     node: Weak<dyn Node>,
     result: Given,
 }
@@ -95,25 +99,31 @@ struct Task {
 impl Running {
     pub(super) fn start(&mut self, task: Key, node: Weak<dyn Node>, made: Option<Made>) {
         let result = made.map_or(Given::Nothing, Given::Made);
-        self.tasks.insert(task, Task { node, result });
-        if task.1 > 1 {
-            let newest = self.again.entry(task.0).or_default();
-            *newest = task.1.max(*newest);
+        let entry = Task { attempt: task.1, node, result };
+        match task {
+            (object, ..=1) => drop(self.tasks.entry(object.owner).or_default().insert(object.number, entry)),
+            again => drop(self.again.insert(again, entry)),
+        }
+    }
+
+    fn get_mut(&mut self, task: Key) -> Option<&mut Task> {
+        match task {
+            (object, ..=1) => self.tasks.get_mut(&object.owner)?.get_mut(object.number),
+            again => self.again.get_mut(&again),
         }
     }
 
     /// What is known of the attempts of a task, the newest first.
     fn attempts(&self, object: ObjectId) -> impl Iterator<Item = &Task> {
-        let newest = self.again.get(&object).copied().unwrap_or(1);
-        (0..=newest).rev().filter_map(move |attempt| self.tasks.get(&(object, attempt)))
+        let again = self.again.range((object, 0)..=(object, u32::MAX)).map(|(_, task)| task).rev();
+        again.chain(self.tasks.get(&object.owner).and_then(|tasks| tasks.get(object.number)))
     }
 
     fn remove(&mut self, task: Key) -> Option<Task> {
-        let removed = self.tasks.remove(&task);
-        if !self.again.is_empty() && self.attempts(task.0).next().is_none() {
-            self.again.remove(&task.0);
+        match task {
+            (object, ..=1) => self.tasks.get_mut(&object.owner)?.remove(object.number),
+            again => self.again.remove(&again),
         }
-        removed
     }
 
     /// Tasks that come up one by one.
@@ -130,7 +140,11 @@ impl Running {
     }
 
     pub(super) fn node(&self, task: Key) -> Option<Arc<dyn Node>> {
-        self.tasks.get(&task).and_then(|task| task.node.upgrade())
+        let found = match task {
+            (object, ..=1) => self.tasks.get(&object.owner)?.get(object.number),
+            again => self.again.get(&again),
+        };
+        found?.node.upgrade()
     }
 
     /// Of what is made here, the newest attempt.
@@ -140,7 +154,12 @@ impl Running {
 
     /// All that has not ended.
     pub(super) fn nodes(&self) -> Vec<(Key, Arc<dyn Node>)> {
-        let nodes = self.tasks.iter().filter_map(|(key, task)| Some((*key, task.node.upgrade()?)));
+        let of = |owner| move |(number, task)| (ObjectId { owner, number }, task);
+        let first = self.tasks.iter().flat_map(|(owner, tasks)| tasks.iter().map(of(*owner)));
+        let all = first
+            .map(|(object, task)| ((object, task.attempt), task))
+            .chain(self.again.iter().map(|(key, task)| (*key, task)));
+        let nodes = all.filter_map(|(key, task)| Some((key, task.node.upgrade()?)));
         nodes.filter(|(_, node)| !node.is_done()).collect()
     }
 
@@ -150,14 +169,14 @@ impl Running {
     }
 
     /// It has ended, with this result if that is worth keeping. What is given back is to be dropped.
-    pub(super) fn end(&mut self, task: Key, result: Option<Bytes>) -> Option<Given> {
-        let entry = self.tasks.get_mut(&task)?;
+    pub(super) fn end(&mut self, task: Key, result: Option<&Bytes>) -> Option<Given> {
+        let entry = self.get_mut(task)?;
         let (Given::Made(_), Some(result)) = (&entry.result, result) else {
             return Some(self.remove(task)?.result);
         };
+        let made = mem::replace(&mut entry.result, Given::Value(result.clone()));
         self.bytes += result.len();
         self.over.push_back(task);
-        let made = mem::replace(&mut entry.result, Given::Value(result));
         while self.over.len() > KEPT || self.bytes > KEPT_BYTES {
             self.forget();
         }
@@ -175,6 +194,7 @@ impl Running {
     /// Some time has gone by.
     pub(super) fn tick(&mut self) {
         (0..mem::take(&mut self.old)).for_each(|_| self.forget());
+        self.tasks.retain(|_, tasks| !tasks.is_empty());
         self.old = self.over.len();
     }
 }
@@ -188,31 +208,32 @@ mod tests {
     fn results_are_kept_for_a_tick_and_not_too_many() {
         let mut running = Running::default();
         let key = |number| (ObjectId { owner: HEAD, number }, 1);
+        let count = |running: &Running| running.tasks.values().map(Rows::len).sum::<usize>();
         let start = |running: &mut Running, number| {
             running.start(key(number), Weak::<RemoteCell<()>>::new(), Some(Arc::new(number)));
         };
         (0..600).for_each(|number| start(&mut running, number));
         assert!(matches!(running.result(key(7).0), Given::Made(_)));
-        let value = || Some(Bytes::from_static(b"1234"));
-        assert!((0..600).all(|n| matches!(running.end(key(n), value()), Some(Given::Made(_)))));
+        let value = Bytes::from_static(b"1234");
+        assert!((0..600).all(|n| matches!(running.end(key(n), Some(&value)), Some(Given::Made(_)))));
         assert!(matches!(running.result(key(0).0), Given::Nothing));
         assert!(matches!(running.result(key(599).0), Given::Value(_)));
-        assert_eq!((running.tasks.len(), running.bytes), (KEPT, 4 * KEPT));
+        assert_eq!((count(&running), running.bytes), (KEPT, 4 * KEPT));
         running.tick();
         start(&mut running, 700);
-        running.end(key(700), value());
+        running.end(key(700), Some(&value));
         running.tick();
-        assert_eq!((running.tasks.len(), running.bytes), (1, 4));
+        assert_eq!((count(&running), running.bytes), (1, 4));
         running.tick();
         running.tick();
-        assert_eq!((running.tasks.len(), running.bytes, running.old), (0, 0, 0));
+        assert_eq!((count(&running), running.tasks.len(), running.bytes, running.old), (0, 0, 0, 0));
         // What is large is not kept, nor more than there is room for.
         start(&mut running, 1);
         assert!(matches!(running.end(key(1), None), Some(Given::Made(_))));
         for number in 0..3 {
             start(&mut running, number);
-            running.end(key(number), Some(vec![0; KEPT_BYTES / 2].into()));
+            running.end(key(number), Some(&vec![0; KEPT_BYTES / 2].into()));
         }
-        assert_eq!((running.tasks.len(), running.bytes), (2, KEPT_BYTES));
+        assert_eq!((count(&running), running.bytes), (2, KEPT_BYTES));
     }
 }

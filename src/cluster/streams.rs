@@ -7,7 +7,7 @@ use super::{
     client::Client,
     function::Remote as Function,
     protocol::{ObjectId, ProcessId},
-    remote::Remote,
+    remote::{Received, Remote},
     travel::{Arrival, Arrived, Incoming, Reply, guarded, wrong_kind},
 };
 use crate::{
@@ -122,7 +122,7 @@ impl<T: Object> Remote for RemoteStream<T> {
         self.id
     }
 
-    fn arrive(&self, outcome: Outcome<Bytes>) {
+    fn arrive(&self, outcome: Outcome<Received>) {
         self.tell(|buffer| {
             buffer.over = true;
             if buffer.failure.is_none() {

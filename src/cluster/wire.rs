@@ -20,6 +20,7 @@ use crate::{
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, Write},
@@ -174,17 +175,17 @@ impl Outgoing {
         self.packed.write(to)
     }
 
-    fn head(&self) -> Vec<u8> {
+    fn head(&self) -> Cow<'static, [u8]> {
         let is_row = self.packed.has_buffers();
         if self.handles.is_empty() && !is_row {
-            return vec![0; 4];
+            return Cow::Borrowed(&[0; 4]);
         }
         let handles = encode(&self.handles);
         let mut head = (handles.len() as u32).to_le_bytes().to_vec();
         head.push(is_row.into());
         head.extend(handles);
         head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
-        head
+        head.into()
     }
 
     /// How long that is.
@@ -254,6 +255,11 @@ impl Parcel {
         }
         let handles = decode(list).ok_or_else(broken)?;
         Ok(Parcel { handles, is_row: *is_row != 0, bytes: bytes.slice(start..) })
+    }
+
+    /// The value itself, if there is nothing in front of it but that there is nothing.
+    pub(crate) fn bare(bytes: &[u8]) -> Option<&[u8]> {
+        bytes.strip_prefix(&[0; 4])
     }
 
     /// The objects inside.
