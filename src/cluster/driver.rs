@@ -380,7 +380,7 @@ impl DriverDesk {
 fn changes_state_only(letter: &Letter) -> bool {
     match letter {
         Letter::Control(message) => !matches!(message, Message::Fenced),
-        Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
+        Letter::Results { .. } | Letter::Inside { .. } | Letter::Took { .. } | Letter::ActorIs { .. } => true,
         Letter::InFile { .. } | Letter::Answer { .. } | Letter::Closed => true,
         _ => false,
     }
