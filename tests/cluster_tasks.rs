@@ -179,6 +179,33 @@ fn small_results_that_stayed_on_a_killed_node_are_made_again() {
 }
 
 #[test]
+fn small_results_of_a_program_that_has_not_looked_at_those_before_are_there_when_it_does() {
+    fn make(n: u64) -> Vec<u64> {
+        vec![n; 1_000]
+    }
+    fn sum(numbers: Arc<Vec<u64>>) -> u64 {
+        numbers.iter().sum()
+    }
+    let mut cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let spread = rt.task(make).strategy(Strategy::Spread);
+    // It looks at none of these: after a while they stay where they were made.
+    for round in 0..10 {
+        let made: Vec<_> = (0..50).map(|n| spread.submit(50 * round + n)).collect();
+        let sums: Vec<_> = made.iter().map(|made| rt.submit(sum, made)).collect();
+        for (n, sum) in (50 * round..).zip(&sums) {
+            assert_eq!(sum.get(), Ok(1_000 * n));
+        }
+    }
+    let made: Vec<_> = (0..40).map(|n| spread.submit(n)).collect();
+    let sums: Vec<_> = made.iter().map(|made| rt.submit(sum, made)).collect();
+    assert!(sums.iter().zip(0..).all(|(sum, n)| sum.get() == Ok(1_000 * n)));
+    assert!((0..20).all(|n| *made[n as usize].get_shared().unwrap() == make(n)));
+    cluster.kill_node(1);
+    assert!((0..40).all(|n| *made[n as usize].get_shared().unwrap() == make(n)));
+}
+
+#[test]
 fn the_parts_of_a_result_are_objects_of_their_own() {
     fn halves(n: usize) -> (Vec<u32>, Vec<u32>, String) {
         (vec![1; n], vec![2; n], task::context().node().to_owned())

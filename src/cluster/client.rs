@@ -248,7 +248,7 @@ struct Exportation {
 
 impl Drop for Exportation {
     fn drop(&mut self) {
-        self.client.release(self.id);
+        self.client.release(self.id, true);
     }
 }
 
@@ -622,9 +622,12 @@ impl Client {
         });
     }
 
-    /// The last handle of a cell is gone.
-    pub(crate) fn release(self: &Arc<Self>, object: ObjectId) {
+    /// The last handle of a cell is gone; `seen`: somebody has looked at its value.
+    pub(crate) fn release(self: &Arc<Self>, object: ObjectId, seen: bool) {
         self.with(|state, out| {
+            if seen && object.owner == self.me {
+                state.owner.seen(object);
+            }
             state.cells.forget(object);
             state.wants.remove(&object);
             self.let_go(state, object, out);
@@ -1848,7 +1851,7 @@ impl Client {
     pub(super) fn end_stream(self: &Arc<Self>, stream: ObjectId) {
         let sink = self.sinks.lock().remove(&stream);
         drop(sink);
-        self.release(stream);
+        self.release(stream, true);
     }
 
     pub(super) fn credit(&self, producer: ProcessId, stream: ObjectId, items: u32) {

@@ -38,8 +38,8 @@ use super::{
     head::{BEAT, PACE},
     passed::Passed,
     protocol::{
-        Arg, Effects, FAR, Failure, HEAD, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, SHORT, Strategy,
-        TaskSpec, fetch_time, lost, ms, us, waiting_time,
+        Arg, Effects, FAR, Failure, HEAD, INLINE, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, SHORT,
+        Strategy, TaskSpec, fetch_time, lost, ms, us, waiting_time,
     },
     serving::{LARGE, Serving},
 };
@@ -77,11 +77,15 @@ pub(crate) struct Small {
     pub(crate) short: u64,
     /// Of those copies the newest are kept, up to so many bytes.
     pub(crate) lately: u64,
+    /// When an owner has not looked at so many in a row, the next do not go to it any more, either, as long as there are no more
+    /// bytes of them than that.
+    pub(crate) unseen: u32,
+    pub(crate) kept: u64,
 }
 
 impl Default for Small {
     fn default() -> Small {
-        Small { short: SHORT, lately: 16 << 20 }
+        Small { short: SHORT, lately: 16 << 20, unseen: 64, kept: 64 << 20 }
     }
 }
 
@@ -212,6 +216,11 @@ pub(crate) struct Node {
     /// Copies of small results, each with its attempt and size, the newest last; some may have been freed since.
     lately: VecDeque<(ObjectId, u32, u64)>,
     lately_bytes: u64,
+    /// The same of small results that did not go to their owners.
+    kept: VecDeque<(ObjectId, u32, u64)>,
+    kept_bytes: u64,
+    /// How many of those that they got, or could have got, owners have not looked at since the last one that they have.
+    unseen: BTreeMap<ProcessId, u32>,
     /// Tasks that wait only for the results of other tasks here, the oldest first; and some that did.
     chained: VecDeque<Key>,
     /// Objects that somebody here waits for, and whose task has left without a result.
@@ -276,6 +285,9 @@ impl Node {
             small: Small::default(),
             lately: VecDeque::new(),
             lately_bytes: 0,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            unseen: BTreeMap::new(),
             chained: VecDeque::new(),
             astray: Vec::new(),
             finished: 0,
@@ -402,7 +414,10 @@ impl Node {
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
             Message::Check { tasks } => self.check(tasks, out),
-            Message::Free { object, attempt } => self.free_object(object, attempt, out),
+            Message::Free { object, attempt, unseen } => {
+                self.was_seen(object, !unseen);
+                self.free_object(object, attempt, out);
+            }
             Message::Pace { every } => self.pace = every,
             Message::Reserve { group, bundle, round, demand } => self.reserve((group, bundle), round, demand, out),
             Message::Unreserve { group, bundle } => self.unreserve((group, bundle), out),
@@ -755,6 +770,9 @@ impl Node {
     fn wanted(&mut self, by: ProcessId, object: ObjectId, holders: Vec<ProcessId>, out: &mut Effects) {
         if self.dead.contains(&by) {
             return;
+        }
+        if by == object.owner {
+            self.was_seen(object, true);
         }
         if self.store.contains_key(&object) {
             return out.send(by, Message::Here { object });
@@ -1157,6 +1175,7 @@ impl Node {
                     // What waits for it here need not wait for its owner.
                     (true, false) => (Some(size), Outcome::Copied(value)),
                     (true, true) => (Some(size), Outcome::Stored { size }),
+                    (false, true) if self.keep_here(task, attempt, size) => (Some(size), Outcome::Stored { size }),
                     (false, true) => {
                         self.keep_lately(task, attempt, size, out);
                         (Some(size), Outcome::Copied(value))
@@ -1184,6 +1203,34 @@ impl Node {
                 self.free_object(object, attempt, out);
                 out.dropped.push(object);
             }
+        }
+    }
+
+    /// Whether a small result stays here and does not go to its owner, who has not looked at those before it.
+    fn keep_here(&mut self, task: ObjectId, attempt: u32, size: u64) -> bool {
+        if self.unseen.get(&task.owner).is_none_or(|unseen| *unseen < self.small.unseen) {
+            return false;
+        }
+        while let Some((object, attempt, size)) = self.kept.front()
+            && self.store.get(object).is_none_or(|stored| stored.1 != *attempt)
+        {
+            self.kept_bytes -= size;
+            self.kept.pop_front();
+        }
+        let stays = self.kept_bytes + size <= self.small.kept;
+        if stays {
+            self.kept.push_back((task, attempt, size));
+            self.kept_bytes += size;
+        }
+        stays
+    }
+
+    /// Whether the owner has looked at an object's value.
+    fn was_seen(&mut self, object: ObjectId, seen: bool) {
+        let sizes = self.small.short + 1..=INLINE as u64;
+        if self.store.get(&object).is_some_and(|(size, _)| sizes.contains(size)) {
+            let unseen = self.unseen.entry(object.owner).or_default();
+            *unseen = if seen { 0 } else { unseen.saturating_add(1) };
         }
     }
 
@@ -1385,6 +1432,7 @@ impl Node {
         self.dead.insert(process);
         // It may have been an owner: its tasks and objects go.
         self.owners.remove(&process);
+        self.unseen.remove(&process);
         self.closing.remove(&process);
         self.early.retain(|(task, _)| task.owner != process);
         self.kept_back.retain(|spec| spec.id.owner != process);
@@ -1756,7 +1804,7 @@ mod tests {
         };
         assert_eq!([*first, *second, *at], [asker(3), asker(2), asker(0)]);
         assert!(pull(&mut node, 4).is_empty() && node.is_serving());
-        let out = say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1 });
+        let out = say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1, unseen: false });
         assert!(matches!(out.sends[..], [(to, Message::Gone { .. })] if to == asker(4)), "{:?}", out.sends);
         assert!(!node.is_serving());
         say(&mut node, HEAD, Message::Dead { process: asker(5) });
@@ -1783,7 +1831,7 @@ mod tests {
         let told = |message: &Message| matches!(message, Message::Pulled { is_well: true, .. });
         assert!(out.sends.iter().any(|(to, message)| *to == OTHER && told(message)), "{:?}", out.sends);
         // One that comes late and that nobody waits for.
-        say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1 });
+        say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1, unseen: false });
         let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: LARGE, attempt: 1 });
         assert!(matches!(out.sends[..], [(OTHER, Message::Pulled { is_well: false, .. })]), "{:?}", out.sends);
     }
@@ -2009,7 +2057,7 @@ mod tests {
     #[test]
     fn of_a_small_result_a_copy_stays_for_a_while_or_all_of_it_if_something_waits_here() {
         let mut node = node();
-        node.keep_small(Small { short: 8, lately: 20 });
+        node.keep_small(Small { short: 8, lately: 20, unseen: 2, kept: 20 });
         let runs = |node: &mut Node, number, bytes: usize| {
             say(node, OWNER, Message::Assign(task(number, false)));
             let mut out = Effects::default();
@@ -2046,6 +2094,50 @@ mod tests {
         assert!(matches!(out.sends[..], [(OWNER, Message::Finished { outcome: Outcome::Inline(_), .. })]), "{out:?}");
         (20..30).for_each(|number| drop(runs(&mut node, number, 9)));
         assert!(node.stores(object(6)));
+    }
+
+    #[test]
+    fn small_results_stay_here_while_their_owner_does_not_look_at_them() {
+        let mut node = node();
+        node.keep_small(Small { short: 8, lately: 1_000, unseen: 2, kept: 20 });
+        let goes = |node: &mut Node, number, bytes: usize| {
+            say(node, OWNER, Message::Assign(task(number, false)));
+            let mut out = Effects::default();
+            node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+            let [(OWNER, Message::Finished { outcome, .. })] = &out.sends[..] else { panic!("{out:?}") };
+            assert_eq!(node.stores(object(number)), bytes > 8);
+            !matches!(outcome, Outcome::Stored { size: 9 })
+        };
+        let free = |node: &mut Node, number, unseen| {
+            say(node, OWNER, Message::Free { object: object(number), attempt: 1, unseen });
+            assert!(!node.stores(object(number)));
+        };
+        assert!((1..=4).all(|number| goes(&mut node, number, 9)));
+        free(&mut node, 1, true);
+        assert!(goes(&mut node, 5, 9));
+        free(&mut node, 2, true);
+        assert!(goes(&mut node, 6, 8), "short ones always go");
+        assert!(!goes(&mut node, 7, 9) && !goes(&mut node, 8, 9));
+        assert!(goes(&mut node, 9, 9), "that would be too many bytes");
+        free(&mut node, 7, true);
+        assert!(!goes(&mut node, 10, 9), "there is room again");
+        // It looks at one: at once, or when it says so later.
+        say(&mut node, OWNER, Message::Want { object: object(8), holders: vec![] });
+        free(&mut node, 8, false);
+        assert!(goes(&mut node, 11, 9));
+        free(&mut node, 3, true);
+        free(&mut node, 4, false);
+        free(&mut node, 5, true);
+        assert!(goes(&mut node, 12, 9));
+        // Another owner has its own count.
+        free(&mut node, 9, true);
+        free(&mut node, 10, true);
+        let other = ObjectId { owner: OTHER, number: 1 };
+        say(&mut node, OTHER, Message::Assign(TaskSpec { id: other, ..task(1, false) }));
+        let mut out = Effects::default();
+        node.finished(0, other, 1, Outcome::Inline(vec![7; 9].into()), &mut out);
+        assert!(matches!(out.sends[..], [(OTHER, Message::Finished { outcome: Outcome::Copied(_), .. })]), "{out:?}");
+        assert!(!goes(&mut node, 13, 9));
     }
 
     #[test]

@@ -240,6 +240,8 @@ struct Record {
     asked_by: BTreeSet<ProcessId>,
     /// Its first end has been told.
     told: bool,
+    /// Somebody has needed its value here.
+    is_seen: bool,
 }
 
 impl Record {
@@ -376,6 +378,7 @@ impl Owner {
                 dependents: BTreeSet::new(),
                 asked_by: BTreeSet::new(),
                 told: false,
+                is_seen: false,
             },
         );
         number
@@ -718,10 +721,18 @@ impl Owner {
 
     /// Makes what was lost again: somebody asks for its value. `true`: it is there, or has failed.
     pub(crate) fn want(&mut self, object: ObjectId, out: &mut Effects) -> bool {
+        self.seen(object);
         self.steps.push(Step::Revive(object.number));
         self.run(out);
         let state = self.records.get(object.number).map(|record| &record.state);
         !matches!(state, Some(State::Pending | State::Lost | State::Ended))
+    }
+
+    /// Its value was looked at.
+    pub(crate) fn seen(&mut self, object: ObjectId) {
+        if let Some(record) = self.records.get_mut(object.number) {
+            record.is_seen = true;
+        }
     }
 
     /// The arguments of this owner that a task under way waits for, here or on a node.
@@ -802,7 +813,7 @@ impl Owner {
             Message::Holds { object, attempt } => {
                 match self.records.get_mut(object.number).and_then(|record| record.state.nodes_mut()) {
                     Some(nodes) => drop(nodes.insert(from)),
-                    None => out.send(from, Message::Free { object, attempt }),
+                    None => out.send(from, Message::Free { object, attempt, unseen: false }),
                 }
             }
             Message::Claim { object } => self.claim(from, object, out),
@@ -957,7 +968,7 @@ impl Owner {
         let object = self.name(number);
         let Some(record) = self.records.get_mut(number) else { return };
         for node in record.state.nodes().into_iter().flatten() {
-            out.send(*node, Message::Free { object, attempt: record.attempt });
+            out.send(*node, Message::Free { object, attempt: record.attempt, unseen: !record.is_seen });
         }
         record.state = state;
         record.at = None;
@@ -1196,7 +1207,7 @@ impl Owner {
                     .and_then(|record| record.state.nodes())
                     .is_some_and(|nodes| nodes.contains(&from))
             {
-                out.send(from, Message::Free { object, attempt });
+                out.send(from, Message::Free { object, attempt, unseen: false });
             }
             return;
         };
@@ -1208,7 +1219,7 @@ impl Owner {
             // What an earlier attempt lacks, a later one may have. And what stays must not be there twice.
             if stays && is_well {
                 out.send(from, Message::Retire { task: object, attempt });
-                out.send(from, Message::Free { object, attempt });
+                out.send(from, Message::Free { object, attempt, unseen: false });
             }
             if stays || !is_well {
                 return;
@@ -1350,7 +1361,8 @@ impl Owner {
                 out.send(from, Message::Located { object, holders: holders.iter().copied().collect() });
             }
             State::Inline { value, .. } => {
-                out.send(from, Message::Pushed { object, size: value.len() as u64, attempt: record.attempt })
+                out.send(from, Message::Pushed { object, size: value.len() as u64, attempt: record.attempt });
+                record.is_seen = true;
             }
             State::Failed(why) => out.send(from, Message::Lost { object, why: why.clone() }),
             State::Pending | State::Ended => {
@@ -1618,11 +1630,15 @@ mod tests {
         // A node that dies takes nothing with it; and copies go with the value.
         say(&mut owner, HEAD, Message::Dead { process: OTHER });
         assert!(owner.value(objects[0]).is_some());
-        let (task, _) = submit(&mut owner, Vec::new(), 1, false);
-        say(&mut owner, NODE, Message::Finished { task, attempt: 1, outcome: copied(long) });
-        let mut out = Effects::default();
-        owner.release(task, &mut out);
-        assert!(matches!(out.sends[..], [(NODE, Message::Free { .. })]), "{out:?}");
+        // The node hears whether the value was looked at.
+        for seen in [false, true] {
+            let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+            say(&mut owner, NODE, Message::Finished { task, attempt: 1, outcome: copied(long) });
+            let mut out = Effects::default();
+            assert!(!seen || owner.want(task, &mut out));
+            owner.release(task, &mut out);
+            assert!(matches!(out.sends[..], [(NODE, Message::Free { unseen, .. })] if unseen != seen), "{out:?}");
+        }
     }
 
     fn finish(owner: &mut Owner, task: ObjectId, attempt: u32) -> Effects {

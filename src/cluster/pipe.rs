@@ -49,6 +49,8 @@ enum Output {
 #[derive(Default)]
 struct State {
     buffer: Vec<u8>,
+    /// The memory of what was written last, for what comes next.
+    spare: Vec<u8>,
     /// Where the last frame begins, if it is one of results, and for whom they are.
     results: Option<(usize, ProcessId)>,
     is_busy: bool,
@@ -151,12 +153,15 @@ impl Shared {
         loop {
             if at == rest.len() {
                 let state = &mut *self.state.lock();
+                rest.clear();
+                if rest.capacity() <= ROOM && rest.capacity() > state.spare.capacity() {
+                    std::mem::swap(&mut rest, &mut state.spare);
+                }
                 if state.buffer.is_empty() {
                     state.is_busy = false;
                     return;
                 }
-                rest.clear();
-                std::mem::swap(&mut rest, &mut state.buffer);
+                rest = std::mem::replace(&mut state.buffer, std::mem::take(&mut state.spare));
                 state.results = None;
                 at = 0;
             }

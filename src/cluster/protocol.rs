@@ -352,8 +352,8 @@ pub(crate) enum Message {
     /// Node to the owner: I have it, too.
     Holds { object: ObjectId, attempt: u32 },
     /// Owner to a node: drop it, if it is of this attempt or an earlier one. It may have been made again
-    /// there meanwhile.
-    Free { object: ObjectId, attempt: u32 },
+    /// there meanwhile. `unseen`: nobody has needed its value at the owner.
+    Free { object: ObjectId, attempt: u32, unseen: bool },
     /// A process to its node: get me this object; these nodes are said to have it.
     Want { object: ObjectId, holders: Vec<ProcessId> },
     /// Node to a process that wanted it: it is in the store here. If it never will be: `Lost`.

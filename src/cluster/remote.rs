@@ -160,7 +160,7 @@ impl<T: Object> RemoteCell<T> {
 
     fn release(&self) {
         if !self.is_released.swap(true, Ordering::AcqRel) {
-            self.client.release(self.id);
+            self.client.release(self.id, self.value.get().is_some());
         }
     }
 }
@@ -168,7 +168,7 @@ impl<T: Object> RemoteCell<T> {
 impl<T> Drop for RemoteCell<T> {
     fn drop(&mut self) {
         if !*self.is_released.get_mut() {
-            self.client.release(self.id);
+            self.client.release(self.id, self.value.get().is_some());
         }
     }
 }

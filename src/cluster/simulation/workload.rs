@@ -29,8 +29,8 @@ pub(super) struct Body {
 
 /// Results up to this size travel with the message.
 const SMALL: u64 = INLINE as u64;
-/// Nodes keep copies of most small results, but not many at a time.
-pub(super) const KEPT: Small = Small { short: 8, lately: 100 };
+/// Nodes keep copies of most small results, but not many at a time; some do not go to their owners.
+pub(super) const KEPT: Small = Small { short: 8, lately: 100, unseen: 3, kept: 100 };
 
 /// An owner that names what nodes keep.
 pub(super) fn owner(id: ProcessId, wish: Option<ProcessId>, out: &mut Effects) -> Owner {
