@@ -1417,15 +1417,18 @@ impl Node {
         }
     }
 
-    /// Whether a task that so many others are ahead of is worth that what it needs is fetched from here.
+    /// Whether a task that so many others are ahead of is worth that what it needs is fetched from here, and what it makes if
+    /// another waits for that here.
     fn is_worth_moving(&self, spec: &TaskSpec, mean: Nanos, ahead: usize) -> bool {
         let sizes = spec.args.iter().filter_map(|arg| match arg {
             Arg::Object { id, .. } => self.store.get(id).map(|(size, _)| *size),
             Arg::Inline(_) => None,
         });
-        let fetches: Nanos = sizes.map(fetch_time).sum();
+        let is_awaited = |object: &ObjectId| self.fetches.get(object).is_some_and(|fetch| fetch.from == self.id);
+        let awaited = spec.objects().filter(is_awaited).count() as Nanos;
+        let fetches = sizes.map(fetch_time).sum::<Nanos>() + awaited * fetch_time(0);
         let wait = waiting_time(ahead as u64, self.room.cpu, mean);
-        self.mean == 0 || fetches == 0 || fetches < mean.max(wait.saturating_sub(FAR))
+        self.mean == 0 || fetches == 0 || fetches < (mean * Nanos::from(spec.count)).max(wait.saturating_sub(FAR))
     }
 
     fn buried(&mut self, process: ProcessId, out: &mut Effects) {
@@ -2154,6 +2157,35 @@ mod tests {
             let out = say(&mut node, HEAD, Message::Steal { thief: OTHER, capacity, most: 8 });
             let given = out.sends.iter().filter(|(_, message)| matches!(message, Message::Stolen(_)));
             assert_eq!(given.count(), stolen);
+        }
+    }
+
+    #[test]
+    fn a_task_is_not_stolen_that_takes_less_than_to_send_back_what_another_waits_for() {
+        for (mean, awaited, stolen) in [(us(10), true, 0), (us(10), false, 1), (ms(1), true, 1)] {
+            let mut node = node();
+            node.takes(mean);
+            say(&mut node, OWNER, Message::Assign(task(1, false))); // takes all CPUs
+            say(&mut node, OWNER, Message::Assign(task(2, false)));
+            if awaited {
+                say(&mut node, OWNER, Message::Assign(TaskSpec { hop: 1, ..chained(3, 2) }));
+            }
+            let capacity = Capacity { cpu: 2_000, ..Capacity::default() };
+            let out = say(&mut node, HEAD, Message::Steal { thief: OTHER, capacity, most: 8 });
+            let given = out.sends.iter().filter(|(_, message)| matches!(message, Message::Stolen(_)));
+            assert_eq!(given.count(), stolen);
+        }
+        // Of a pack all that it makes counts, and all that it takes.
+        for (mean, stolen) in [(us(10), 0), (us(200), 1)] {
+            let mut node = quick_node();
+            (0..50).for_each(|_| node.takes(mean));
+            say(&mut node, OWNER, Message::Assign(task(100, false)));
+            say(&mut node, OWNER, Message::Granted(packed(1, 4)));
+            (1..=4).for_each(|made| drop(say(&mut node, OWNER, Message::Assign(chained(10 + made, made)))));
+            let capacity = Capacity { cpu: 2_000, ..Capacity::default() };
+            let out = say(&mut node, HEAD, Message::Steal { thief: OTHER, capacity, most: 8 });
+            let given = out.sends.iter().filter(|(_, message)| matches!(message, Message::Stolen(_)));
+            assert_eq!(given.count(), stolen, "{out:?}");
         }
     }
 
