@@ -51,8 +51,8 @@ use super::{
     head::BEAT,
     pack::{self, Common, Member},
     protocol::{
-        Arg, Effects, Failure, GroupSpec, HEAD, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, SHORT, Strategy,
-        TaskSpec, lost, ms,
+        Arg, Effects, Failure, GroupSpec, HEAD, INLINE, Message, Nanos, ObjectId, Outcome, Policy, ProcessId, SHORT,
+        Strategy, TaskSpec, lost, ms,
     },
     rows::Rows,
     wire::Blob,
@@ -721,7 +721,15 @@ impl Owner {
 
     /// Makes what was lost again: somebody asks for its value. `true`: it is there, or has failed.
     pub(crate) fn want(&mut self, object: ObjectId, out: &mut Effects) -> bool {
-        self.seen(object);
+        let before = self
+            .records
+            .get_mut(object.number)
+            .map(|record| (std::mem::replace(&mut record.is_seen, true), &record.state));
+        if let Some((false, State::Stored { size, holders })) = before
+            && *size <= INLINE as u64
+        {
+            holders.iter().for_each(|node| out.send(*node, Message::Seen { object }));
+        }
         self.steps.push(Step::Revive(object.number));
         self.run(out);
         let state = self.records.get(object.number).map(|record| &record.state);
@@ -1048,6 +1056,7 @@ impl Owner {
                 _ => Arg::Object { id: *object, size: 0, holders: Vec::new() },
             },
         });
+        let args: Vec<Arg> = args.collect();
         let mut spec = TaskSpec {
             id,
             attempt,
@@ -1055,10 +1064,17 @@ impl Owner {
             count: 1,
             demand: work.demand.clone(),
             strategy: work.strategy.clone(),
-            args: args.collect(),
+            args,
             stays: work.stays,
             body: work.body.alone(record.member.as_ref()),
         };
+        // What is long and goes along is needed here.
+        let long = work.args.iter().zip(&spec.args).filter_map(|(arg, sent)| match (arg, sent) {
+            (WorkArg::Object(object), Arg::Inline(value)) if value.len() as u64 > self.short => Some(*object),
+            _ => None,
+        });
+        let long: Vec<_> = long.collect();
+        long.into_iter().for_each(|object| self.seen(object));
         let node = match &mut spec.strategy {
             // The head is asked on the way on which it has heard of the group.
             Strategy::Bundle { group, bundle, node } => {
@@ -1227,6 +1243,9 @@ impl Owner {
         }
         if stays {
             (record.at, record.via) = (Some(from), None);
+        }
+        if record.is_seen && matches!(outcome, Outcome::Stored { size } if size <= INLINE as u64) {
+            out.send(from, Message::Seen { object });
         }
         let state = match outcome {
             Outcome::Inline(value) => State::inline(value),
@@ -1630,6 +1649,32 @@ mod tests {
         // A node that dies takes nothing with it; and copies go with the value.
         say(&mut owner, HEAD, Message::Dead { process: OTHER });
         assert!(owner.value(objects[0]).is_some());
+        // A node that has kept it to itself hears of it when it is wanted, before or after.
+        for is_early in [false, true] {
+            let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+            let mut out = Effects::default();
+            if is_early {
+                owner.want(task, &mut out);
+            }
+            let stored = Outcome::Stored { size: long as u64 };
+            out.sends.extend(say(&mut owner, NODE, Message::Finished { task, attempt: 1, outcome: stored }).sends);
+            owner.want(task, &mut out);
+            owner.want(task, &mut out);
+            let seen = out.sends.iter().filter(|(to, message)| *to == NODE && matches!(message, Message::Seen { .. }));
+            assert_eq!(seen.count(), 1, "{out:?}");
+        }
+        // So it does of one of so many arguments that all go along.
+        let (task, _) = submit(&mut owner, Vec::new(), 1, false);
+        say(&mut owner, NODE, Message::Finished { task, attempt: 1, outcome: copied(long) });
+        let args = std::iter::repeat_n(WorkArg::Object(task), MANY + 1).collect();
+        let (user, out) = submit(&mut owner, args, 1, false);
+        assert!(out.sends.iter().any(|(_, message)| {
+            matches!(message, Message::Submit(spec) | Message::Granted(spec) if matches!(spec.args[..], [Arg::Inline(_), ..]))
+        }), "{out:?}");
+        finish(&mut owner, user, 1);
+        release(&mut owner, user);
+        let out = release(&mut owner, task);
+        assert!(matches!(out.sends[..], [(NODE, Message::Free { unseen: false, .. })]), "{out:?}");
         // The node hears whether the value was looked at.
         for seen in [false, true] {
             let (task, _) = submit(&mut owner, Vec::new(), 1, false);

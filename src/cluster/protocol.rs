@@ -354,6 +354,8 @@ pub(crate) enum Message {
     /// Owner to a node: drop it, if it is of this attempt or an earlier one. It may have been made again
     /// there meanwhile. `unseen`: nobody has needed its value at the owner.
     Free { object: ObjectId, attempt: u32, unseen: bool },
+    /// Owner to a node that has kept a small result of its to itself: it is needed here after all.
+    Seen { object: ObjectId },
     /// A process to its node: get me this object; these nodes are said to have it.
     Want { object: ObjectId, holders: Vec<ProcessId> },
     /// Node to a process that wanted it: it is in the store here. If it never will be: `Lost`.

@@ -291,7 +291,10 @@ impl Shell {
             return;
         }
         match value {
-            Some(Value::Inline(bytes)) => self.open(object, &from_bytes(&bytes), out),
+            Some(Value::Inline(bytes)) => {
+                self.owner.seen(object);
+                self.open(object, &from_bytes(&bytes), out);
+            }
             value => {
                 self.wants.insert(object);
                 let holders = match value {

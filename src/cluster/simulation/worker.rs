@@ -68,6 +68,11 @@ impl SimNode {
         self.running.values().filter(|job| !matches!(job.phase, Phase::Stays)).find(makes)
     }
 
+    /// It was made in a pack, and its node has not heard of that.
+    fn is_told_soon(&self, object: ObjectId) -> bool {
+        self.running.values().any(|job| job.done.iter().any(|(made, ..)| *made == object))
+    }
+
     /// Under which number a task is here: its own, or that of the pack that it is in.
     fn key_of(&self, task: ObjectId, attempt: u32) -> Option<Key> {
         if self.running.get(&(task, attempt)).is_some_and(|job| !job.is_pack) {
@@ -136,7 +141,7 @@ impl World<'_> {
 
     /// A node hands something to a worker: it runs at once, or when others have ended and what it needs is made.
     pub(super) fn hand_over(&mut self, node: ProcessId, spec: TaskSpec) {
-        let key = (spec.id, spec.attempt);
+        let (key, has_faults) = ((spec.id, spec.attempt), self.has_faults() || self.options.cancellations > 0);
         if spec.count > 1 && self.random.one_in(8) {
             // Its worker is not there yet.
             let Some(sim) = self.nodes.get_mut(&node) else { return };
@@ -150,7 +155,11 @@ impl World<'_> {
             Arg::Inline(_) => None,
         });
         let missing: BTreeSet<ObjectId> = missing.collect();
-        let may_come = |object: &&ObjectId| self.options.packs && object.owner == key.0.owner;
+        let is_to_come = |object: ObjectId| sim.maker(object).is_some() || sim.is_told_soon(object);
+        // Its maker may have died, which its node is about to see; or it was there, and its task was cancelled. Then it is asked for.
+        let may_come = |object: &&ObjectId| {
+            self.options.packs && object.owner == key.0.owner && (has_faults || is_to_come(**object))
+        };
         if let Some(object) = missing.iter().find(|object| !may_come(object)) {
             self.broken = Some(format!("{key:?} starts on {node:?} without its argument {object:?}"));
         }
