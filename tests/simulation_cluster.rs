@@ -18,6 +18,23 @@ fn sum(reports: &[Report], of: impl Fn(&Report) -> usize) -> usize {
     reports.iter().map(of).sum()
 }
 
+/// Whatever may die or come late, by the seed.
+fn everything(seed: u64) -> Options {
+    Options {
+        nodes: 3 + seed as usize % 5,
+        cpus: 1 + seed as u32 % 4,
+        drivers: 1 + seed as usize % 3,
+        borrowing: seed.is_multiple_of(3),
+        cancellations: seed as usize % 20,
+        crashes: seed as usize % 3,
+        driver_crashes: seed as usize % 2,
+        worker_crashes: seed as usize % 4,
+        partitions: seed as usize % 3,
+        loss: 10 + seed % 100,
+        ..Options::with_seed(seed)
+    }
+}
+
 #[test]
 fn simulation_without_faults() {
     let reports = all(100, Options::with_seed);
@@ -74,22 +91,12 @@ fn simulation_with_drivers_that_end_while_tasks_run() {
 #[test]
 fn simulation_with_drivers_that_end_and_everything_that_can_happen() {
     let reports = all(300, |seed| Options {
-        nodes: 3 + seed as usize % 5,
-        cpus: 1 + seed as u32 % 4,
-        drivers: 1 + seed as usize % 3,
         tasks: 80,
         endings: 1 + seed as usize % 3,
         head_crashes: seed as usize % 2,
-        borrowing: seed % 3 == 0,
         groups: seed % 2 == 0,
         task_time: Duration::from_millis(1 + seed % 20),
-        cancellations: seed as usize % 20,
-        crashes: seed as usize % 3,
-        driver_crashes: seed as usize % 2,
-        worker_crashes: seed as usize % 4,
-        partitions: seed as usize % 3,
-        loss: 10 + seed % 100,
-        ..Options::with_seed(seed)
+        ..everything(seed)
     });
     assert!(sum(&reports, |report| report.withdrawn) > 0, "all had started");
 }
@@ -111,21 +118,11 @@ fn simulation_with_a_head_that_is_started_again() {
 #[test]
 fn simulation_with_a_head_that_is_started_again_and_everything_that_can_happen() {
     let reports = all(300, |seed| Options {
-        nodes: 3 + seed as usize % 5,
-        cpus: 1 + seed as u32 % 4,
-        drivers: 1 + seed as usize % 3,
         tasks: 80,
         head_crashes: 1 + seed as usize % 2,
-        borrowing: seed % 3 == 0,
         groups: seed % 2 == 0,
         task_time: Duration::from_millis(1 + seed % 20),
-        cancellations: seed as usize % 20,
-        crashes: seed as usize % 3,
-        driver_crashes: seed as usize % 2,
-        worker_crashes: seed as usize % 4,
-        partitions: seed as usize % 3,
-        loss: 10 + seed % 100,
-        ..Options::with_seed(seed)
+        ..everything(seed)
     });
     assert!(sum(&reports, |report| report.groups) > 0);
 }
@@ -217,21 +214,11 @@ fn simulation_of_packs() {
 fn simulation_of_packs_with_everything_that_can_happen() {
     let reports = all(300, |seed| Options {
         packs: true,
-        nodes: 3 + seed as usize % 5,
-        cpus: 1 + seed as u32 % 4,
-        drivers: 1 + seed as usize % 3,
         endings: (seed % 4 == 1).into(),
         head_crashes: seed as usize % 2,
-        borrowing: seed % 3 == 0,
         groups: seed % 5 == 0,
         task_time: Duration::from_micros(20 + 100 * (seed % 20)),
-        cancellations: seed as usize % 20,
-        crashes: seed as usize % 3,
-        driver_crashes: seed as usize % 2,
-        worker_crashes: seed as usize % 4,
-        partitions: seed as usize % 3,
-        loss: 10 + seed % 100,
-        ..Options::with_seed(seed)
+        ..everything(seed)
     });
     assert!(sum(&reports, |report| report.packs) > 0 && sum(&reports, |report| report.chained) > 0);
 }

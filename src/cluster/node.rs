@@ -2068,14 +2068,20 @@ mod tests {
         assert_eq!((numbers(&out.starts), node.packs), (vec![(1, 1), (2, 1), (3, 1)], 0));
     }
 
+    /// Runs a task with a result of so many bytes.
+    fn makes(node: &mut Node, number: u64, bytes: usize) -> Effects {
+        say(node, OWNER, Message::Assign(task(number, false)));
+        let mut out = Effects::default();
+        node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+        out
+    }
+
     #[test]
     fn of_a_small_result_a_copy_stays_for_a_while_or_all_of_it_if_something_waits_here() {
         let mut node = node();
         node.keep_small(Small { short: 8, lately: 20, unseen: 2, kept: 20 });
         let runs = |node: &mut Node, number, bytes: usize| {
-            say(node, OWNER, Message::Assign(task(number, false)));
-            let mut out = Effects::default();
-            node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+            let out = makes(node, number, bytes);
             let outcome = out.sends.iter().find_map(|(_, message)| match message {
                 Message::Finished { outcome, .. } => Some(outcome.clone()),
                 _ => None,
@@ -2115,9 +2121,7 @@ mod tests {
         let mut node = node();
         node.keep_small(Small { short: 8, lately: 1_000, unseen: 2, kept: 20 });
         let goes = |node: &mut Node, number, bytes: usize| {
-            say(node, OWNER, Message::Assign(task(number, false)));
-            let mut out = Effects::default();
-            node.finished(0, object(number), 1, Outcome::Inline(vec![7; bytes].into()), &mut out);
+            let out = makes(node, number, bytes);
             let [(OWNER, Message::Finished { outcome, .. })] = &out.sends[..] else { panic!("{out:?}") };
             assert_eq!(node.stores(object(number)), bytes > 8);
             !matches!(outcome, Outcome::Stored { size: 9 })

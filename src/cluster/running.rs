@@ -106,6 +106,13 @@ impl Running {
         }
     }
 
+    fn get(&self, task: Key) -> Option<&Task> {
+        match task {
+            (object, ..=1) => self.tasks.get(&object.owner)?.get(object.number),
+            again => self.again.get(&again),
+        }
+    }
+
     fn get_mut(&mut self, task: Key) -> Option<&mut Task> {
         match task {
             (object, ..=1) => self.tasks.get_mut(&object.owner)?.get_mut(object.number),
@@ -116,7 +123,7 @@ impl Running {
     /// What is known of the attempts of a task, the newest first.
     fn attempts(&self, object: ObjectId) -> impl Iterator<Item = &Task> {
         let again = self.again.range((object, 0)..=(object, u32::MAX)).map(|(_, task)| task).rev();
-        again.chain(self.tasks.get(&object.owner).and_then(|tasks| tasks.get(object.number)))
+        again.chain(self.get((object, 0)))
     }
 
     fn remove(&mut self, task: Key) -> Option<Task> {
@@ -140,11 +147,7 @@ impl Running {
     }
 
     pub(super) fn node(&self, task: Key) -> Option<Arc<dyn Node>> {
-        let found = match task {
-            (object, ..=1) => self.tasks.get(&object.owner)?.get(object.number),
-            again => self.again.get(&again),
-        };
-        found?.node.upgrade()
+        self.get(task)?.node.upgrade()
     }
 
     /// Of what is made here, the newest attempt.
