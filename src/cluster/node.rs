@@ -77,10 +77,15 @@ pub(crate) struct Small {
     pub(crate) short: u64,
     /// Of those copies the newest are kept, up to so many bytes.
     pub(crate) lately: u64,
-    /// When an owner has not looked at so many in a row, the next do not go to it any more, either, as long as there are no more
-    /// bytes of them than that.
+    /// When an owner has not looked at so many, the next do not go to it any more, either, as long as there are no more
+    /// bytes of them than `kept`. One that it looks at counts as much as [`Small::LOOK`] that it does not: to send for
+    /// a value takes so much longer than to send it along.
     pub(crate) unseen: u32,
     pub(crate) kept: u64,
+}
+
+impl Small {
+    const LOOK: u32 = 16;
 }
 
 impl Default for Small {
@@ -221,7 +226,7 @@ pub(crate) struct Node {
     kept_bytes: u64,
     /// How many found no room among them since they were last looked through.
     found_no_room: usize,
-    /// How many of those that they got, or could have got, owners have not looked at since the last one that they have.
+    /// How many of those that they got, or could have got, owners have not looked at; fewer for those that they have.
     unseen: BTreeMap<ProcessId, u32>,
     /// Tasks that wait only for the results of other tasks here, the oldest first; and some that did.
     chained: VecDeque<Key>,
@@ -1170,17 +1175,15 @@ impl Node {
         let (size, outcome) = match outcome {
             Outcome::Inline(value) => {
                 let size = value.len() as u64;
-                let is_kept = self.store.contains_key(&task); // as an earlier attempt made it; its owner may rely on that
-                match (self.fetches.contains_key(&task), size > self.small.short && !is_kept) {
-                    (false, false) => (None, Outcome::Inline(value)),
-                    // What waits for it here need not wait for its owner.
-                    (true, false) => (Some(size), Outcome::Copied(value)),
-                    (true, true) => (Some(size), Outcome::Stored { size }),
-                    (false, true) if self.keep_here(task, attempt, size) => (Some(size), Outcome::Stored { size }),
-                    (false, true) => {
-                        self.keep_lately(task, attempt, size, out);
-                        (Some(size), Outcome::Copied(value))
-                    }
+                if self.stays_here(task, attempt, size) {
+                    (Some(size), Outcome::Stored { size })
+                } else if self.fetches.contains_key(&task) {
+                    (Some(size), Outcome::Copied(value)) // what waits for it here need not wait for its owner
+                } else if self.is_worth_a_copy(task, size) {
+                    self.keep_lately(task, attempt, size, out);
+                    (Some(size), Outcome::Copied(value))
+                } else {
+                    (None, Outcome::Inline(value))
                 }
             }
             Outcome::Stored { size } => (Some(size), Outcome::Stored { size }),
@@ -1191,6 +1194,17 @@ impl Node {
             self.is_stored(task, attempt, size, out);
         }
         size.is_some()
+    }
+
+    /// Whether a small result of a task here does not go to its owner, because something waits for it here, or because
+    /// its owner has not looked at those before it. Whoever asks keeps it, and says that it is stored.
+    pub(crate) fn stays_here(&mut self, task: ObjectId, attempt: u32, size: u64) -> bool {
+        self.is_worth_a_copy(task, size) && (self.fetches.contains_key(&task) || self.keep_here(task, attempt, size))
+    }
+
+    /// If an earlier attempt has made it here its owner may rely on that one.
+    fn is_worth_a_copy(&self, object: ObjectId, size: u64) -> bool {
+        size > self.small.short && !self.store.contains_key(&object)
     }
 
     /// A copy of a small result is kept until many others have come after it.
@@ -1207,7 +1221,7 @@ impl Node {
         }
     }
 
-    /// Whether a small result stays here and does not go to its owner, who has not looked at those before it.
+    /// Whether its owner has not looked at those before it, and there is room.
     fn keep_here(&mut self, task: ObjectId, attempt: u32, size: u64) -> bool {
         if self.unseen.get(&task.owner).is_none_or(|unseen| *unseen < self.small.unseen) {
             return false;
@@ -1241,7 +1255,9 @@ impl Node {
         let sizes = self.small.short + 1..=INLINE as u64;
         if self.store.get(&object).is_some_and(|(size, _)| sizes.contains(size)) {
             let unseen = self.unseen.entry(object.owner).or_default();
-            *unseen = if seen { 0 } else { unseen.saturating_add(1) };
+            // What was long ago counts no more.
+            let most = 4 * self.small.unseen;
+            *unseen = if seen { unseen.saturating_sub(Small::LOOK) } else { (*unseen + 1).min(most) };
         }
     }
 
@@ -2114,6 +2130,37 @@ mod tests {
         assert!(matches!(out.sends[..], [(OWNER, Message::Finished { outcome: Outcome::Inline(_), .. })]), "{out:?}");
         (20..30).for_each(|number| drop(runs(&mut node, number, 9)));
         assert!(node.stores(object(6)));
+    }
+
+    #[test]
+    fn an_owner_that_looks_at_one_of_many_does_not_get_the_others() {
+        let mut node = node();
+        let free = |node: &mut Node, number: u64, unseen| {
+            say(node, OWNER, Message::Free { object: object(number), attempt: 1, unseen })
+        };
+        let long = SHORT as usize + 1;
+        let stays = |node: &mut Node, number| {
+            let out = makes(node, number, long);
+            let is_kept = matches!(&out.sends[..], [(_, Message::Finished { outcome: Outcome::Stored { .. }, .. })]);
+            free(node, number, true);
+            is_kept
+        };
+        assert_eq!((0..1_000).filter(|number| stays(&mut node, *number)).count(), 1_000 - 64);
+        for number in 1_000..1_100 {
+            makes(&mut node, number, long);
+            free(&mut node, number, number % 50 > 0);
+        }
+        assert!(stays(&mut node, 2_000));
+        // It looks at all of them.
+        let looks = (3_000..3_050_u64).take_while(|number| {
+            let out = makes(&mut node, *number, long);
+            let is_kept = matches!(&out.sends[..], [(_, Message::Finished { outcome: Outcome::Stored { .. }, .. })]);
+            if is_kept {
+                say(&mut node, OWNER, Message::Seen { object: object(*number) });
+            }
+            is_kept
+        });
+        assert!((5..=13).contains(&looks.count()));
     }
 
     #[test]

@@ -28,8 +28,9 @@ use super::{
     pipe,
     printed::{Printed, read_line},
     protocol::{Arg, Effects, HEAD, INLINE, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
+    running::Heard,
     runs::Runs,
-    shelf::{Kept, Shelf},
+    shelf::{Kept, Maker, Shelf},
     signals,
     station::{Happening, Post, Station},
     store,
@@ -211,6 +212,8 @@ struct Worker {
     is_ready: bool,
     /// CPUs of its tasks that wait, in thousandths.
     lent: u32,
+    /// What it has made.
+    heard: Heard,
     /// Calls that have not ended.
     calls: Calls,
     /// What ended last.
@@ -489,7 +492,7 @@ impl NodeProcess {
             Letter::Control(message) => self.control(state, from, message, payload, out),
             Letter::Store { object } => {
                 if let Some(value) = payload.into_iter().next()
-                    && self.keep(state, object, &value).is_ok()
+                    && self.keep(state, object, &value, None).is_ok()
                     && !state.node.put(object, value.len() as u64)
                 {
                     state.shelf.remove(object);
@@ -514,7 +517,7 @@ impl NodeProcess {
             Letter::Results { owner } => self.results(state, from, owner, payload, out),
             Letter::Ended { id, attempt, is_call, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
-                self.ended(state, (id, attempt), is_call.then_some(from), end, value, out);
+                self.ended(state, (id, attempt), (from, is_call), end, value, out);
             }
             Letter::ActorEnded { actor, attempt, error, restarts } => {
                 self.actor_ended(state, from, (actor, attempt), error, restarts, out);
@@ -605,7 +608,7 @@ impl NodeProcess {
                 if let Some(value) = payload.into_iter().next()
                     && !state.node.stores(*object)
                 {
-                    let _ = self.keep(state, *object, &value); // it is said why
+                    let _ = self.keep(state, *object, &value, None); // it is said why
                 }
                 freed = Some(*object); // if nobody waits for it any more
             }
@@ -669,12 +672,13 @@ impl NodeProcess {
         self: &Arc<Self>,
         state: &mut State,
         (id, attempt): (ObjectId, u32),
-        call_of: Option<ProcessId>,
+        (worker, is_call): (ProcessId, bool),
         end: End,
         value: Bytes,
         out: &mut Effects,
     ) {
         let size = value.len() as u64;
+        let maker = self.heard(state, worker, value.len());
         let too_much = |error: &dyn std::fmt::Display| {
             let reason = format!("node {} cannot keep a result: {error}", self.name);
             Outcome::Failed(Arc::new(Error::Unsupported { reason }))
@@ -685,8 +689,10 @@ impl NodeProcess {
                 state.shelf.remove(id); // if a file was reserved for it
                 Outcome::Failed(error)
             }
-            End::Value if value.len() <= INLINE => Outcome::Inline(Arc::from(&value[..])),
-            End::Value => match state.shelf.insert(id, &value) {
+            End::Value if value.len() <= INLINE && (is_call || !state.node.stays_here(id, attempt, size)) => {
+                Outcome::Inline(Arc::from(&value[..]))
+            }
+            End::Value => match state.shelf.insert(id, &value, maker) {
                 Ok(()) => Outcome::Stored { size },
                 Err(error) => too_much(&error),
             },
@@ -702,7 +708,7 @@ impl NodeProcess {
             Outcome::Stored { size } => Some(*size),
             _ => None,
         };
-        if let Some(worker) = call_of {
+        if is_call {
             self.call_ended(state, worker, id);
             if let Some(worker) = state.workers.get(&worker) {
                 worker.end_if_over();
@@ -716,7 +722,7 @@ impl NodeProcess {
             let is_inline = matches!(outcome, Outcome::Inline(_));
             state.node.ended_by_itself(self.now(), (pack, id), outcome, out);
             if is_inline && state.node.stores(id) {
-                let _ = self.keep(state, id, &value); // a small one always finds room
+                let _ = self.keep(state, id, &value, maker); // a small one always finds room
             }
             state.forget_pack(pack);
         } else {
@@ -736,7 +742,7 @@ impl NodeProcess {
             let is_inline = matches!(outcome, Outcome::Inline(_));
             state.node.finished(self.now(), id, attempt, outcome, out);
             if is_inline && state.node.stores(id) {
-                let _ = self.keep(state, id, &value); // a small one always finds room
+                let _ = self.keep(state, id, &value, maker); // a small one always finds room
             }
         }
         if stored.is_some() && !state.node.stores(id) {
@@ -802,14 +808,18 @@ impl NodeProcess {
                 (None, _) => break,
                 (Some((number, took, value)), Some(pack)) => {
                     let task = ObjectId { owner, number };
+                    let maker = self.heard(state, from, value.len());
                     // What waits for it here need not wait for its owner.
-                    if state.node.fetches(task) && self.keep(state, task, &value).is_ok() {
+                    if state.node.fetches(task) && self.keep(state, task, &value, maker).is_ok() {
                         state.node.made(task, pack.1, value.len() as u64, out);
                     }
                     ended.push((task, took));
                 }
                 // A call; or its owner is dead.
-                (Some((number, ..)), None) => self.call_ended(state, from, ObjectId { owner, number }),
+                (Some((number, _, value)), None) => {
+                    self.heard(state, from, value.len());
+                    self.call_ended(state, from, ObjectId { owner, number });
+                }
             }
         }
         if let Some(worker) = state.workers.get(&from) {
@@ -911,8 +921,28 @@ impl NodeProcess {
         });
     }
 
-    fn keep(&self, state: &mut State, object: ObjectId, value: &Bytes) -> Result<(), store::StoreError> {
-        let kept = state.shelf.insert(object, value);
+    /// A worker has made something of so many bytes.
+    fn heard(&self, state: &mut State, worker: ProcessId, bytes: usize) -> Option<Maker> {
+        let heard = &mut state.workers.get_mut(&worker)?.heard;
+        heard.hear(bytes);
+        Some(Maker { worker, heard: *heard, at: self.now() })
+    }
+
+    /// Whether this worker has made an object, and so lately that it is likely to have it.
+    fn has_made(&self, state: &State, worker: ProcessId, object: ObjectId) -> bool {
+        let Some(maker) = state.shelf.maker(object).filter(|maker| maker.worker == worker) else { return false };
+        let ago = Duration::from_nanos(self.now() - maker.at);
+        state.workers.get(&worker).is_some_and(|worker| worker.heard.has(maker.heard, ago))
+    }
+
+    fn keep(
+        &self,
+        state: &mut State,
+        object: ObjectId,
+        value: &Bytes,
+        maker: Option<Maker>,
+    ) -> Result<(), store::StoreError> {
+        let kept = state.shelf.insert(object, value, maker);
         if let Err(error) = &kept {
             tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
         }
@@ -996,6 +1026,7 @@ impl NodeProcess {
         for arg in &spec.args {
             let kept = match arg {
                 Arg::Inline(value) => Some(Kept::Here(Bytes::from_owner(value.clone()))),
+                Arg::Object { id, .. } if self.has_made(state, worker, *id) => None,
                 Arg::Object { id, .. } => state.shelf.get(*id),
             };
             match kept {
@@ -1007,7 +1038,7 @@ impl NodeProcess {
                     files.push(Some((file.path().to_owned(), file.size())));
                     held.push(file);
                 }
-                // The worker asks for it, and is told what has become of it.
+                // The worker has it, or asks for it, and is told what has become of it.
                 None => files.push(Some((PathBuf::new(), 0))),
             }
         }
@@ -1174,6 +1205,7 @@ impl NodeProcess {
                 pid,
                 is_ready: false,
                 lent: 0,
+                heard: Heard::default(),
                 calls: Calls::default(),
                 last: None,
                 ended: 0,

@@ -1,14 +1,15 @@
 //! What runs here for others: to be told to stop, and to give its result to what waits for it here.
 //!
 //! A node hands a task to the worker that makes its arguments before they are made. So the bytes of a small result are
-//! kept for a moment after they were sent: its node may have handed out one more that needs it before it knew. What
-//! comes too late asks its node.
+//! kept for a moment after they were sent: its node may have handed out one more that needs it before it knew, and what it
+//! hands out after that needs no copy ([`Heard`] is how it knows what is still there). What comes too late asks its node.
 
 use super::{
     client::Client,
     pack::{Common, Member, Pack},
     protocol::{ObjectId, ProcessId},
     rows::Rows,
+    worker::TICK,
 };
 use crate::{
     local::{Work, node::Node},
@@ -22,11 +23,33 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 /// So many results are kept, and so many bytes, for as long as one tick lasts, or two.
-const KEPT: usize = 512;
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT: usize = 1_024;
+const KEPT_BYTES: usize = 8 << 20;
+
+/// So much of a worker's results its node has heard of: they have a place in a row.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Heard {
+    count: u64,
+    bytes: u64,
+}
+
+impl Heard {
+    /// One more, which is in the last place now.
+    pub(super) fn hear(&mut self, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes as u64;
+    }
+
+    /// Whether the worker is likely to have one that was heard of then, so long ago: only half of what is kept counts.
+    pub(super) fn has(&self, then: Heard, ago: Duration) -> bool {
+        let (count, bytes) = (self.count - then.count, self.bytes - then.bytes);
+        count < KEPT as u64 / 2 && bytes < KEPT_BYTES as u64 / 2 && ago < TICK / 2
+    }
+}
 
 /// A handle to what a task makes.
 pub(super) type Made = Arc<dyn Any + Send + Sync>;
@@ -215,16 +238,17 @@ mod tests {
         let start = |running: &mut Running, number| {
             running.start(key(number), Weak::<RemoteCell<()>>::new(), Some(Arc::new(number)));
         };
-        (0..600).for_each(|number| start(&mut running, number));
+        const ALL: u64 = KEPT as u64 + 100;
+        (0..ALL).for_each(|number| start(&mut running, number));
         assert!(matches!(running.result(key(7).0), Given::Made(_)));
         let value = Bytes::from_static(b"1234");
-        assert!((0..600).all(|n| matches!(running.end(key(n), Some(&value)), Some(Given::Made(_)))));
+        assert!((0..ALL).all(|n| matches!(running.end(key(n), Some(&value)), Some(Given::Made(_)))));
         assert!(matches!(running.result(key(0).0), Given::Nothing));
-        assert!(matches!(running.result(key(599).0), Given::Value(_)));
+        assert!(matches!(running.result(key(ALL - 1).0), Given::Value(_)));
         assert_eq!((count(&running), running.bytes), (KEPT, 4 * KEPT));
         running.tick();
-        start(&mut running, 700);
-        running.end(key(700), Some(&value));
+        start(&mut running, ALL);
+        running.end(key(ALL), Some(&value));
         running.tick();
         assert_eq!((count(&running), running.bytes), (1, 4));
         running.tick();
@@ -238,5 +262,20 @@ mod tests {
             running.end(key(number), Some(&vec![0; KEPT_BYTES / 2].into()));
         }
         assert_eq!((count(&running), running.bytes), (2, KEPT_BYTES));
+    }
+
+    #[test]
+    fn what_a_worker_has_made_lately_it_is_thought_to_have() {
+        let mut heard = Heard::default();
+        heard.hear(100);
+        let then = heard;
+        (1..KEPT / 2).for_each(|_| heard.hear(1));
+        assert!(heard.has(then, Duration::ZERO) && !heard.has(then, TICK));
+        heard.hear(1);
+        assert!(!heard.has(then, Duration::ZERO), "there were too many since");
+        let then = heard;
+        heard.hear(KEPT_BYTES / 2);
+        assert!(!heard.has(then, Duration::ZERO), "they were too large");
+        assert!(heard.has(heard, Duration::ZERO));
     }
 }

@@ -1,7 +1,8 @@
 //! The objects of a node: small ones in its own memory, large ones in the store that its workers map.
 
 use super::{
-    protocol::{INLINE, ObjectId},
+    protocol::{INLINE, Nanos, ObjectId, ProcessId},
+    running::Heard,
     store::{self, Store, StoreError},
 };
 use bytes::Bytes;
@@ -10,9 +11,22 @@ use std::{collections::HashMap, path::PathBuf};
 pub(crate) struct Shelf {
     /// Until the node ends.
     store: Option<Store>,
-    small: HashMap<ObjectId, Bytes>,
+    small: HashMap<ObjectId, Small>,
     /// What is in the store, or is to be written there.
     large: HashMap<ObjectId, u64>,
+}
+
+struct Small {
+    value: Bytes,
+    maker: Option<Maker>,
+}
+
+/// The worker that has made an object, and when its node heard of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Maker {
+    pub(crate) worker: ProcessId,
+    pub(crate) heard: Heard,
+    pub(crate) at: Nanos,
 }
 
 /// The memory of an object that is on its way.
@@ -51,10 +65,10 @@ impl Shelf {
     }
 
     /// Keeps an object's bytes.
-    pub(crate) fn insert(&mut self, id: ObjectId, value: &Bytes) -> Result<(), StoreError> {
+    pub(crate) fn insert(&mut self, id: ObjectId, value: &Bytes, maker: Option<Maker>) -> Result<(), StoreError> {
         self.remove(id);
         if value.len() <= INLINE {
-            self.small.insert(id, value.clone());
+            self.small.insert(id, Small { value: value.clone(), maker });
             return Ok(());
         }
         let mut writer = self.store()?.create(key(id), value.len() as u64)?;
@@ -93,8 +107,8 @@ impl Shelf {
     }
 
     pub(crate) fn get(&self, id: ObjectId) -> Option<Kept> {
-        if let Some(value) = self.small.get(&id) {
-            return Some(Kept::Here(value.clone()));
+        if let Some(small) = self.small.get(&id) {
+            return Some(Kept::Here(small.value.clone()));
         }
         match self.store().and_then(|store| store.get(key(id))) {
             Ok(object) => object.map(Kept::File),
@@ -103,6 +117,11 @@ impl Shelf {
                 None
             }
         }
+    }
+
+    /// The worker here that has made a small one.
+    pub(crate) fn maker(&self, id: ObjectId) -> Option<Maker> {
+        self.small.get(&id)?.maker
     }
 
     /// Its bytes in this process.
@@ -137,7 +156,7 @@ impl Shelf {
 
     /// All objects, and their sizes.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (ObjectId, u64)> + '_ {
-        let small = self.small.iter().map(|(id, value)| (*id, value.len() as u64));
+        let small = self.small.iter().map(|(id, small)| (*id, small.value.len() as u64));
         small.chain(self.large.iter().map(|(id, size)| (*id, *size)))
     }
 

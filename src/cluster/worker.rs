@@ -28,7 +28,7 @@ use std::{
 };
 
 /// How often the client is told the time.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// Serves a node until the pipe ends, and then ends the process: nobody waits for what it still does.
 pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
