@@ -1110,21 +1110,23 @@ impl Owner {
             Arg::Inline(_) => None,
         });
         let mut held = held.peekable();
-        let at = match held.peek() {
-            None => 0,
-            Some(_) => held.find_map(|holders| self.grants.iter().position(|(node, _)| holders.contains(node)))?,
+        let has_turns = held.peek().is_none();
+        let at = match has_turns {
+            true => 0,
+            false => held.find_map(|holders| self.grants.iter().position(|(node, _)| holders.contains(node)))?,
         };
         let (node, left) = self.grants.get_mut(at)?;
         let node = *node;
-        if at == 0 {
-            // Who may have many is quick.
-            let turn = if self.turn == 0 { (*left / 16).clamp(*TURNS.start(), *TURNS.end()) } else { self.turn };
-            self.turn = if *left == 1 { 0 } else { turn - 1 };
+        if has_turns {
+            // Who may have many is quick. Those that come one after the other are often needed together: long turns.
+            let turn = if self.turn == 0 { (*left / 8).clamp(*TURNS.start(), *TURNS.end()) } else { self.turn };
+            self.turn = turn - 1;
         }
         *left -= 1;
         if *left == 0 {
             self.grants.remove(at);
-        } else if at == 0 && self.turn == 0 {
+            self.turn = if at == 0 { 0 } else { self.turn };
+        } else if has_turns && self.turn == 0 {
             self.grants.rotate_left(1);
         }
         self.left -= 1;
