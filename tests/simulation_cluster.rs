@@ -207,6 +207,7 @@ fn simulation_of_packs() {
     });
     assert!(reports.iter().all(|report| report.ended == 100 && report.starts <= 100));
     assert!(sum(&reports, |report| report.packs) > reports.len());
+    assert!(sum(&reports, |report| report.given_back) > reports.len() / 2);
     assert!(sum(&reports, |report| report.chained) > 0);
 }
 
@@ -221,6 +222,7 @@ fn simulation_of_packs_with_everything_that_can_happen() {
         ..everything(seed)
     });
     assert!(sum(&reports, |report| report.packs) > 0 && sum(&reports, |report| report.chained) > 0);
+    assert!(sum(&reports, |report| report.given_back) > 0);
 }
 
 #[test]
@@ -234,7 +236,7 @@ fn simulation_of_packs_over_links() {
         loss: 5 + seed % 50,
         ..Options::with_seed(seed)
     });
-    assert!(sum(&reports, |report| report.packs) > 0);
+    assert!(sum(&reports, |report| report.packs) > 0 && sum(&reports, |report| report.given_back) > 0);
 }
 
 #[test]

@@ -107,6 +107,8 @@ pub(crate) struct Client {
     sinks: Mutex<FxHashMap<ObjectId, Arc<dyn Sink>>>,
     /// Values that wait for the files that they are to be written to.
     drafts: Mutex<FxHashMap<(ObjectId, u32), WriteTo>>,
+    /// How tasks end here that are given back to the node.
+    given_back: Arc<Error>,
     /// Nodes whose files this process can open.
     neighbours: Mutex<FxHashSet<ProcessId>>,
     /// What those died of that lived here.
@@ -366,6 +368,7 @@ impl Client {
             feeders: Mutex::default(),
             sinks: Mutex::default(),
             drafts: Mutex::default(),
+            given_back: Arc::new(Error::Unsupported { reason: "it was given back to its node".into() }),
             neighbours: Mutex::default(),
             dead: Mutex::default(),
             kept: Mutex::default(),
@@ -794,24 +797,9 @@ impl Client {
             }
             Letter::InFile { object, path, size } => self.in_file(object, &path, size),
             Letter::Stop { task, attempt } => {
-                let (node, pack) = {
-                    let running = self.running.lock();
-                    let node = running.node((task, attempt));
-                    (node.clone(), running.pack(task).filter(|_| node.is_none()))
-                };
-                if let Some(node) = node {
-                    node.cancel();
-                } else if pack.is_some_and(|pack| pack.withdraw(task)) {
-                    self.given.fetch_add(1, Ordering::Relaxed);
-                    let reply = Reply {
-                        client: self.clone(),
-                        id: task,
-                        attempt,
-                        is_call: false,
-                        is_packed: true,
-                        inside: Vec::new(),
-                    };
-                    reply.fail((*lost(task, "it was cancelled before it started")).clone());
+                match self.comes_up((task, attempt)) {
+                    Some(node) => node.cancel(),
+                    None => self.take_from_pack((task, attempt), || lost(task, "it was cancelled before it started")),
                 }
                 let feeder = self.feeders.lock().get(&task).cloned();
                 if let Some(feeder) = feeder {
@@ -821,6 +809,10 @@ impl Client {
                 let hosted = self.hosted.lock().remove(&task);
                 drop(hosted);
             }
+            Letter::Recall { tasks } => tasks.into_iter().for_each(|task| match self.comes_up(task) {
+                Some(node) => drop(node.give_back(self.given_back.clone())),
+                None => self.take_from_pack(task, || self.given_back.clone()),
+            }),
             Letter::WaitsOf { look, asked, objects } => self.waits_asked(from, look, asked, objects),
             Letter::Waits { look, asked, objects, entries } => self.waits_told(look, asked, &objects, entries),
             Letter::EndWait { number, path } => elsewhere::end(number, path),
@@ -839,6 +831,21 @@ impl Client {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A task that has come here, unless it lies in a pack still.
+    fn comes_up(&self, task: (ObjectId, u32)) -> Option<Arc<dyn Node>> {
+        self.running.lock().node(task)
+    }
+
+    /// Ends a task that lies in a pack.
+    fn take_from_pack(self: &Arc<Self>, (id, attempt): (ObjectId, u32), why: impl FnOnce() -> Arc<Error>) {
+        let pack = self.running.lock().pack(id);
+        if pack.is_some_and(|pack| pack.withdraw(id)) {
+            self.given.fetch_add(1, Ordering::Relaxed);
+            let client = self.clone();
+            self.ended(Reply { client, id, attempt, is_call: false, is_packed: true, inside: Vec::new() }, Err(why()));
         }
     }
 
@@ -2125,7 +2132,11 @@ impl Client {
         let old = self.running.lock().end((id, attempt), kept);
         contain(|| drop(old));
         match outgoing {
-            Err(error) => self.tell_ended(what, inside, End::Failed(error), Vec::new(), Default::default(), then),
+            Err(error) => {
+                let is_given_back = Arc::ptr_eq(&error, &self.given_back);
+                let end = if is_given_back { End::GivenBack } else { End::Failed(error) };
+                self.tell_ended(what, inside, end, Vec::new(), Default::default(), then);
+            }
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
                     // A node may keep a copy of a longer one, if it is told of it by itself.

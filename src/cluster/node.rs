@@ -61,7 +61,9 @@ const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
 const WINDOW: usize = 256;
 pub(crate) const OWNER_DIED: &str = "its owner died";
-/// So many tasks are with their worker ahead of their turn while nothing is known of their times.
+/// Tasks that take so long together are with their worker ahead of their turn, or so many while nothing is known of
+/// their times.
+const AHEAD_FOR: Nanos = ms(4);
 const AHEAD: usize = 8;
 /// So many cancellations of tasks that are not here are remembered.
 const EARLY: usize = 256;
@@ -99,8 +101,10 @@ type Key = (ObjectId, u32);
 
 struct Task {
     spec: TaskSpec,
-    /// Of a pack: which of its tasks have ended, a bit for each, and how long these took.
+    /// Of a pack: which of its tasks have ended, a bit for each, how many of these did because they were given back, and how
+    /// long the others took.
     ended: u128,
+    given_back: u32,
     took: Nanos,
     /// Arguments that are not here yet.
     fetching: BTreeSet<ObjectId>,
@@ -110,6 +114,8 @@ struct Task {
     running: Option<(Nanos, Vec<Part>)>,
     /// Its worker has it, and runs it when others have ended; nothing is taken for it yet.
     is_ahead: bool,
+    /// Others have been handed to its worker because it makes their arguments.
+    is_needed: bool,
     /// It was told to stop; nobody wants to hear of it.
     stopped: bool,
     /// It has finished well, and goes on.
@@ -232,8 +238,12 @@ pub(crate) struct Node {
     chained: VecDeque<Key>,
     /// Objects that somebody here waits for, and whose task has left without a result.
     astray: Vec<ObjectId>,
-    /// When the last task ended.
+    /// What is wanted back from its worker, and for whom; nobody if it was cancelled since.
+    recalled: BTreeMap<Key, Option<ProcessId>>,
+    /// When the last task ended, also of those in packs.
     finished: Nanos,
+    /// When that was, or something started when nothing ran.
+    moved: Nanos,
     labels: Vec<Label>,
     /// What is not taken for good.
     room: Capacity,
@@ -244,6 +254,8 @@ pub(crate) struct Node {
     /// How many of these are packs, and how many tasks there are in them, besides one in each.
     packs: usize,
     packed: u64,
+    /// Those that are with a worker.
+    started_packs: Vec<Key>,
     ready: VecDeque<Key>,
     /// How many of them need no CPU.
     cpuless: usize,
@@ -298,7 +310,9 @@ impl Node {
             unseen: BTreeMap::new(),
             chained: VecDeque::new(),
             astray: Vec::new(),
+            recalled: BTreeMap::new(),
             finished: 0,
+            moved: 0,
             labels,
             room: capacity.clone(),
             capacity,
@@ -307,6 +321,7 @@ impl Node {
             tasks: BTreeMap::new(),
             packs: 0,
             packed: 0,
+            started_packs: Vec::new(),
             ready: VecDeque::new(),
             cpuless: 0,
             running: 0,
@@ -439,7 +454,16 @@ impl Node {
 
     /// When [`Node::tick`] has something to do next.
     pub(crate) fn next_tick(&self) -> Nanos {
-        self.told + if self.changed { self.pace.min(BEAT) } else { BEAT }
+        let is_stuck = self.running > self.staying && self.count() > u64::from(self.running);
+        self.told
+            + match self.changed {
+                true => self.pace.min(BEAT),
+                // The longer nothing has ended, the less news is it that nothing has since.
+                false if is_stuck || !self.ahead.is_empty() => {
+                    self.told.saturating_sub(self.moved).clamp(self.pace.min(BEAT), BEAT)
+                }
+                false => BEAT,
+            }
     }
 
     /// Tells the head of the load, when it is time.
@@ -447,14 +471,15 @@ impl Node {
         if now >= self.next_tick() {
             self.told = now;
             self.changed = false;
-            self.tell_load(out);
+            out.send(HEAD, Message::Load(Load { mean: self.mean_now(now), ..self.load() }));
         }
     }
 
     fn load(&self) -> Load {
+        let running = (self.running - self.staying).saturating_sub(self.ahead.len() as u32);
         Load {
-            waiting: (self.count() as u32).saturating_sub(self.running),
-            running: self.running - self.staying,
+            waiting: (self.count() as u32).saturating_sub(running + self.staying),
+            running,
             mean: self.mean,
             assigned: self.assigned,
             room: (self.room != self.capacity).then(|| {
@@ -467,6 +492,12 @@ impl Node {
 
     fn tell_load(&self, out: &mut Effects) {
         out.send(HEAD, Message::Load(self.load()));
+    }
+
+    /// How long tasks take: those that have ended, or those that run, if none of them ends.
+    fn mean_now(&self, now: Nanos) -> Nanos {
+        let runs = self.running > self.staying;
+        self.mean.max(if runs { now.saturating_sub(self.moved) } else { 0 })
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -642,11 +673,13 @@ impl Node {
         let task = Task {
             spec,
             ended: 0,
+            given_back: 0,
             took: 0,
             fetching,
             passed: 0,
             running: None,
             is_ahead: false,
+            is_needed: false,
             stopped: false,
             stays: false,
         };
@@ -924,6 +957,9 @@ impl Node {
             let (tasks, store) = (&mut self.tasks, &self.store);
             let started = start_from(&mut bundle.ready, free, (tasks, store), &mut cpuless, now, (&mut lacking, out));
             bundle.running += started.len() as u32;
+            if self.running == self.staying {
+                self.moved = now;
+            }
             self.running += started.len() as u32;
         }
         if is_full {
@@ -939,11 +975,17 @@ impl Node {
         let unused = spare.min(self.free.cpu);
         self.free.cpu -= unused;
         self.overdraft += spare - unused;
+        if self.running == self.staying {
+            self.moved = now;
+        }
         self.running += started.len() as u32;
         let before = self.stayers.len();
         for key in started {
             let Some(task) = self.tasks.get(&key) else { continue };
             self.plain += u32::from(is_plain(&task.spec));
+            if task.spec.count > 1 {
+                self.started_packs.push(key);
+            }
             if task.spec.stays {
                 self.stayers.insert(key);
             }
@@ -980,10 +1022,10 @@ impl Node {
         }
     }
 
-    /// As many as take about a millisecond; of those that could start by themselves none unless all CPUs are taken by
+    /// As many as take a few milliseconds, so that they and their results come many at a time; of those that could start by themselves none unless all CPUs are taken by
     /// plain tasks: beside others, for which it takes no CPU itself, a worker would start them at once.
     fn start_ahead(&mut self, now: Nanos, lacking: &mut Vec<Key>, out: &mut Effects) {
-        let most = ms(1).checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
+        let most = AHEAD_FOR.checked_div(self.mean).map_or(AHEAD, |tasks| tasks as usize).min(self.most_ahead);
         while self.all_ahead < most && self.plain >= self.capacity.cpu / WHOLE {
             let Some(task) = self.ready.front().and_then(|key| self.tasks.get_mut(key)) else { break };
             if !is_plain(&task.spec) {
@@ -999,7 +1041,10 @@ impl Node {
             let count = task.spec.count as usize;
             out.starts.push(task.spec.clone());
             self.all_ahead += count;
-            self.ahead.extend(self.ready.pop_front().map(|key| (key, count)));
+            if let Some(key) = self.ready.pop_front() {
+                self.ahead.push_back((key, count));
+                self.started_packs.extend((count > 1).then_some(key));
+            }
         }
         let mut at = 0;
         while self.all_ahead < most && at < self.chained.len().min(CHAINED) {
@@ -1028,6 +1073,13 @@ impl Node {
         self.all_ahead += 1;
         for object in std::mem::take(&mut task.fetching) {
             self.not_wanted_by(object, key);
+            let maker = match self.pack(object) {
+                Some(pack) => self.tasks.get_mut(&pack),
+                None => self.tasks.range_mut((object, 0)..=(object, u32::MAX)).next_back().map(|(_, task)| task),
+            };
+            if let Some(maker) = maker {
+                maker.is_needed = true;
+            }
         }
     }
 
@@ -1087,6 +1139,7 @@ impl Node {
     pub(crate) fn finished(&mut self, now: Nanos, task: ObjectId, attempt: u32, outcome: Outcome, out: &mut Effects) {
         let key = (task, attempt);
         let Some(task) = self.tasks.get_mut(&key) else { return };
+        self.moved = now;
         let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
         let is_well = outcome.is_well();
         if task.spec.stays && is_well {
@@ -1141,11 +1194,21 @@ impl Node {
         task.took += took;
         let left = task.left();
         self.packed -= u64::from(before - left.saturating_sub(1));
+        self.moved = now;
+        if !self.recalled.is_empty() {
+            let is_over = |key: &Key| (0..128).contains(&(key.0.number.wrapping_sub(pack.0.number)));
+            let ended = |key: &Key| {
+                key.0.owner == pack.0.owner && is_over(key) && tasks >> (key.0.number - pack.0.number) & 1 > 0
+            };
+            self.recalled.retain(|key, _| key.1 != pack.1 || !ended(key));
+        }
         if left == 0
             && let Some(task) = self.end(pack)
         {
             self.finished = now;
-            self.takes(task.took / u64::from(task.spec.count));
+            if let Some(took) = task.took.checked_div(u64::from(task.spec.count - task.given_back)) {
+                self.takes(took);
+            }
             self.start(now, out);
         }
     }
@@ -1296,8 +1359,16 @@ impl Node {
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
-        self.packs -= usize::from(task.spec.count > 1);
-        self.packed -= u64::from(task.left().saturating_sub(1));
+        if task.spec.count > 1 {
+            self.packs -= 1;
+            self.packed -= u64::from(task.left().saturating_sub(1));
+            self.started_packs.retain(|pack| *pack != key);
+        }
+        if !self.recalled.is_empty() {
+            for object in task.objects() {
+                self.recalled.remove(&(object, key.1));
+            }
+        }
         let bundle_key = bundle_of(&task.spec);
         let bundle = bundle_key.map(|key| self.bundles.get_mut(&key));
         if let Some((_, devices)) = &task.running {
@@ -1360,6 +1431,9 @@ impl Node {
             }
             if self.tasks.get(&pack).is_some_and(|pack| pack.running.is_some()) {
                 out.stops.push((id, pack.1)); // its worker knows whether it has ended
+                if let Some(thief) = self.recalled.get_mut(&(id, pack.1)) {
+                    *thief = None;
+                }
                 return self.leaves(id);
             }
             self.take_apart(pack);
@@ -1410,10 +1484,7 @@ impl Node {
 
     /// Gives the youngest of the tasks that wait to another node.
     fn give_away(&mut self, now: Nanos, thief: ProcessId, (capacity, most): (&Capacity, u32), out: &mut Effects) {
-        // Those that run now may take longer than those that have ended.
-        let running = self.tasks.values().filter(|task| !task.spec.stays).filter_map(|task| task.running.as_ref());
-        let since = running.map(|(since, _)| *since).min().unwrap_or(now);
-        let mean = self.mean.max(now.saturating_sub(since));
+        let mean = self.mean_now(now);
         let mut given = 0;
         let mut at = self.ready.len();
         while at > 0 && given < most {
@@ -1433,15 +1504,81 @@ impl Node {
             if !movable || self.dead.contains(&thief) {
                 continue;
             }
-            let Some(mut task) = self.end(key) else { continue };
+            let Some(task) = self.end(key) else { continue };
             given += count;
-            task.spec.forget_holders(|holder| self.dead.contains(holder));
-            task.spec.hop += 1;
-            let ((task_id, attempt), hop, count) = (key, task.spec.hop, task.spec.count);
-            let placed = Message::Placed { task: task_id, count, attempt, hop, node: thief, via: Some(self.id) };
-            out.send(task_id.owner, placed);
-            out.send(thief, Message::Stolen(task.spec));
+            self.hand_to(thief, task.spec, out);
         }
+        self.recall(thief, (capacity, most - given), mean, out);
+    }
+
+    fn hand_to(&self, thief: ProcessId, mut spec: TaskSpec, out: &mut Effects) {
+        spec.forget_holders(|holder| self.dead.contains(holder));
+        spec.hop += 1;
+        let (task, count, attempt, hop) = (spec.id, spec.count, spec.attempt, spec.hop);
+        out.send(task.owner, Message::Placed { task, count, attempt, hop, node: thief, via: Some(self.id) });
+        out.send(thief, Message::Stolen(spec));
+    }
+
+    /// Wants back what was handed to a worker ahead of its turn, when tasks were shorter than they are now: the last of
+    /// them first. A pack is given back from its end, so what is left of it is its beginning.
+    fn recall(&mut self, thief: ProcessId, (capacity, most): (&Capacity, u32), mean: Nanos, out: &mut Effects) {
+        if most == 0
+            || self.dead.contains(&thief)
+            || waiting_time(self.all_ahead as u64 + self.packed, self.room.cpu, mean) < FAR
+        {
+            return;
+        }
+        let is_ahead = |key: &Key| self.tasks.get(key).is_some_and(|task| task.is_ahead);
+        let running = self.started_packs.iter().copied().filter(|key| !is_ahead(key));
+        let units = running.chain(self.ahead.iter().map(|(key, _)| *key).filter(is_ahead));
+        let mut tasks = Vec::new();
+        for key in units {
+            let objects = self.tasks.get(&key).into_iter().flat_map(|task| task.objects());
+            tasks.extend(objects.map(|object| (key, object)));
+        }
+        let mut recalled = 0;
+        for (at, (key, object)) in tasks.into_iter().enumerate().rev() {
+            let Some(task) = self.tasks.get(&key) else { continue };
+            let is_movable = matches!(task.spec.strategy, Strategy::Default)
+                && !task.stopped
+                && !task.is_needed
+                && (task.spec.count == 1 || object != key.0)
+                && capacity.fits(&task.spec.demand)
+                && self.is_worth_moving(&task.spec, mean, at);
+            if recalled == most || waiting_time(at as u64 + 1, self.room.cpu, mean) < FAR {
+                break;
+            }
+            if is_movable && !self.recalled.contains_key(&(object, key.1)) {
+                self.recalled.insert((object, key.1), Some(thief));
+                out.recalls.push((object, key.1));
+                recalled += 1;
+            }
+        }
+    }
+
+    /// A worker has given back a task that was recalled: it had not started, and will not.
+    pub(crate) fn given_back(&mut self, now: Nanos, task: ObjectId, attempt: u32, out: &mut Effects) {
+        let key = (task, attempt);
+        let recalled = self.recalled.remove(&key);
+        let (thief, is_cancelled) = (recalled.flatten(), recalled == Some(None));
+        let spec = match self.pack(task).filter(|pack| pack.1 == attempt) {
+            Some(pack) => {
+                let Some(whole) = self.tasks.get_mut(&pack) else { return };
+                whole.given_back += 1;
+                let spec = whole.spec.member(task).filter(|_| !whole.stopped && !is_cancelled);
+                self.leaves(task);
+                self.ended_in_pack(now, pack, (1 << (task.number - pack.0.number), 0), out);
+                spec
+            }
+            None => self.end(key).filter(|task| !task.stopped).map(|task| task.spec),
+        };
+        match (spec, thief) {
+            (None, _) => {} // nobody wants it any more
+            (Some(_), _) if self.closing.contains(&task.owner) => tell(key, Outcome::Withdrawn, out),
+            (Some(spec), Some(thief)) if !self.dead.contains(&thief) => self.hand_to(thief, spec, out),
+            (Some(spec), _) => self.keep(spec, out),
+        }
+        self.start(now, out);
     }
 
     /// Whether a task that so many others are ahead of is worth that what it needs is fetched from here, and what it makes if
@@ -2062,6 +2199,66 @@ mod tests {
         say(&mut node, OWNER, Message::Submit(late));
         say(&mut node, OWNER, Message::Cancel { task: object(201), attempt: 1 });
         assert_eq!(numbers(&node.kept_back), [(200, 1), (202, 1)]);
+    }
+
+    #[test]
+    fn what_was_handed_out_when_tasks_were_shorter_is_recalled_for_an_idle_node() {
+        let capacity = Capacity { cpu: 1_000, ..Capacity::default() };
+        let mut node = Node::new(US, capacity, Vec::new(), &mut Effects::default());
+        node.hand_out_ahead(8);
+        node.takes(us(10));
+        say(&mut node, OWNER, Message::Granted(packed(1, 10)));
+        (20..24).for_each(|number| drop(say(&mut node, OWNER, Message::Granted(packed(number, 1)))));
+        let handed: Vec<_> = node.tasks().filter(|task| task.since.is_some()).map(|task| task.spec.id.number).collect();
+        assert_eq!((handed, node.load().waiting, node.load().running), (vec![1, 20, 21, 22, 23], 13, 1));
+        let steal = |node: &mut Node, now, most| {
+            let capacity = Capacity { cpu: 1_000, ..Capacity::default() };
+            let mut out = Effects::default();
+            node.handle(now, HEAD, Message::Steal { thief: OTHER, capacity, most }, &mut out);
+            out.recalls.iter().map(|(task, _)| task.number).collect::<Vec<_>>()
+        };
+        assert!(steal(&mut node, ms(1), 8).is_empty(), "they are thought to have ended soon");
+        // The first has been running for long; the head hears of that although nothing has changed.
+        let mut out = Effects::default();
+        node.tick(ms(10), &mut out);
+        let told =
+            |out: &Effects| out.sends.iter().any(|(_, m)| matches!(m, Message::Load(load) if load.mean == ms(10)));
+        assert!(told(&out), "{out:?}");
+        assert!(node.next_tick() <= ms(20));
+        assert_eq!(steal(&mut node, ms(10), 6), [23, 22, 21, 20, 10, 9]);
+        assert_eq!(steal(&mut node, ms(10), 100), [8, 7, 6, 5, 4, 3, 2], "not the one that runs");
+        let given_back = |node: &mut Node, number| {
+            let mut out = Effects::default();
+            node.given_back(ms(11), object(number), 1, &mut out);
+            out
+        };
+        for number in [23, 10] {
+            let out = given_back(&mut node, number);
+            let [(OWNER, Message::Placed { task, node: OTHER, .. }), (OTHER, Message::Stolen(spec))] = &out.sends[..]
+            else {
+                panic!("{out:?}")
+            };
+            assert_eq!((*task, spec.id, spec.count), (object(number), object(number), 1));
+        }
+        // Some are cancelled meanwhile, or have started; and who wanted them dies.
+        let out = say(&mut node, OWNER, Message::Cancel { task: object(9), attempt: 1 });
+        assert_eq!(out.stops, [(object(9), 1)]);
+        say(&mut node, OWNER, Message::Cancel { task: object(22), attempt: 1 });
+        assert!([9, 22].into_iter().all(|number| given_back(&mut node, number).sends.is_empty()));
+        end(&mut node, object(21));
+        say(&mut node, HEAD, Message::Dead { process: OTHER });
+        let out = given_back(&mut node, 20);
+        assert!(out.sends.is_empty() && node.task(object(20), 1).is_some(), "{out:?}");
+        assert!((2..=8).rev().all(|number| given_back(&mut node, number).sends.is_empty()));
+        let mut left: Vec<_> = node.tasks().flat_map(|task| task.spec.objects().take(1)).collect();
+        left.sort();
+        assert_eq!(left, [1, 2, 3, 4, 5, 6, 7, 8, 20].map(object));
+        // All of them end.
+        let mut out = Effects::default();
+        node.ended_in_pack(ms(30), (object(1), 1), (0b1, ms(20)), &mut out);
+        (2..=8).chain([20]).for_each(|number| drop(end(&mut node, object(number))));
+        assert_eq!((node.holds(), node.free() == node.capacity()), ((0, 0, 0), true));
+        assert!(node.recalled.is_empty() && node.started_packs.is_empty() && node.ahead.is_empty());
     }
 
     #[test]

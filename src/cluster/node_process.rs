@@ -444,6 +444,23 @@ impl NodeProcess {
                     }
                 }
             }
+            let mut recalls: BTreeMap<ProcessId, Vec<(ObjectId, u32)>> = BTreeMap::new();
+            for (task, attempt) in out.recalls {
+                match state.run_of(task, attempt).map(|run| run.worker) {
+                    Some(worker) => recalls.entry(worker).or_default().push((task, attempt)),
+                    // It waits for its worker.
+                    None => {
+                        let mut more = Effects::default();
+                        state.jobs.values_mut().for_each(|job| job.withdraw(task, attempt));
+                        state.end_unwanted();
+                        state.node.given_back(self.now(), task, attempt, &mut more);
+                        effects.push_back(more);
+                    }
+                }
+            }
+            for (worker, tasks) in recalls {
+                self.send(state, self.envelope(worker, Letter::Recall { tasks }, Vec::new()));
+            }
             for object in out.dropped {
                 if !state.node.stores(object) {
                     state.shelf.remove(object);
@@ -684,6 +701,12 @@ impl NodeProcess {
             Outcome::Failed(Arc::new(Error::Unsupported { reason }))
         };
         let outcome = match end {
+            End::GivenBack => {
+                state.runs.remove(&(id, attempt));
+                let pack = state.node.pack(id);
+                state.node.given_back(self.now(), id, attempt, out);
+                return pack.into_iter().for_each(|pack| state.forget_pack(pack));
+            }
             End::Failed(error) => {
                 state.reserved.remove(&id);
                 state.shelf.remove(id); // if a file was reserved for it

@@ -173,16 +173,19 @@ impl TaskSpec {
     /// The tasks of a pack, also of one of one; what cannot be read has none.
     pub(crate) fn unpack(self) -> Vec<TaskSpec> {
         let Some(Pack { common, members }) = Pack::read(&self.body) else { return Vec::new() };
-        let alone = |(id, member): (ObjectId, &Member)| TaskSpec {
-            id,
-            count: 1,
-            demand: self.demand.clone(),
-            strategy: self.strategy.clone(),
-            args: Vec::new(),
-            body: common.order(member),
-            ..self
-        };
-        self.objects().zip(&members).map(alone).collect()
+        self.objects().zip(&members).map(|(id, member)| self.alone(id, common.order(member))).collect()
+    }
+
+    /// One of the tasks of a pack.
+    pub(crate) fn member(&self, object: ObjectId) -> Option<TaskSpec> {
+        let Pack { common, members } = Pack::read(&self.body)?;
+        let member = members.get(object.number.checked_sub(self.id.number)? as usize)?;
+        Some(self.alone(object, common.order(member)))
+    }
+
+    fn alone(&self, id: ObjectId, body: Blob) -> TaskSpec {
+        let (demand, strategy) = (self.demand.clone(), self.strategy.clone());
+        TaskSpec { id, count: 1, demand, strategy, args: Vec::new(), body, ..*self }
     }
 }
 
@@ -230,6 +233,9 @@ mod tests {
             TaskSpec { id, attempt: 1, hop: 0, count: 3, demand, strategy, args: Vec::new(), stays: false, body };
         assert!(spec.contains(ObjectId { number: 9, ..id }) && !spec.contains(ObjectId { number: 10, ..id }));
         assert_eq!(Pack::count(&spec.body), 3);
+        let last = spec.member(ObjectId { number: 9, ..id }).and_then(|task| Order::decode(&task.body));
+        assert_eq!(last.map(|order| order.number), Some(102));
+        assert!(spec.member(ObjectId { number: 10, ..id }).is_none());
         let tasks = spec.open();
         assert_eq!(tasks.iter().map(|task| task.id.number).collect::<Vec<_>>(), [7, 8, 9]);
         let orders: Vec<_> = tasks.iter().map(|task| Order::decode(&task.body).expect("an order")).collect();

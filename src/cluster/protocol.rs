@@ -445,6 +445,9 @@ pub(crate) struct Effects {
     pub(crate) starts: Vec<TaskSpec>,
     /// Of a node: stop these attempts if they run; nobody wants them.
     pub(crate) stops: Vec<(ObjectId, u32)>,
+    /// Of a node: another has nothing to do, so these are wanted back from their worker, in this order, unless they have
+    /// started there.
+    pub(crate) recalls: Vec<(ObjectId, u32)>,
     /// Of an owner: these tasks have ended, and whether well. Each is named once, and once more after
     /// `Owner::restart`.
     pub(crate) done: Vec<(ObjectId, bool)>,

@@ -387,6 +387,8 @@ pub(crate) enum End {
     /// It was written to the file that was reserved for it.
     Written,
     Failed(Arc<Error>),
+    /// It was recalled, and had not started.
+    GivenBack,
 }
 
 /// A program that uses the cluster, from the time it connects until it ends.
@@ -524,6 +526,10 @@ pub(crate) enum Letter {
     Stop {
         task: ObjectId,
         attempt: u32,
+    },
+    /// Node to worker: give these back, unless they have started.
+    Recall {
+        tasks: Vec<(ObjectId, u32)>,
     },
     /// The runtime of a program ends. A node to its worker: what has not started fails. A worker to the driver: a task
     /// has asked for that.

@@ -224,6 +224,11 @@ pub(crate) trait Node: Any + Send + Sync {
     fn failure(&self) -> Option<Arc<Error>>;
     /// Ends it with an error, unless it has ended; what has not started never will.
     fn fail(&self, error: Arc<Error>) -> bool;
+    /// Ends it with an error if it has not started; another process runs it then.
+    #[cfg(feature = "cluster")]
+    fn give_back(&self, _why: Arc<Error>) -> bool {
+        false
+    }
     /// Drops the value: the last handle is gone.
     fn discard(&self);
     fn phase(&self) -> Phase;

@@ -422,6 +422,17 @@ impl<B: Body> Node for TaskCell<B> {
         failed
     }
 
+    #[cfg(feature = "cluster")]
+    fn give_back(&self, why: Arc<Error>) -> bool {
+        let body = if self.grant().is_none() { self.slot.take_body() } else { None };
+        let is_given_back = body.is_some();
+        if is_given_back {
+            contain(|| drop(complete_counted(&self.meta, &self.slot, Err(why))));
+            contain(|| drop(body)); // handles among the arguments may free other things
+        }
+        is_given_back
+    }
+
     fn phase(&self) -> Phase {
         let queued = self.slot.has_body();
         match () {

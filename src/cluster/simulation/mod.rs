@@ -137,6 +137,8 @@ pub struct Report {
     pub stolen: usize,
     /// Packs that were handed to a worker as they were.
     pub packs: usize,
+    /// Tasks that a worker had ahead of their turn, and gave back.
+    pub given_back: usize,
     /// Tasks that were handed to a worker before what they need was made.
     pub chained: usize,
     /// Placement groups that were ready, each as often as it was.

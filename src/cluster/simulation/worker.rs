@@ -528,6 +528,34 @@ impl World<'_> {
         }
     }
 
+    /// A job that has not started is given back.
+    pub(super) fn give_back(&mut self, node: ProcessId, (task, attempt): Key) {
+        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let Some(key) = sim.key_of(task, attempt) else { return };
+        let Some(job) = sim.running.get_mut(&key) else { return };
+        if job.worker.is_some_and(|worker| !self.workers.contains_key(&worker)) {
+            return;
+        }
+        if job.is_pack {
+            let before = job.rest.len();
+            job.rest.retain(|(member, _)| *member != task);
+            if job.rest.len() == before {
+                return;
+            }
+        } else if !matches!(job.phase, Phase::Waits(_)) || self.forget(node, key).is_none() {
+            return;
+        }
+        self.report.given_back += 1;
+        let mut out = Effects::default();
+        if let Some(sim) = self.nodes.get_mut(&node) {
+            sim.node.given_back(self.now, task, attempt, &mut out);
+        }
+        self.perform(node, out);
+        // What waits for it here asks its node.
+        self.ask(node);
+        self.tick_later(node);
+    }
+
     /// Sees to it that a worker does something with what it has kept.
     pub(super) fn nudge(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };

@@ -60,6 +60,12 @@ pub(super) enum Event {
         attempt: u32,
         stop: bool,
     },
+    /// A worker is to give back a task that has not started.
+    Recall {
+        node: ProcessId,
+        task: ObjectId,
+        attempt: u32,
+    },
     /// A driver or a worker does something.
     Act(ProcessId),
     CrashNode,
@@ -431,6 +437,10 @@ impl<'a> World<'a> {
             let after = self.random.exponential(us(200));
             self.at(after, Event::End { node: process, task, attempt, stop: true });
         }
+        for (task, attempt) in out.recalls {
+            let after = self.random.exponential(us(100));
+            self.at(after, Event::Recall { node: process, task, attempt });
+        }
         for (object, well) in out.done {
             self.ended(process, object, well);
         }
@@ -670,6 +680,7 @@ impl<'a> World<'a> {
             }
             Event::End { node, task, attempt, stop: true } => self.stop(node, (task, attempt)),
             Event::End { node, task, attempt, stop: false } => self.is_over(node, (task, attempt)),
+            Event::Recall { node, task, attempt } => self.give_back(node, (task, attempt)),
             Event::Act(process) if self.workers.contains_key(&process) => self.act_worker(process),
             Event::Act(driver) => self.act(driver),
             Event::CrashWorker => {
