@@ -172,6 +172,14 @@ impl Task {
         })
     }
 
+    /// The same, but for those that it waits for.
+    fn has_others(&self, store: &BTreeMap<ObjectId, Stored>) -> bool {
+        self.spec.args.iter().all(|arg| match arg {
+            Arg::Object { id, .. } => store.contains_key(id) || self.fetching.contains(id),
+            Arg::Inline(_) => true,
+        })
+    }
+
     fn seen(&self) -> Seen<'_> {
         let since = self.running.as_ref().map(|(since, _)| *since);
         Seen { spec: &self.spec, lacking: self.fetching.len(), since, is_ahead: self.is_ahead }
@@ -742,7 +750,12 @@ impl Node {
             _ => None,
         });
         if let Some(object) = orphan {
-            self.tasks.remove(&key);
+            // It is neither ready nor with a worker, and no pack.
+            if let Some(task) = self.tasks.remove(&key) {
+                task.fetching.iter().for_each(|other| self.not_wanted_by(*other, key));
+                self.leaves(key.0);
+                self.changed = true;
+            }
             return tell(key, Outcome::Lacking(lost(object, OWNER_DIED)), out);
         }
         let is_missing = |arg: &Arg| match arg {
@@ -1049,13 +1062,14 @@ impl Node {
         let mut at = 0;
         while self.all_ahead < most && at < self.chained.len().min(CHAINED) {
             let key = self.chained[at];
-            let fetching = self.tasks.get(&key).map(|task| &task.fetching).filter(|fetching| !fetching.is_empty());
-            match fetching.map(|fetching| fetching.iter().all(|object| self.is_with_worker(*object))) {
-                Some(false) => {
+            match self.tasks.get(&key).filter(|task| !task.fetching.is_empty()) {
+                Some(task) if !task.fetching.iter().all(|object| self.is_with_worker(*object)) => {
                     at += 1;
                     continue;
                 }
-                Some(true) => self.chain(key, now, out),
+                // What it does not wait for may have been freed since.
+                Some(task) if !task.has_others(&self.store) => lacking.push(key),
+                Some(_) => self.chain(key, now, out),
                 None => {} // it waits no more
             }
             self.chained.remove(at);

@@ -139,23 +139,25 @@ impl World<'_> {
         self.tick_later(node);
     }
 
-    /// A node hands something to a worker: it runs at once, or when others have ended and what it needs is made.
-    pub(super) fn hand_over(&mut self, node: ProcessId, spec: TaskSpec) {
+    /// A node hands something to a worker: it runs at once, or when others have ended and what it needs is made. What comes
+    /// back is to be performed when what was to start with it has.
+    pub(super) fn hand_over(&mut self, node: ProcessId, spec: TaskSpec) -> Option<Effects> {
         let (key, has_faults) = ((spec.id, spec.attempt), self.has_faults() || self.options.cancellations > 0);
         if spec.count > 1 && self.random.one_in(8) {
             // Its worker is not there yet.
-            let Some(sim) = self.nodes.get_mut(&node) else { return };
             let mut out = Effects::default();
-            sim.node.start_apart(self.now, key, &mut out);
-            return self.perform(node, out);
+            self.nodes.get_mut(&node)?.node.start_apart(self.now, key, &mut out);
+            return Some(out);
         }
-        let Some(sim) = self.nodes.get_mut(&node) else { return };
+        let sim = self.nodes.get_mut(&node)?;
         let missing = spec.args.iter().filter_map(|arg| match arg {
             Arg::Object { id, .. } => Some(*id).filter(|id| !sim.node.stores(*id)),
             Arg::Inline(_) => None,
         });
         let missing: BTreeSet<ObjectId> = missing.collect();
-        let is_to_come = |object: ObjectId| sim.maker(object).is_some() || sim.is_told_soon(object);
+        // Or the pack that it is in was handed over just before, and had no worker yet.
+        let is_apart = |object: ObjectId| sim.node.task(object, 1).is_some();
+        let is_to_come = |object: ObjectId| sim.maker(object).is_some() || sim.is_told_soon(object) || is_apart(object);
         // Its maker may have died, which its node is about to see; or it was there, and its task was cancelled. Then it is asked for.
         let may_come = |object: &&ObjectId| {
             self.options.packs && object.owner == key.0.owner && (has_faults || is_to_come(**object))
@@ -180,7 +182,7 @@ impl World<'_> {
         }
         self.report.packs += usize::from(spec.count > 1);
         self.report.chained += usize::from(!missing.is_empty());
-        let Some((makes, body)) = rest.pop_front() else { return };
+        let (makes, body) = rest.pop_front()?;
         let made_by = missing.iter().find_map(|object| sim.maker(*object)).and_then(|job| job.worker);
         let (demand, stays, is_pack) = (spec.demand.clone(), spec.stays, spec.count > 1);
         let (handles, done, phase) = (Vec::new(), Vec::new(), Phase::Waits(missing));
@@ -195,6 +197,7 @@ impl World<'_> {
         }
         self.ask(node);
         self.run_waiting(node);
+        None
     }
 
     /// Begins what has all that it needs and fits. Which of those that need nothing but a CPU has the node's leave does not

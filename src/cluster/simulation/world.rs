@@ -429,9 +429,7 @@ impl<'a> World<'a> {
                 _ => self.send(process, to, message),
             }
         }
-        for spec in out.starts {
-            self.hand_over(process, spec);
-        }
+        let later: Vec<_> = out.starts.into_iter().filter_map(|spec| self.hand_over(process, spec)).collect();
         for (task, attempt) in out.stops {
             // It notices a little later.
             let after = self.random.exponential(us(200));
@@ -453,6 +451,7 @@ impl<'a> World<'a> {
         for group in out.groups {
             self.group_is_ready(process, group);
         }
+        later.into_iter().for_each(|out| self.perform(process, out));
         self.run_waiting(process);
         if out.fenced {
             self.fenced(process);
