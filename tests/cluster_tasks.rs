@@ -1,12 +1,22 @@
 //! Tasks and objects on a cluster of real processes.
 
+mod common;
+
+use common::Scratch;
 use outray::{
     Array, Bundle, Error, LocalCluster, ObjectRef, PlacementStrategy, Queue, Runtime, Strategy,
     gpu::{GpuRequest, Inventory, NvLink},
     task,
 };
 use serde_json::Value;
-use std::{process::Command, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::Write,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 fn add(a: f64, b: f64) -> f64 {
     a + b
@@ -122,6 +132,41 @@ fn retries_and_options() {
     assert_eq!((quotient.get(), rest.get()), (Ok(3), Ok(1)));
     let squares = rt.map(|x: u64| x * x, 0..1000).collect().unwrap();
     assert_eq!(squares[31], 961);
+}
+
+/// Leaves a note, and waits for that of another worker, as a long computation would: its node does not know that it waits.
+fn meet(notes: &str) -> bool {
+    let mut file = File::options().create(true).append(true).open(notes).unwrap();
+    writeln!(file, "{}", pid()).unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while std::fs::read_to_string(notes).unwrap().lines().collect::<BTreeSet<_>>().len() < 2 {
+        if Instant::now() > patience {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+#[test]
+fn long_tasks_after_many_short_ones_do_not_wait_for_each_other_while_another_node_is_idle() {
+    let cluster = LocalCluster::start(2).unwrap();
+    let rt = cluster.connect().unwrap();
+    let shared = rt.put(vec![0u8; 100]);
+    for has_argument in [false, true] {
+        // From these the nodes take it that tasks are short, and hand many to their workers at a time.
+        let short: Vec<_> = (0..20_000).map(|n: u64| rt.submit(|n: u64| n, n)).collect();
+        assert!(short.iter().enumerate().all(|(at, n)| n.get() == Ok(at as u64)));
+        let notes = Scratch::new("notes");
+        let path = notes.0.to_str().unwrap().to_owned();
+        let long: Vec<_> = (0..24)
+            .map(|_| match has_argument {
+                false => rt.submit(|path: String| meet(&path), path.clone()),
+                true => rt.submit(|path: String, _: Arc<Vec<u8>>| meet(&path), (path.clone(), &shared)),
+            })
+            .collect();
+        assert!(long.iter().all(|met| met.get() == Ok(true)), "all of them were on one node");
+    }
 }
 
 #[test]
