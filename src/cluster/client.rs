@@ -810,7 +810,7 @@ impl Client {
                 drop(hosted);
             }
             Letter::Recall { tasks } => tasks.into_iter().for_each(|task| match self.comes_up(task) {
-                Some(node) => drop(node.give_back(self.given_back.clone())),
+                Some(node) => node.give_back(self.given_back.clone()),
                 None => self.take_from_pack(task, || self.given_back.clone()),
             }),
             Letter::WaitsOf { look, asked, objects } => self.waits_asked(from, look, asked, objects),
@@ -839,9 +839,9 @@ impl Client {
         self.running.lock().node(task)
     }
 
-    /// Ends a task that lies in a pack.
+    /// Ends a task that lies in a pack, which is its first attempt.
     fn take_from_pack(self: &Arc<Self>, (id, attempt): (ObjectId, u32), why: impl FnOnce() -> Arc<Error>) {
-        let pack = self.running.lock().pack(id);
+        let pack = if attempt == 1 { self.running.lock().pack(id) } else { None };
         if pack.is_some_and(|pack| pack.withdraw(id)) {
             self.given.fetch_add(1, Ordering::Relaxed);
             let client = self.clone();

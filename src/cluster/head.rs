@@ -64,6 +64,8 @@ const LOADS_PER_SECOND: u64 = 100_000;
 const WORTH_STEALING: Nanos = ms(1);
 /// One that has so much to do tells of it, and an idle one that has not asked lately gets some.
 const WORTH_SHARING: Nanos = ms(20);
+/// So many of those that have room are looked at for an idle one.
+const MOST_ASKED: usize = 16;
 /// An owner is granted as many tasks on a node as that does in this time; more if it comes back within the second,
 /// up to the third. It comes not more often than the last.
 const GRANT: Nanos = ms(5);
@@ -82,8 +84,11 @@ struct NodeView {
     load: Load,
     /// How many tasks the head has assigned to it, ever.
     assigned: u64,
-    /// How many tasks were granted on it since it told its load.
+    /// How many tasks were granted on it since it told its load, and how many others are to give to it.
     granted: u64,
+    coming: u64,
+    /// It was to get some, and did not: they have none that it may have. So it is not thought to get any until it does.
+    gets_none: bool,
     heard: Nanos,
     /// As it stands in `order`.
     wait: Nanos,
@@ -95,6 +100,7 @@ impl NodeView {
             + u64::from(self.load.running)
             + (self.assigned - self.load.assigned)
             + self.granted
+            + self.coming
     }
 
     fn estimate(&self) -> Nanos {
@@ -250,6 +256,8 @@ impl Head {
                     load: Load::default(),
                     assigned: 0,
                     granted: 0,
+                    coming: 0,
+                    gets_none: false,
                     heard: now,
                     wait: 0,
                 };
@@ -309,18 +317,21 @@ impl Head {
                 node.promised.retain(|(assigned, _)| *assigned > load.assigned);
                 let may_have_more = node.promised.len() < known || node.load.room != load.room;
                 node.load = load;
-                node.granted = 0;
+                node.gets_none = idle && (node.gets_none || node.coming > 0);
+                (node.granted, node.coming) = (0, 0);
                 self.reorder(from);
                 if may_have_more {
                     self.try_again(now, out);
                 }
                 if idle {
                     self.find_work(from, out);
-                } else if let Some((_, other)) = self.order.first().copied()
-                    && self.nodes.get(&other).is_some_and(|view| view.tasks() == 0)
-                    && self.nodes.get(&from).is_some_and(|view| view.wait > WORTH_SHARING)
-                {
-                    self.find_work(other, out);
+                } else if self.nodes.get(&from).is_some_and(|view| view.wait > WORTH_SHARING) {
+                    let is_idle =
+                        |id: &ProcessId| self.nodes.get(id).is_some_and(|view| view.tasks() == 0 && !view.gets_none);
+                    let soonest = self.order.iter().take_while(|(wait, _)| *wait == 0).take(MOST_ASKED);
+                    if let Some(other) = soonest.map(|(_, id)| *id).find(is_idle) {
+                        self.find_work(other, out);
+                    }
                 }
             }
             Message::CreateGroup(spec) if spec.id.owner == from => {
@@ -652,8 +663,8 @@ impl Head {
             }
             self.reorder(victim);
         }
-        if let Some(ours) = self.nodes.get_mut(&thief) {
-            ours.granted += asked;
+        if let Some(ours) = self.nodes.get_mut(&thief).filter(|ours| !ours.gets_none) {
+            ours.coming += asked;
         }
         self.reorder(thief);
     }
@@ -908,6 +919,16 @@ mod tests {
         let mut out = Effects::default();
         head.handle(0, node(1), load(60), &mut out);
         assert!(out.sends.is_empty());
+        // If it gets none, it is not thought to have any, and asks again when it likes.
+        for _ in 0..3 {
+            let mut out = Effects::default();
+            head.handle(0, node(2), Message::Load(Load::default()), &mut out);
+            assert!(matches!(out.sends[..], [(_, Message::Steal { .. })]), "{out:?}");
+            assert_eq!(head.nodes[&node(2)].tasks(), 0);
+            let mut out = Effects::default();
+            head.handle(0, node(1), load(60), &mut out);
+            assert!(out.sends.is_empty());
+        }
         // If there is much it need not ask.
         let mut head = self::head(&[2, 2]);
         head.handle(0, node(1), load(60), &mut out);

@@ -80,8 +80,8 @@ pub(crate) struct Small {
     /// Of those copies the newest are kept, up to so many bytes.
     pub(crate) lately: u64,
     /// When an owner has not looked at so many, the next do not go to it any more, either, as long as there are no more
-    /// bytes of them than `kept`. One that it looks at counts as much as [`Small::LOOK`] that it does not: to send for
-    /// a value takes so much longer than to send it along.
+    /// bytes of them than `kept`. One that it looks at counts as much as [`Small::LOOK`] that it does not, and twice if it had to
+    /// send for it: that takes so much longer than to send it along.
     pub(crate) unseen: u32,
     pub(crate) kept: u64,
 }
@@ -248,9 +248,9 @@ pub(crate) struct Node {
     astray: Vec<ObjectId>,
     /// What is wanted back from its worker, and for whom; nobody if it was cancelled since.
     recalled: BTreeMap<Key, Option<ProcessId>>,
-    /// When the last task ended, also of those in packs.
+    /// When the last task or pack ended.
     finished: Nanos,
-    /// When that was, or something started when nothing ran.
+    /// When the last task ended, in a pack or not, or something started when nothing ran.
     moved: Nanos,
     labels: Vec<Label>,
     /// What is not taken for good.
@@ -445,10 +445,11 @@ impl Node {
             }
             Message::Lost { object, why } => self.lost(object, &why, out),
             Message::Check { tasks } => self.check(tasks, out),
-            Message::Seen { object } => self.was_seen(object, true),
+            // Nothing can start because of these two, which are many.
+            Message::Seen { object } => return self.was_seen(object, true),
             Message::Free { object, attempt, unseen } => {
                 self.was_seen(object, !unseen);
-                self.free_object(object, attempt, out);
+                return self.free_object(object, attempt, out);
             }
             Message::Pace { every } => self.pace = every,
             Message::Reserve { group, bundle, round, demand } => self.reserve((group, bundle), round, demand, out),
@@ -502,10 +503,10 @@ impl Node {
         out.send(HEAD, Message::Load(self.load()));
     }
 
-    /// How long tasks take: those that have ended, or those that run, if none of them ends.
+    /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends.
     fn mean_now(&self, now: Nanos) -> Nanos {
-        let runs = self.running > self.staying;
-        self.mean.max(if runs { now.saturating_sub(self.moved) } else { 0 })
+        let used = self.room.cpu.saturating_sub(self.free.cpu);
+        self.mean.max(if used > self.lent { now.saturating_sub(self.moved) } else { 0 })
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -799,13 +800,20 @@ impl Node {
             || self.pack_of(object).is_some_and(|(_, pack)| !pack.stopped)
     }
 
-    /// Whether the task that makes it has been handed to the worker of those without GPUs.
+    /// Whether it is on its way from a task here.
+    fn comes_from_here(&self, object: ObjectId) -> bool {
+        self.fetches.get(&object).is_some_and(|fetch| fetch.from == self.id)
+    }
+
+    /// Whether the task that makes it has been handed to the worker of those without GPUs, for good.
     fn is_with_worker(&self, object: ObjectId) -> bool {
         let mut attempts = self.alone(object, 0..=u32::MAX);
-        attempts.any(|(_, task)| {
-            let is_there = !task.spec.stays && task.spec.demand.gpu.is_none();
+        attempts.any(|(key, task)| {
+            let is_there = !task.spec.stays && task.spec.demand.gpu.is_none() && !self.recalled.contains_key(key);
             task.running.is_some() && !task.stopped && is_there
-        }) || self.pack_of(object).is_some_and(|(_, pack)| pack.running.is_some() && !pack.stopped)
+        }) || self.pack_of(object).is_some_and(|(key, pack)| {
+            pack.running.is_some() && !pack.stopped && !self.recalled.contains_key(&(object, key.1))
+        })
     }
 
     /// What was to be made here is not: it is asked for as others are.
@@ -1063,6 +1071,8 @@ impl Node {
         while self.all_ahead < most && at < self.chained.len().min(CHAINED) {
             let key = self.chained[at];
             match self.tasks.get(&key).filter(|task| !task.fetching.is_empty()) {
+                // It will come from elsewhere.
+                Some(task) if task.fetching.iter().any(|object| !self.comes_from_here(*object)) => {}
                 Some(task) if !task.fetching.iter().all(|object| self.is_with_worker(*object)) => {
                     at += 1;
                     continue;
@@ -1087,13 +1097,11 @@ impl Node {
         self.all_ahead += 1;
         for object in std::mem::take(&mut task.fetching) {
             self.not_wanted_by(object, key);
-            let maker = match self.pack(object) {
-                Some(pack) => self.tasks.get_mut(&pack),
-                None => self.tasks.range_mut((object, 0)..=(object, u32::MAX)).next_back().map(|(_, task)| task),
+            let attempts = match self.pack(object) {
+                Some(pack) => pack..=pack,
+                None => (object, 0)..=(object, u32::MAX),
             };
-            if let Some(maker) = maker {
-                maker.is_needed = true;
-            }
+            self.tasks.range_mut(attempts).for_each(|(_, maker)| maker.is_needed = true);
         }
     }
 
@@ -1383,6 +1391,9 @@ impl Node {
                 self.recalled.remove(&(object, key.1));
             }
         }
+        if task.is_ahead {
+            self.leaves_the_row(key);
+        }
         let bundle_key = bundle_of(&task.spec);
         let bundle = bundle_key.map(|key| self.bundles.get_mut(&key));
         if let Some((_, devices)) = &task.running {
@@ -1425,9 +1436,20 @@ impl Node {
         Some(task)
     }
 
+    /// It is not with a worker ahead of its turn any more.
+    fn leaves_the_row(&mut self, key: Key) {
+        let at = match self.ahead.front() {
+            Some((first, _)) if *first == key => Some(0),
+            _ => self.ahead.iter().rposition(|(other, _)| *other == key),
+        };
+        if let Some((_, count)) = at.and_then(|at| self.ahead.remove(at)) {
+            self.all_ahead -= count;
+        }
+    }
+
     /// The task that was to make an object has gone, or will not make it.
     fn leaves(&mut self, object: ObjectId) {
-        if !self.fetches.is_empty() && self.fetches.get(&object).is_some_and(|fetch| fetch.from == self.id) {
+        if !self.fetches.is_empty() && self.comes_from_here(object) {
             self.astray.push(object);
         }
     }
@@ -1511,9 +1533,7 @@ impl Node {
                 continue;
             }
             let movable = self.tasks.get(&key).is_some_and(|task| {
-                matches!(task.spec.strategy, Strategy::Default)
-                    && capacity.fits(&task.spec.demand)
-                    && self.is_worth_moving(&task.spec, mean, at)
+                may_move(&task.spec, capacity) && self.is_worth_moving(&task.spec, task.objects(), mean, at)
             });
             if !movable || self.dead.contains(&thief) {
                 continue;
@@ -1553,12 +1573,11 @@ impl Node {
         let mut recalled = 0;
         for (at, (key, object)) in tasks.into_iter().enumerate().rev() {
             let Some(task) = self.tasks.get(&key) else { continue };
-            let is_movable = matches!(task.spec.strategy, Strategy::Default)
-                && !task.stopped
+            let is_movable = !task.stopped
                 && !task.is_needed
                 && (task.spec.count == 1 || object != key.0)
-                && capacity.fits(&task.spec.demand)
-                && self.is_worth_moving(&task.spec, mean, at);
+                && may_move(&task.spec, capacity)
+                && self.is_worth_moving(&task.spec, std::iter::once(object), mean, at);
             if recalled == most || waiting_time(at as u64 + 1, self.room.cpu, mean) < FAR {
                 break;
             }
@@ -1581,7 +1600,9 @@ impl Node {
                 whole.given_back += 1;
                 let spec = whole.spec.member(task).filter(|_| !whole.stopped && !is_cancelled);
                 self.leaves(task);
+                let moved = self.moved;
                 self.ended_in_pack(now, pack, (1 << (task.number - pack.0.number), 0), out);
+                self.moved = moved; // nothing has come to its end
                 spec
             }
             None => self.end(key).filter(|task| !task.stopped).map(|task| task.spec),
@@ -1596,17 +1617,26 @@ impl Node {
     }
 
     /// Whether a task that so many others are ahead of is worth that what it needs is fetched from here, and what it makes if
-    /// another waits for that here.
-    fn is_worth_moving(&self, spec: &TaskSpec, mean: Nanos, ahead: usize) -> bool {
+    /// another waits for that here. Of a pack: those of its tasks that make these.
+    fn is_worth_moving(
+        &self,
+        spec: &TaskSpec,
+        makes: impl Iterator<Item = ObjectId>,
+        mean: Nanos,
+        ahead: usize,
+    ) -> bool {
         let sizes = spec.args.iter().filter_map(|arg| match arg {
             Arg::Object { id, .. } => self.store.get(id).map(|(size, _)| *size),
             Arg::Inline(_) => None,
         });
-        let is_awaited = |object: &ObjectId| self.fetches.get(object).is_some_and(|fetch| fetch.from == self.id);
-        let awaited = spec.objects().filter(is_awaited).count() as Nanos;
+        let (mut awaited, mut count) = (0, 0);
+        for object in makes {
+            awaited += Nanos::from(self.comes_from_here(object));
+            count += 1;
+        }
         let fetches = sizes.map(fetch_time).sum::<Nanos>() + awaited * fetch_time(0);
         let wait = waiting_time(ahead as u64, self.room.cpu, mean);
-        self.mean == 0 || fetches == 0 || fetches < (mean * Nanos::from(spec.count)).max(wait.saturating_sub(FAR))
+        self.mean == 0 || fetches == 0 || fetches < (mean * count).max(wait.saturating_sub(FAR))
     }
 
     fn buried(&mut self, process: ProcessId, out: &mut Effects) {
@@ -1794,6 +1824,11 @@ fn start_from(
         }
     }
     started
+}
+
+/// Whether another node, with so much room, may run it instead.
+fn may_move(spec: &TaskSpec, capacity: &Capacity) -> bool {
+    matches!(spec.strategy, Strategy::Default) && capacity.fits(&spec.demand)
 }
 
 /// Whether it asks for nothing but a CPU, and ends.
@@ -2253,6 +2288,15 @@ mod tests {
                 panic!("{out:?}")
             };
             assert_eq!((*task, spec.id, spec.count), (object(number), object(number), 1));
+        }
+        assert_eq!((node.ahead.len(), node.all_ahead), (3, 3));
+        // What needs one of the others does not wait for it at the worker.
+        for (number, argument) in [(30, 21), (31, 2)] {
+            let mut chained = packed(number, 1);
+            chained.args = vec![Arg::Object { id: object(argument), size: 0, holders: Vec::new() }];
+            let out = say(&mut node, OWNER, Message::Submit(chained));
+            assert!(out.starts.is_empty(), "{out:?}");
+            say(&mut node, OWNER, Message::Cancel { task: object(number), attempt: 1 });
         }
         // Some are cancelled meanwhile, or have started; and who wanted them dies.
         let out = say(&mut node, OWNER, Message::Cancel { task: object(9), attempt: 1 });

@@ -34,7 +34,7 @@ use super::{
     signals,
     station::{Happening, Post, Station},
     store,
-    wire::{self, Blob, End, Envelope, Job, Letter, Order, Role, Site, host},
+    wire::{self, Blob, End, Envelope, Job, Letter, Order, Parcel, Role, Site, host},
 };
 use crate::{
     error::{Error, Origin},
@@ -385,8 +385,8 @@ impl NodeProcess {
     }
 
     fn carry_out(self: &Arc<Self>, state: &mut State, out: Effects) {
-        let mut effects = VecDeque::from([out]);
-        while let Some(out) = effects.pop_front() {
+        let (mut first, mut effects) = (Some(out), VecDeque::new());
+        while let Some(out) = first.take().or_else(|| effects.pop_front()) {
             for (to, message) in out.sends {
                 if let Message::Here { object } = &message
                     && (to.station() == self.me || state.neighbours.contains(&to))
@@ -695,7 +695,7 @@ impl NodeProcess {
         out: &mut Effects,
     ) {
         let size = value.len() as u64;
-        let maker = self.heard(state, worker, value.len());
+        let maker = self.heard(state, worker, value.len()).filter(|_| !Parcel::has_handles(&value));
         let too_much = |error: &dyn std::fmt::Display| {
             let reason = format!("node {} cannot keep a result: {error}", self.name);
             Outcome::Failed(Arc::new(Error::Unsupported { reason }))
@@ -944,7 +944,7 @@ impl NodeProcess {
         });
     }
 
-    /// A worker has made something of so many bytes.
+    /// A worker has made something of so many bytes, which it keeps for a while unless there are handles inside.
     fn heard(&self, state: &mut State, worker: ProcessId, bytes: usize) -> Option<Maker> {
         let heard = &mut state.workers.get_mut(&worker)?.heard;
         heard.hear(bytes);

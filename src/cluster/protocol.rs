@@ -286,10 +286,10 @@ impl Outcome {
 /// What a node tells the head about itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Load {
-    /// Tasks that wait on it, and that run.
+    /// Tasks that wait on it, also those that its workers have ahead of their turn, and tasks that run.
     pub(crate) waiting: u32,
     pub(crate) running: u32,
-    /// How long its tasks take, as an exponential average.
+    /// How long its tasks take: an exponential average, or how long none has ended, if that is longer.
     pub(crate) mean: Nanos,
     /// How many assignments and reservations of the head it has seen, so that the head knows which are
     /// not in here yet.

@@ -262,6 +262,12 @@ impl Parcel {
         bytes.strip_prefix(&[0; 4])
     }
 
+    /// Whether there are handles in front of it.
+    pub(crate) fn has_handles(bytes: &[u8]) -> bool {
+        // Of the list the first byte is its length, unless that is above 127.
+        Parcel::bare(bytes).is_none() && bytes.get(5) != Some(&0)
+    }
+
     /// The objects inside.
     pub(crate) fn objects(&self) -> Vec<ObjectId> {
         self.handles.iter().map(Handle::object).collect()

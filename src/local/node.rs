@@ -226,9 +226,7 @@ pub(crate) trait Node: Any + Send + Sync {
     fn fail(&self, error: Arc<Error>) -> bool;
     /// Ends it with an error if it has not started; another process runs it then.
     #[cfg(feature = "cluster")]
-    fn give_back(&self, _why: Arc<Error>) -> bool {
-        false
-    }
+    fn give_back(&self, _why: Arc<Error>) {}
     /// Drops the value: the last handle is gone.
     fn discard(&self);
     fn phase(&self) -> Phase;

@@ -423,14 +423,14 @@ impl<B: Body> Node for TaskCell<B> {
     }
 
     #[cfg(feature = "cluster")]
-    fn give_back(&self, why: Arc<Error>) -> bool {
-        let body = if self.grant().is_none() { self.slot.take_body() } else { None };
-        let is_given_back = body.is_some();
-        if is_given_back {
-            contain(|| drop(complete_counted(&self.meta, &self.slot, Err(why))));
-            contain(|| drop(body)); // handles among the arguments may free other things
+    fn give_back(&self, why: Arc<Error>) {
+        if self.grant().is_some() || self.meta.attempt() > 1 {
+            return;
         }
-        is_given_back
+        if let Some(body) = self.slot.take_body() {
+            contain(|| drop(body)); // who is told does not have to claim what it holds
+            contain(|| drop(complete_counted(&self.meta, &self.slot, Err(why))));
+        }
     }
 
     fn phase(&self) -> Phase {
