@@ -50,7 +50,7 @@ pub(crate) fn pack<Args, D: Deferred<Args>>(args: &mut D) -> Result<serial::Pack
 ///
 /// | the function takes | it can be given |
 /// |---|---|
-/// | `A` | `A`, `ObjectRef<A>` or `&ObjectRef<A>` (`A: Clone`; the last handle's value is moved) |
+/// | `A` | `A`, `ObjectRef<A>` or `&ObjectRef<A>` (`A: Clone`; the last handle's value is moved, on a cluster as a rule) |
 /// | `Arc<A>` | an `Arc<A>`, or a handle to an `A`: shared, without a copy |
 /// | `A` or `Arc<A>` | a handle to a `Result<A, E>`: an `Err` fails the task, naming the cause |
 /// | `Vec<A>` or `Vec<Arc<A>>` | a `Vec` of handles, by value or reference, or a slice of them |

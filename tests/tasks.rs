@@ -235,7 +235,9 @@ fn the_last_handle_given_by_value_moves_the_object() {
         let many: Vec<_> = (0..10).map(|i| rt.put(Counted::<1>::new(i))).collect();
         let sum = rt.submit(|all: Vec<Counted<1>>| all.iter().map(Counted::value).sum::<u64>(), many);
         assert_eq!(sum.get(), Ok(45));
-        assert_eq!(Counted::<1>::clones(), 0);
+        // A worker that has just made a value holds it until it has been encoded for others. A task there that gets it
+        // meanwhile gets a copy, instead of decoding one.
+        assert!(Counted::<1>::clones() == 0 || common::on_cluster() && Counted::<1>::clones() <= 2);
         at_once("all are freed", || Counted::<1>::live() == 0);
     });
 }
