@@ -163,17 +163,9 @@ impl Task {
         self.spec.objects().enumerate().filter(move |(at, _)| ended >> at & 1 == 0).map(|(_, object)| object)
     }
 
-    /// Whether its arguments are here still: they may have been freed since, because a task that made one was
-    /// cancelled after it had ended here.
+    /// Whether its arguments, but for those that it waits for, are here still: they may have been freed since, because a
+    /// task that made one was cancelled after it had ended here.
     fn has_arguments(&self, store: &BTreeMap<ObjectId, Stored>) -> bool {
-        self.spec.args.iter().all(|arg| match arg {
-            Arg::Object { id, .. } => store.contains_key(id),
-            Arg::Inline(_) => true,
-        })
-    }
-
-    /// The same, but for those that it waits for.
-    fn has_others(&self, store: &BTreeMap<ObjectId, Stored>) -> bool {
         self.spec.args.iter().all(|arg| match arg {
             Arg::Object { id, .. } => store.contains_key(id) || self.fetching.contains(id),
             Arg::Inline(_) => true,
@@ -1078,7 +1070,7 @@ impl Node {
                     continue;
                 }
                 // What it does not wait for may have been freed since.
-                Some(task) if !task.has_others(&self.store) => lacking.push(key),
+                Some(task) if !task.has_arguments(&self.store) => lacking.push(key),
                 Some(_) => self.chain(key, now, out),
                 None => {} // it waits no more
             }
@@ -1218,11 +1210,9 @@ impl Node {
         self.packed -= u64::from(before - left.saturating_sub(1));
         self.moved = now;
         if !self.recalled.is_empty() {
-            let is_over = |key: &Key| (0..128).contains(&(key.0.number.wrapping_sub(pack.0.number)));
-            let ended = |key: &Key| {
-                key.0.owner == pack.0.owner && is_over(key) && tasks >> (key.0.number - pack.0.number) & 1 > 0
-            };
-            self.recalled.retain(|key, _| key.1 != pack.1 || !ended(key));
+            let has_ended =
+                |object: ObjectId| task.spec.contains(object) && tasks >> (object.number - pack.0.number) & 1 > 0;
+            self.recalled.retain(|key, _| key.1 != pack.1 || !has_ended(key.0));
         }
         if left == 0
             && let Some(task) = self.end(pack)
