@@ -69,6 +69,7 @@ pub mod cluster;
 /// The protocols of the cluster that are model-checked; the rest of it does not build under `loom`.
 #[cfg(all(test, loom))]
 mod cluster {
+    mod blocks;
     mod model;
     mod pace;
     mod relay;

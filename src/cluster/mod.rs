@@ -36,6 +36,9 @@ pub mod function;
 #[doc(hidden)]
 pub mod image;
 
+#[allow(unsafe_code)]
+mod arena;
+mod blocks;
 #[doc(hidden)]
 pub mod commands;
 #[doc(hidden)]

@@ -2,6 +2,7 @@
 //! a nap is over may come before or after anything that others do.
 
 use super::{
+    blocks,
     relay::Relay,
     turns::{self, Desk, Turns},
 };
@@ -10,7 +11,8 @@ use crate::{
     sync::{Bell, Mutex},
 };
 use loom::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    cell::UnsafeCell,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     thread,
 };
 use std::{collections::VecDeque, sync::Arc, time::Instant};
@@ -326,5 +328,49 @@ fn model_readers_take_turns() {
         reads(0);
         other.join().unwrap();
         assert_eq!(read.load(SeqCst), LETTERS);
+    });
+}
+
+/// A worker writes values to blocks, and a node reads them and gives the blocks back, on two threads that drop the values when they like.
+/// There is room for two.
+#[test]
+#[allow(unsafe_code)] // `loom`'s cells say who looks at them when
+fn model_blocks_are_written_to_only_when_they_have_been_read() {
+    const VALUES: u64 = 3;
+    model(3, || {
+        let word = Arc::new(AtomicU64::new(!0b1111));
+        let cells: Arc<[UnsafeCell<u64>; 2]> = Arc::new([0, 0].map(UnsafeCell::new));
+        let letters = Arc::new((Mutex::new(VecDeque::new()), Bell::new()));
+        let node = |count: usize| {
+            let (word, cells, letters) = (word.clone(), cells.clone(), letters.clone());
+            thread::spawn(move || {
+                for _ in 0..count {
+                    let mut queue = letters.0.lock();
+                    while queue.is_empty() {
+                        queue = letters.1.wait(queue);
+                    }
+                    let (at, value): (usize, u64) = queue.pop_front().unwrap();
+                    drop(queue);
+                    let bits = blocks::ones(2) << at;
+                    assert!(blocks::are_taken(&word, bits));
+                    cells[at / 2].with(|cell| assert_eq!(unsafe { *cell }, value));
+                    blocks::give(&word, bits);
+                }
+            })
+        };
+        let nodes = [node(2), node(1)];
+        for value in 1..=VALUES {
+            let at = loop {
+                match blocks::take([&*word].into_iter(), 2) {
+                    Some(at) => break at,
+                    None => thread::yield_now(),
+                }
+            };
+            cells[at / 2].with_mut(|cell| unsafe { *cell = value });
+            letters.0.lock().push_back((at, value));
+            letters.1.ring();
+        }
+        nodes.into_iter().for_each(|node| node.join().unwrap());
+        assert_eq!(word.load(SeqCst), !0b1111);
     });
 }

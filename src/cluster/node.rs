@@ -386,12 +386,22 @@ impl Node {
 
     pub(crate) fn handle(&mut self, now: Nanos, from: ProcessId, message: Message, out: &mut Effects) {
         match message {
-            Message::Submit(spec) => self.submitted(spec, out),
+            Message::Submit(spec) => {
+                if !self.comes(spec, Node::submitted, out) {
+                    return;
+                }
+            }
             Message::Assign(spec) => {
                 self.assigned += 1;
-                self.keep(spec, out);
+                if !self.comes(spec, Node::keep, out) {
+                    return;
+                }
             }
-            Message::Granted(spec) => self.keep(spec, out),
+            Message::Granted(spec) => {
+                if !self.comes(spec, Node::keep, out) {
+                    return;
+                }
+            }
             Message::Stolen(spec) => {
                 self.confirm(&spec, out);
                 self.keep(spec, out);
@@ -594,6 +604,14 @@ impl Node {
             }
             self.measure();
         }
+    }
+
+    /// A task comes; `false`: nothing can start because of that. Many wait for others, behind those that start first.
+    fn comes(&mut self, spec: TaskSpec, take: fn(&mut Node, TaskSpec, &mut Effects), out: &mut Effects) -> bool {
+        let those_first = |node: &Node| (node.ready.len(), node.chained.len().min(CHAINED), node.astray.len());
+        let (before, is_in_bundle) = (those_first(self), bundle_of(&spec).is_some());
+        take(self, spec, out);
+        is_in_bundle || those_first(self) != before
     }
 
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].

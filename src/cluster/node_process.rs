@@ -19,6 +19,7 @@ use report::Titled;
 use seats::{Kind, Over, Seats, VISIBLE, kill};
 
 use super::{
+    arena,
     bulk::{self, Bulk},
     capacity::{Capacity, Demand},
     entry,
@@ -1213,9 +1214,11 @@ impl NodeProcess {
         let _ = rustix::pipe::fcntl_setpipe_size(&input, pipe::ROOM);
         let pid = child.id();
         let child = Arc::new(Mutex::new(child));
+        let arena = arena::Reader::new().ok(); // without one all goes through the pipe
+        let shared = arena.as_ref().map(arena::Reader::path);
         self.with(|state, _| {
             let (node, has_gpus) = (self.name.clone(), !devices.is_empty());
-            let you = Letter::Welcome { you: id, node, job: job.clone(), cpus: self.cpus, has_gpus };
+            let you = Letter::Welcome { you: id, node, job: job.clone(), cpus: self.cpus, has_gpus, arena: shared };
             letters.send(&self.envelope(id, you, Vec::new()));
             let worker = Worker {
                 driver: job.driver,
@@ -1243,15 +1246,15 @@ impl NodeProcess {
         let printed = std::thread::spawn(move || node.pass_on_lines(driver, id, pid, errors));
         let node = self.clone();
         self.station.clone().spawn(async move {
-            let why = node.hear(id, input.into()).await.err().map(|error| error.to_string());
+            let why = node.hear(id, input.into(), arena).await.err().map(|error| error.to_string());
             std::thread::spawn(move || node.bury(id, &child, printed, why));
         });
     }
 
     /// Handles what a worker says, until it ends.
-    async fn hear(self: &Arc<Self>, worker: ProcessId, input: OwnedFd) -> io::Result<()> {
+    async fn hear(self: &Arc<Self>, worker: ProcessId, input: OwnedFd, arena: Option<arena::Reader>) -> io::Result<()> {
         let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd(input)?;
-        let mut received = pipe::Receiver::default();
+        let mut received = pipe::Receiver::with(arena);
         while input.read_buf(received.buffer()).await? > 0 {
             let mut letters = Vec::new();
             let broken = loop {

@@ -1,20 +1,25 @@
 //! Letters over a pipe, between a node and one of its workers.
 //!
 //! ```text
-//! frame = length of the header: u32, number of payloads: u32, length of each: u64, header, payloads   (little-endian)
+//! frame = length of the header: u32, number of payloads: u32, of each its length or place: u64, header, payloads   (little-endian)
 //! ```
+//!
+//! A payload of some kilobytes that a worker sends may lie in memory that it shares with its node ([`arena`]): then it has a place and
+//! nothing in the pipe.
 //!
 //! Both ends are the same executable or trust each other with it; lengths are checked so that a worker that breaks
 //! off in the middle of a frame, or writes garbage, costs its node nothing but that worker.
 
 use super::{
+    arena::{self, Place},
     pack,
     protocol::{ObjectId, ProcessId},
     wire::{Envelope, Letter},
 };
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
+use smallvec::SmallVec;
 use std::{
     fs::File,
     io::{self, Read, Write},
@@ -28,6 +33,19 @@ const LONGEST: [u32; 2] = [256 << 20, 1 << 20];
 pub(crate) const ROOM: usize = 256 << 10;
 /// The longest payloads together, in bytes.
 const MOST: u64 = 1 << 40;
+/// Of a word that is a place and no length.
+const APART: u64 = 1 << 63;
+
+/// The word of a payload that is in the arena.
+fn apart(place: Place) -> u64 {
+    APART | u64::from(place.block) << 32 | u64::from(place.bytes)
+}
+
+/// The place that a word stands for.
+fn is_apart(word: u64) -> Option<Place> {
+    let place = Place { block: (word >> 32) as u32 & (u32::MAX >> 1), bytes: word as u32 };
+    (word & APART > 0).then_some(place)
+}
 
 /// The writing end, for any number of threads. Whoever finds nobody writing writes what there is, and what others add
 /// meanwhile; so letters that come together go together, and no other thread is woken for one.
@@ -48,6 +66,8 @@ enum Output {
 
 #[derive(Default)]
 struct State {
+    /// For payloads that need not go through the pipe.
+    arena: Option<arena::Writer>,
     buffer: Vec<u8>,
     /// The memory of what was written last, for what comes next.
     spare: Vec<u8>,
@@ -59,8 +79,9 @@ struct State {
 
 impl Sender {
     /// For a worker, whose node always reads.
-    pub(crate) fn waiting(file: File) -> Sender {
-        Sender(Arc::new(Shared { output: Output::Waiting(file), state: Mutex::default() }))
+    pub(crate) fn waiting(file: File, arena: Option<arena::Writer>) -> Sender {
+        let state = Mutex::new(State { arena, ..State::default() });
+        Sender(Arc::new(Shared { output: Output::Waiting(file), state }))
     }
 
     /// For a node, which must not wait for a worker.
@@ -136,12 +157,21 @@ impl State {
         let at = buffer.len();
         buffer.extend([0; 4]);
         buffer.extend((envelope.payload.len() as u32).to_le_bytes());
-        envelope.payload.iter().for_each(|payload| buffer.extend((payload.len() as u64).to_le_bytes()));
+        for payload in &envelope.payload {
+            let place = self.arena.as_mut().and_then(|arena| arena.put(payload));
+            buffer.extend(place.map_or(payload.len() as u64, apart).to_le_bytes());
+        }
         let start = buffer.len();
         envelope.write_header(buffer);
         let length = (buffer.len() - start) as u32;
         buffer[at..at + 4].copy_from_slice(&length.to_le_bytes());
-        envelope.payload.iter().for_each(|payload| buffer.extend_from_slice(payload));
+        let mut word = at + 8;
+        for payload in &envelope.payload {
+            if buffer[word..].first_chunk().is_some_and(|word| is_apart(u64::from_le_bytes(*word)).is_none()) {
+                buffer.extend_from_slice(payload);
+            }
+            word += 8;
+        }
     }
 }
 
@@ -205,14 +235,29 @@ impl Shared {
 /// The receiving end: what has arrived of the letters.
 #[derive(Default)]
 pub(crate) struct Receiver {
+    /// What lies apart.
+    arena: Option<arena::Reader>,
     buffer: BytesMut,
     /// Where `read` reads to.
     chunk: Vec<u8>,
-    /// Of the frame whose header and lengths are there: the length of the header, and of each payload.
-    lengths: Option<(usize, Vec<usize>)>,
+    /// Of the frame whose header and words are there: the length of the header, and of each payload its length or place.
+    words: Option<(usize, Words)>,
+}
+
+/// Of each payload of a frame.
+type Words = SmallVec<[u64; 2]>;
+
+/// The bytes that a payload has in the pipe.
+fn in_pipe(word: &u64) -> u64 {
+    if is_apart(*word).is_some() { 0 } else { *word }
 }
 
 impl Receiver {
+    /// Of letters from who has the other end of this arena.
+    pub(crate) fn with(arena: Option<arena::Reader>) -> Receiver {
+        Receiver { arena, ..Receiver::default() }
+    }
+
     /// Where bytes that arrive are to be put.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         if self.buffer.capacity() - self.buffer.len() < 16 << 10 {
@@ -226,39 +271,44 @@ impl Receiver {
     /// # Errors
     /// What has arrived is not one, and nothing after it can be read.
     pub(crate) fn next(&mut self) -> io::Result<Option<Envelope>> {
-        let (header, payloads) = match self.lengths.take() {
-            Some(lengths) => lengths,
-            None => match self.lengths()? {
-                Some(lengths) => lengths,
+        let (header, words) = match self.words.take() {
+            Some(words) => words,
+            None => match self.words()? {
+                Some(words) => words,
                 None => return Ok(None),
             },
         };
-        if self.buffer.len() < header + payloads.iter().sum::<usize>() {
-            self.lengths = Some((header, payloads));
+        if self.buffer.len() < header + words.iter().map(in_pipe).sum::<u64>() as usize {
+            self.words = Some((header, words));
             return Ok(None);
         }
         let header = self.buffer.split_to(header);
-        let payloads = payloads.into_iter().map(|length| self.buffer.split_to(length).freeze()).collect();
-        Envelope::parse(&header, payloads).map(Some).ok_or_else(|| io::Error::other("a letter that cannot be read"))
+        let payloads = words.into_iter().map(|word| match is_apart(word) {
+            Some(place) => self.arena.as_ref().and_then(|arena| arena.take(place)),
+            None => Some(self.buffer.split_to(word as usize).freeze()),
+        });
+        let payloads: Option<Vec<Bytes>> = payloads.collect();
+        let envelope = payloads.and_then(|payloads| Envelope::parse(&header, payloads));
+        envelope.map(Some).ok_or_else(|| io::Error::other("a letter that cannot be read"))
     }
 
-    /// The lengths at the front, once they have all arrived.
-    fn lengths(&mut self) -> io::Result<Option<(usize, Vec<usize>)>> {
+    /// The words at the front, once they have all arrived.
+    fn words(&mut self) -> io::Result<Option<(usize, Words)>> {
         let Some(first) = self.buffer.first_chunk::<8>() else { return Ok(None) };
         let (lengths, _) = first.as_chunks::<4>();
         let [header, count] = [0, 1].map(|at| u32::from_le_bytes(lengths[at]));
         if header > LONGEST[0] || count > LONGEST[1] {
             return Err(io::Error::other("a frame that is too long"));
         }
-        let Some(payloads) = self.buffer.get(8..8 + 8 * count as usize) else { return Ok(None) };
-        let (payloads, _) = payloads.as_chunks::<8>();
-        let payloads: Vec<_> = payloads.iter().map(|length| u64::from_le_bytes(*length)).collect();
-        let total = payloads.iter().try_fold(0u64, |total, length| total.checked_add(*length));
+        let Some(words) = self.buffer.get(8..8 + 8 * count as usize) else { return Ok(None) };
+        let (words, _) = words.as_chunks::<8>();
+        let words: Words = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let total = words.iter().map(in_pipe).try_fold(0u64, |total, length| total.checked_add(length));
         if total.is_none_or(|total| total > MOST) {
             return Err(io::Error::other("a frame that is too long"));
         }
         self.buffer.advance(8 + 8 * count as usize);
-        Ok(Some((header as usize, payloads.into_iter().map(|length| length as usize).collect())))
+        Ok(Some((header as usize, words)))
     }
 
     /// Waits for more from a pipe; `false` at its end.
@@ -285,7 +335,7 @@ impl Receiver {
     /// # Errors
     /// A letter is cut off.
     pub(crate) fn ended(&self) -> io::Result<()> {
-        match self.buffer.is_empty() && self.lengths.is_none() {
+        match self.buffer.is_empty() && self.words.is_none() {
             true => Ok(()),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -296,7 +346,6 @@ impl Receiver {
 mod tests {
     use super::*;
     use crate::cluster::{protocol::HEAD, wire::Letter};
-    use bytes::Bytes;
 
     /// The next letter; `None` at the end.
     fn next(receiver: &mut Receiver, input: &mut impl Read) -> io::Result<Option<Envelope>> {
@@ -335,6 +384,41 @@ mod tests {
         }
         drop(far);
         (0..10).for_each(|_| sender.send(&letter(1_000))); // nobody reads it
+    }
+
+    #[test]
+    fn payloads_lie_in_the_arena_as_long_as_there_is_room() {
+        let reader = arena::Reader::new().unwrap();
+        let writer = arena::Writer::open(&reader.path()).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let sender = Sender::waiting(File::from(std::os::fd::OwnedFd::from(near)), Some(writer));
+        let sizes = |n: usize| [n % 3_000, 5_000 + n, 70_000 * (n % 2), 60_000];
+        const LETTERS: usize = 500;
+        let sends = std::thread::spawn(move || {
+            for n in 0..LETTERS {
+                let payload = sizes(n).map(|size| Bytes::from(vec![n as u8; size])).into();
+                sender.send(&Envelope { from: HEAD, to: HEAD, letter: Letter::Leaving, payload });
+            }
+        });
+        let (mut receiver, mut held) = (Receiver::with(Some(reader)), Vec::new());
+        for n in 0..LETTERS {
+            let payload = next(&mut receiver, &mut far).unwrap().unwrap().payload;
+            assert_eq!(payload.iter().map(Bytes::len).collect::<Vec<_>>(), sizes(n));
+            held.push((n, payload));
+        }
+        sends.join().unwrap();
+        assert!(next(&mut receiver, &mut far).unwrap().is_none());
+        let is_right = |(n, payload): &(usize, Vec<Bytes>)| payload.iter().flatten().all(|byte| *byte == *n as u8);
+        assert!(held.iter().all(is_right));
+    }
+
+    #[test]
+    fn a_place_without_an_arena_or_outside_it_is_an_error() {
+        let word = apart(Place { block: 5, bytes: 3_000 }).to_le_bytes();
+        let frame = [&0u32.to_le_bytes()[..], &1u32.to_le_bytes(), &word].concat();
+        for arena in [None, Some(arena::Reader::new().unwrap())] {
+            assert!(next(&mut Receiver::with(arena), &mut &frame[..]).is_err());
+        }
     }
 
     #[test]

@@ -707,6 +707,8 @@ pub(crate) enum Letter {
         cpus: u32,
         /// What runs there has a lease on GPUs.
         has_gpus: bool,
+        /// Where it finds the memory that it shares with its node.
+        arena: Option<String>,
     },
     /// The worker is ready, or says why it cannot be.
     Ready {

@@ -1,6 +1,7 @@
 //! A worker: this executable, started by a node, with the local runtime inside and the cluster beside it.
 
 use super::{
+    arena,
     client::Client,
     pack::{Carrier, Pack},
     pipe,
@@ -40,10 +41,12 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
             None => return Err(io::Error::other("the node has ended")),
         }
     };
-    let Envelope { letter: Letter::Welcome { you, node, job, cpus, has_gpus }, .. } = first else {
+    let Envelope { letter: Letter::Welcome { you, node, job, cpus, has_gpus, arena }, .. } = first else {
         return Err(io::Error::other("the node's first letter is not a welcome"));
     };
-    let letters = pipe::Sender::waiting(output);
+    // Without one all goes through the pipe.
+    let arena = arena.and_then(|path| arena::Writer::open(&path).ok());
+    let letters = pipe::Sender::waiting(output, arena);
     let results = Results::start(letters.clone(), cpus)?;
     let post = Box::new(ToNode { me: you, letters: letters.clone(), results: results.clone() });
     let core = Core::open(Config {
