@@ -250,6 +250,44 @@ fn small_results_of_a_program_that_has_not_looked_at_those_before_are_there_when
     assert!((0..40).all(|n| *made[n as usize].get_shared().unwrap() == make(n)));
 }
 
+/// More than finds room in the memory that a worker shares with its node.
+#[test]
+fn small_results_that_stayed_are_there_without_their_worker_however_they_are_got() {
+    const MADE: u64 = 2_700;
+    fn make(n: u64, log: String) -> Vec<u64> {
+        File::options().append(true).open(log).unwrap().write_all(&[1]).unwrap();
+        vec![n; 1_000]
+    }
+    fn abort() {
+        std::process::abort()
+    }
+    fn last(numbers: Arc<Vec<u64>>) -> u64 {
+        numbers[999]
+    }
+    let log = Scratch::new("made");
+    File::create(&log.0).unwrap();
+    let name = log.0.to_str().unwrap().to_owned();
+    let cluster = LocalCluster::start(1).unwrap();
+    let rt = cluster.connect().unwrap();
+    let run = |count: u64| {
+        let made: Vec<_> = (0..count).map(|n| rt.submit(make, (n, name.clone()))).collect();
+        let lasts: Vec<_> = made.iter().map(|made| rt.submit(last, made)).collect();
+        assert!(lasts.iter().zip(0..).all(|(last, n)| last.get() == Ok(n)));
+        made
+    };
+    drop(run(300)); // nobody looks at these
+    let made = run(MADE);
+    let killed = rt.task(abort).retries(0).submit(());
+    assert!(killed.get().is_err());
+    let is_right = |n: usize| *made[n].get_shared().unwrap() == vec![n as u64; 1_000];
+    assert!((0..500).all(is_right) && (700..1_000).rev().all(is_right) && (1_000..1_200).step_by(3).all(is_right));
+    let all = rt.get_all(&made[1_100..2_000]).unwrap();
+    assert!(all.into_iter().zip(1_100..).all(|(value, n)| value == vec![n; 1_000]));
+    assert_eq!(rt.wait(&made[1_900..], MADE as usize, None).1.len(), 0);
+    assert!((0..MADE as usize).all(is_right));
+    assert_eq!(log.0.metadata().unwrap().len(), 300 + MADE, "none was made again");
+}
+
 #[test]
 fn the_parts_of_a_result_are_objects_of_their_own() {
     fn halves(n: usize) -> (Vec<u32>, Vec<u32>, String) {

@@ -26,8 +26,9 @@ use super::{
     function::{Descriptor, FunctionError, resolve_here},
     look,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
-    pack::{self, Carrier, Common, Member, Pack, PackKind, Packing},
-    protocol::{Effects, HEAD, INLINE, Message, ObjectId, Outcome, ProcessId, SHORT, Strategy, lost},
+    pack::{self, Carrier, Common, Member, Pack, PackKind, Packing, Told},
+    protocol::{Effects, HEAD, INLINE, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
+    read_ahead::ReadAhead,
     reading,
     remote::{Received, Remote, RemoteCell},
     rows::Rows,
@@ -157,6 +158,7 @@ pub(super) struct State {
     /// The same, announced by the worker that has made it.
     announced: FxHashMap<u64, (ProcessId, u32, Vec<ObjectId>)>,
     wants: FxHashSet<ObjectId>,
+    reads: ReadAhead,
     /// Own calls that are under way, each with a handle to its actor.
     pub(super) calls: Rows<RemoteActor>,
     /// Objects of others.
@@ -355,6 +357,7 @@ impl Client {
                 offered: FxHashMap::default(),
                 announced: FxHashMap::default(),
                 wants: FxHashSet::default(),
+                reads: ReadAhead::default(),
                 calls: Rows::default(),
                 foreign: FxHashMap::default(),
                 groups: FxHashMap::default(),
@@ -669,8 +672,29 @@ impl Client {
             // What is made again is not told of: the node says when it is there.
             if state.owner.want(object, &mut out.effects) || state.owner.is_told(object) {
                 self.fetch(state, object, out);
+                self.read_ahead(state, object.number, out);
             }
         });
+    }
+
+    /// Fetches small results that are likely to be looked at next, too.
+    fn read_ahead(&self, state: &mut State, number: u64, out: &mut Out) {
+        let mut bytes = 0;
+        for number in state.reads.look(number) {
+            let object = ObjectId { owner: self.me, number };
+            let Some(cell) = state.cells.get(object) else { continue };
+            if !cell.is_done()
+                && let Some(Value::Stored { size, .. }) = state.owner.value(object)
+                && size <= INLINE as u64
+            {
+                self.fetch(state, object, out);
+                bytes += size;
+            }
+            out.trash.push(Box::new(cell)); // it may be the last
+            if bytes > ReadAhead::BYTES {
+                break;
+            }
+        }
     }
 
     /// Asks for the value of an object, or finds it here.
@@ -776,9 +800,14 @@ impl Client {
             Letter::Results { .. } => {
                 let mut rest = payload.into_iter().next().unwrap_or_default();
                 self.with(|state, out| {
-                    while let Some((number, _, value)) = pack::next_result(&mut rest) {
+                    while let Some((number, _, told)) = Told::next(&mut rest) {
                         let task = ObjectId { owner: self.me, number };
-                        let outcome = Outcome::Inline(Arc::from(&value[..]));
+                        let outcome = match told {
+                            Told::Value(value) => Outcome::Inline(Arc::from(&value[..])),
+                            Told::Copied(value) => Outcome::Copied(Arc::from(&value[..])),
+                            Told::Stored(size) => Outcome::Stored { size: size.into() },
+                            Told::Apart(_) => continue, // its node has read it
+                        };
                         let finished = Message::Finished { task, attempt: 1, outcome };
                         state.owner.handle(from.station(), finished, &mut out.effects);
                     }
@@ -2139,9 +2168,7 @@ impl Client {
             }
             Ok((outgoing, handles)) => {
                 if let Some(value) = value {
-                    // A node may keep a copy of a longer one, if it is told of it by itself.
-                    let is_short = is_call || value.len() as u64 <= SHORT;
-                    if is_packed && is_short && inside.is_empty() && handles.is_empty() {
+                    if is_packed && inside.is_empty() && handles.is_empty() {
                         self.carrier.result(id, &value);
                         return then();
                     }
@@ -2177,7 +2204,7 @@ impl Client {
                     state.offered.insert((id, attempt), handles);
                     out.letters.push((id.owner, Letter::Inside { task: id, attempt, objects }, Vec::new()));
                 }
-                out.letters.push((node, Letter::Ended { id, attempt, is_call, end }, payload));
+                out.letters.push((node, Letter::Ended { id, attempt, is_call, took: 0, end }, payload));
             });
             then();
         };

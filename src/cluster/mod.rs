@@ -79,6 +79,7 @@ mod pack;
 mod passed;
 mod pipe;
 mod printed;
+mod read_ahead;
 pub(crate) mod reading;
 mod relay;
 mod remote;

@@ -67,8 +67,9 @@ const AHEAD_FOR: Nanos = ms(4);
 const AHEAD: usize = 8;
 /// So many cancellations of tasks that are not here are remembered.
 const EARLY: usize = 256;
-/// A pack whose tasks take longer, all together, is taken apart.
+/// A pack whose tasks take longer, all together, is taken apart, into packs of at least so many tasks or into tasks.
 const QUICK: Nanos = ms(4);
+const WORTH_A_PACK: u64 = 8;
 /// So many of the tasks that wait for others here are looked at, to be handed out ahead.
 const CHAINED: usize = 16;
 
@@ -94,6 +95,17 @@ impl Default for Small {
     fn default() -> Small {
         Small { short: SHORT, lately: 16 << 20, unseen: 64, kept: 64 << 20 }
     }
+}
+
+/// What a node keeps of a small result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Keeps {
+    /// It goes to its owner.
+    Nothing,
+    /// The same, and a copy stays.
+    Copy,
+    /// Its owner is told where it is.
+    All,
 }
 
 /// A task and its attempt. A stopped attempt may still run when the next one comes to the same node.
@@ -386,22 +398,12 @@ impl Node {
 
     pub(crate) fn handle(&mut self, now: Nanos, from: ProcessId, message: Message, out: &mut Effects) {
         match message {
-            Message::Submit(spec) => {
-                if !self.comes(spec, Node::submitted, out) {
-                    return;
-                }
-            }
+            Message::Submit(spec) => return self.comes(now, spec, Node::submitted, out),
             Message::Assign(spec) => {
                 self.assigned += 1;
-                if !self.comes(spec, Node::keep, out) {
-                    return;
-                }
+                return self.comes(now, spec, Node::keep, out);
             }
-            Message::Granted(spec) => {
-                if !self.comes(spec, Node::keep, out) {
-                    return;
-                }
-            }
+            Message::Granted(spec) => return self.comes(now, spec, Node::keep, out),
             Message::Stolen(spec) => {
                 self.confirm(&spec, out);
                 self.keep(spec, out);
@@ -606,12 +608,14 @@ impl Node {
         }
     }
 
-    /// A task comes; `false`: nothing can start because of that. Many wait for others, behind those that start first.
-    fn comes(&mut self, spec: TaskSpec, take: fn(&mut Node, TaskSpec, &mut Effects), out: &mut Effects) -> bool {
+    /// A task comes. Many wait for others, behind those that start first: they change nothing for any that is here.
+    fn comes(&mut self, now: Nanos, spec: TaskSpec, take: fn(&mut Node, TaskSpec, &mut Effects), out: &mut Effects) {
         let those_first = |node: &Node| (node.ready.len(), node.chained.len().min(CHAINED), node.astray.len());
         let (before, is_in_bundle) = (those_first(self), bundle_of(&spec).is_some());
         take(self, spec, out);
-        is_in_bundle || those_first(self) != before
+        if is_in_bundle || those_first(self) != before {
+            self.start(now, out);
+        }
     }
 
     /// A task of this node's own processes: the rule of who runs it is [`Node::should_keep`].
@@ -674,7 +678,9 @@ impl Node {
             return self.pass_on(spec, out);
         }
         if spec.count > 1 && !self.is_quick(&spec) {
-            return spec.open().into_iter().for_each(|spec| self.keep(spec, out));
+            let quick = QUICK.checked_div(self.mean).filter(|count| self.most_ahead > 0 && *count >= WORTH_A_PACK);
+            let parts = spec.split(quick.unwrap_or(1) as u32);
+            return parts.into_iter().for_each(|spec| self.keep(spec, out));
         }
         self.enter(spec);
         self.fetch(key, out);
@@ -1169,7 +1175,11 @@ impl Node {
 
     /// The attempt that ran has ended. Said by whoever runs it, also after a stop.
     pub(crate) fn finished(&mut self, now: Nanos, task: ObjectId, attempt: u32, outcome: Outcome, out: &mut Effects) {
-        let key = (task, attempt);
+        self.finished_within(now, (task, attempt), Nanos::MAX, outcome, out);
+    }
+
+    /// The same. It took no longer than `within`, as its worker says, who does not count the way there and back.
+    pub(crate) fn finished_within(&mut self, now: Nanos, key: Key, within: Nanos, outcome: Outcome, out: &mut Effects) {
         let Some(task) = self.tasks.get_mut(&key) else { return };
         self.moved = now;
         let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
@@ -1186,7 +1196,8 @@ impl Node {
             && !matches!(outcome, Outcome::Crashed { .. } | Outcome::Withdrawn)
         {
             // One that was with its worker ahead of its turn has waited there for the one before it.
-            let in_a_row = (now - self.finished.min(now)) * u64::from(self.capacity.cpu / 1_000).max(1);
+            let in_a_row = within.min(now - self.finished.min(now));
+            let in_a_row = in_a_row.saturating_mul(u64::from(self.capacity.cpu / 1_000).max(1));
             let took = if self.most_ahead > 0 { (now - since).min(in_a_row) } else { now - since };
             self.finished = now;
             self.takes(took);
@@ -1194,7 +1205,7 @@ impl Node {
         match objects {
             _ if stopped => {}
             // What is said of a pack is a failure. Those of its tasks that have ended are not told of again.
-            Some(objects) => objects.for_each(|object| tell((object, attempt), outcome.clone(), out)),
+            Some(objects) => objects.for_each(|object| tell((object, key.1), outcome.clone(), out)),
             None => drop(self.tell_result(key, outcome, out)),
         }
         self.start(now, out);
@@ -1218,7 +1229,8 @@ impl Node {
         self.start(now, out);
     }
 
-    /// These tasks of a pack have ended, a bit for each, and their owner is told. `took`: all together, as their worker says.
+    /// These tasks of a pack have ended, a bit for each, and their owner is told. `took`: all together, as their worker says. What has
+    /// come to wait for nothing by that starts.
     pub(crate) fn ended_in_pack(&mut self, now: Nanos, pack: Key, (tasks, took): (u128, Nanos), out: &mut Effects) {
         let Some(task) = self.tasks.get_mut(&pack) else { return };
         let before = task.left().saturating_sub(1);
@@ -1239,15 +1251,16 @@ impl Node {
             if let Some(took) = task.took.checked_div(u64::from(task.spec.count - task.given_back)) {
                 self.takes(took);
             }
-            self.start(now, out);
         }
+        self.start(now, out);
     }
 
-    /// One task of a pack has ended, however; the node tells its owner.
+    /// One task of a pack has ended, however, after so long; the node tells its owner.
     pub(crate) fn ended_by_itself(
         &mut self,
         now: Nanos,
         (pack, task): (Key, ObjectId),
+        took: Nanos,
         outcome: Outcome,
         out: &mut Effects,
     ) {
@@ -1258,9 +1271,7 @@ impl Node {
         if !self.tell_result(key, outcome, out) {
             self.leaves(task);
         }
-        let took = self.mean; // it is not known
         self.ended_in_pack(now, pack, (bit, took), out);
-        self.start(now, out);
     }
 
     /// Tells the owner how an attempt ended, and whoever waits here for what is in the store now; `false`: nothing is.
@@ -1268,15 +1279,10 @@ impl Node {
         let (size, outcome) = match outcome {
             Outcome::Inline(value) => {
                 let size = value.len() as u64;
-                if self.stays_here(task, attempt, size) {
-                    (Some(size), Outcome::Stored { size })
-                } else if self.fetches.contains_key(&task) {
-                    (Some(size), Outcome::Copied(value)) // what waits for it here need not wait for its owner
-                } else if self.is_worth_a_copy(task, size) {
-                    self.keep_lately(task, attempt, size, out);
-                    (Some(size), Outcome::Copied(value))
-                } else {
-                    (None, Outcome::Inline(value))
+                match self.keeps(task, attempt, size, out) {
+                    Keeps::Nothing => (None, Outcome::Inline(value)),
+                    Keeps::Copy => (Some(size), Outcome::Copied(value)),
+                    Keeps::All => (Some(size), Outcome::Stored { size }),
                 }
             }
             Outcome::Stored { size } => (Some(size), Outcome::Stored { size }),
@@ -1287,6 +1293,33 @@ impl Node {
             self.is_stored(task, attempt, size, out);
         }
         size.is_some()
+    }
+
+    /// What stays here of a small result.
+    fn keeps(&mut self, task: ObjectId, attempt: u32, size: u64, out: &mut Effects) -> Keeps {
+        if self.stays_here(task, attempt, size) {
+            Keeps::All
+        } else if self.fetches.contains_key(&task) {
+            Keeps::Copy // what waits for it here need not wait for its owner
+        } else if self.is_worth_a_copy(task, size) {
+            self.keep_lately(task, attempt, size, out);
+            Keeps::Copy
+        } else {
+            Keeps::Nothing
+        }
+    }
+
+    /// A task of a pack has made a small value, and is going to be [told](Node::ended_in_pack) as ended. Whoever asks tells its owner,
+    /// and keeps what stays.
+    pub(crate) fn made_in_pack(&mut self, (pack, task): (Key, ObjectId), size: u64, out: &mut Effects) -> Keeps {
+        if self.tasks.get(&pack).is_none_or(|pack| pack.stopped) {
+            return Keeps::Nothing;
+        }
+        let keeps = self.keeps(task, pack.1, size, out);
+        if !matches!(keeps, Keeps::Nothing) {
+            self.is_stored(task, pack.1, size, out);
+        }
+        keeps
     }
 
     /// Whether a small result of a task here does not go to its owner, because something waits for it here, or because
@@ -1352,12 +1385,6 @@ impl Node {
             let most = 4 * self.small.unseen;
             *unseen = if seen { unseen.saturating_sub(Small::LOOK) } else { (*unseen + 1).min(most) };
         }
-    }
-
-    /// A copy of a small result that somebody here waits for is in the store.
-    pub(crate) fn made(&mut self, object: ObjectId, attempt: u32, size: u64, out: &mut Effects) {
-        out.send(object.owner, Message::Holds { object, attempt });
-        self.is_stored(object, attempt, size, out);
     }
 
     fn is_stored(&mut self, object: ObjectId, attempt: u32, size: u64, out: &mut Effects) {
@@ -2144,11 +2171,19 @@ mod tests {
         let mut out = Effects::default();
         node.ended_in_pack(ms(2), (object(1), 1), (u128::MAX >> 28 & !half, ms(1)), &mut out);
         assert_eq!((node.holds().0, node.mean), (0, (us(10) * 7 + us(20)) / 8));
-        // What is thought to take long is taken apart, too.
-        node.takes(ms(50));
-        node.takes(ms(50));
-        let out = say(&mut node, OWNER, Message::Granted(packed(200, 128)));
-        assert!(out.starts.iter().all(|spec| spec.count == 1) && node.holds().0 == 128);
+        // What is thought to take long is taken apart: so that the parts do not, or altogether.
+        for (took, most, count) in [(us(40), 100, 2), (us(200), 20, 7), (ms(5), 1, 128)] {
+            (0..100).for_each(|_| node.takes(took));
+            let spec = packed(200, 128);
+            say(&mut node, OWNER, Message::Granted(spec.clone()));
+            assert_eq!((node.holds().0, node.tasks.len()), (128, count), "{took}");
+            assert!(node.tasks.values().all(|task| task.spec.count <= most));
+            spec.objects().for_each(|task| drop(say(&mut node, OWNER, Message::Cancel { task, attempt: 1 })));
+            for key in node.tasks.keys().copied().collect::<Vec<_>>() {
+                node.finished(ms(3), key.0, key.1, Outcome::Crashed { why: "stopped".into() }, &mut Effects::default());
+            }
+            assert_eq!(node.holds(), (0, 0, 0));
+        }
     }
 
     #[test]
@@ -2165,8 +2200,8 @@ mod tests {
         // The one that was stopped ends, and another fails by itself.
         let pack = (object(1), 1);
         let mut out = Effects::default();
-        node.ended_by_itself(0, (pack, object(1)), Outcome::Failed(lost(object(1), "stopped")), &mut out);
-        node.ended_by_itself(0, (pack, object(4)), Outcome::Stored { size: 1 << 20 }, &mut out);
+        node.ended_by_itself(0, (pack, object(1)), us(10), Outcome::Failed(lost(object(1), "stopped")), &mut out);
+        node.ended_by_itself(0, (pack, object(4)), us(10), Outcome::Stored { size: 1 << 20 }, &mut out);
         assert!(node.stores(object(4)) && !node.stores(object(1)));
         let told = |out: &Effects| {
             let finished = out.sends.iter().filter_map(|(to, message)| match message {
@@ -2334,11 +2369,24 @@ mod tests {
         let wide = TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..chained(20, 5) };
         let out = say(&mut node, OWNER, Message::Submit(wide));
         assert!(out.sends.is_empty() && node.fetches(object(5)), "{out:?}");
-        let mut out = Effects::default();
-        node.made(object(5), 1, 8, &mut out);
-        node.ended_in_pack(ms(1), (object(1), 1), (0b1111111111, us(100)), &mut out);
-        assert!(matches!(out.sends[..], [(OWNER, Message::Holds { .. })]), "{out:?}");
+        let (mut out, pack) = (Effects::default(), (object(1), 1));
+        let sizes = [(4, 8), (5, 8), (6, 2_000)];
+        let keeps = sizes.map(|(number, bytes)| node.made_in_pack((pack, object(number)), bytes, &mut out));
+        assert_eq!(keeps, [Keeps::Nothing, Keeps::Copy, Keeps::Copy]);
+        node.ended_in_pack(ms(1), pack, (0b0000111000, us(30)), &mut out);
+        assert!(out.starts.is_empty(), "its CPU is taken");
+        node.ended_in_pack(ms(1), pack, (0b1111000111, us(70)), &mut out);
+        assert!(out.sends.is_empty(), "{out:?}");
         assert_eq!(numbers(&out.starts), [(20, 1)]);
+        let stored = [4, 5, 6].map(|number| node.stores(object(number)));
+        assert_eq!(stored, [false, true, true]);
+        // Of one that was told to stop nothing is kept.
+        say(&mut node, OWNER, Message::Granted(packed(31, 2)));
+        end(&mut node, object(20));
+        say(&mut node, OWNER, Message::Dead { process: OTHER });
+        node.tasks.values_mut().for_each(|task| task.stopped = true);
+        let keeps = node.made_in_pack(((object(31), 1), object(32)), 2_000, &mut out);
+        assert_eq!((keeps, node.stores(object(32))), (Keeps::Nothing, false));
         // A pack that has no worker yet is taken apart when it starts.
         let mut node = quick_node();
         say(&mut node, OWNER, Message::Granted(packed(1, 3)));

@@ -24,11 +24,11 @@ use super::{
     capacity::{Capacity, Demand},
     entry,
     image::{Cache, Image},
-    node::Node,
-    pack::{self, Pack, PackKind},
+    node::{Keeps, Node},
+    pack::{self, Pack, PackKind, Telling, Told},
     pipe,
     printed::{Printed, read_line},
-    protocol::{Arg, Effects, HEAD, INLINE, Label, Message, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
+    protocol::{Arg, Effects, HEAD, INLINE, Label, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
     running::Heard,
     runs::Runs,
     shelf::{Kept, Maker, Shelf},
@@ -208,6 +208,7 @@ struct Worker {
     /// Its program ends, and nothing of it runs here any more.
     is_closed: bool,
     letters: pipe::Sender,
+    arena: Option<Arc<arena::Reader>>,
     child: Arc<Mutex<Child>>,
     pid: u32,
     is_ready: bool,
@@ -533,9 +534,9 @@ impl NodeProcess {
                 self.calls_arrived(state, from, first, (actor, caller), payload, out);
             }
             Letter::Results { owner } => self.results(state, from, owner, payload, out),
-            Letter::Ended { id, attempt, is_call, end } => {
+            Letter::Ended { id, attempt, is_call, took, end } => {
                 let value = payload.into_iter().next().unwrap_or_default();
-                self.ended(state, (id, attempt), (from, is_call), end, value, out);
+                self.ended(state, (id, attempt), (from, is_call, took.into()), end, value, out);
             }
             Letter::ActorEnded { actor, attempt, error, restarts } => {
                 self.actor_ended(state, from, (actor, attempt), error, restarts, out);
@@ -690,7 +691,7 @@ impl NodeProcess {
         self: &Arc<Self>,
         state: &mut State,
         (id, attempt): (ObjectId, u32),
-        (worker, is_call): (ProcessId, bool),
+        (worker, is_call, took): (ProcessId, bool, Nanos),
         end: End,
         value: Bytes,
         out: &mut Effects,
@@ -744,7 +745,7 @@ impl NodeProcess {
         } else if let Some(pack) = state.node.pack(id) {
             self.packed_ended(state, pack, &[(id, 0)]);
             let is_inline = matches!(outcome, Outcome::Inline(_));
-            state.node.ended_by_itself(self.now(), (pack, id), outcome, out);
+            state.node.ended_by_itself(self.now(), (pack, id), took, outcome, out);
             if is_inline && state.node.stores(id) {
                 let _ = self.keep(state, id, &value, maker); // a small one always finds room
             }
@@ -764,7 +765,7 @@ impl NodeProcess {
                 }
             }
             let is_inline = matches!(outcome, Outcome::Inline(_));
-            state.node.finished(self.now(), id, attempt, outcome, out);
+            state.node.finished_within(self.now(), (id, attempt), took, outcome, out);
             if is_inline && state.node.stores(id) {
                 let _ = self.keep(state, id, &value, maker); // a small one always finds room
             }
@@ -804,7 +805,7 @@ impl NodeProcess {
         }
     }
 
-    /// A worker tells the results of tasks that came in packs. They go to the owner as they are.
+    /// A worker tells the results of tasks that came in packs. They go to the owner as they are, but for what stays here.
     fn results(
         self: &Arc<Self>,
         state: &mut State,
@@ -813,12 +814,20 @@ impl NodeProcess {
         payload: Vec<Bytes>,
         out: &mut Effects,
     ) {
-        let mut rest = payload.first().cloned().unwrap_or_default();
+        let all = payload.into_iter().next().unwrap_or_default();
+        let (mut rest, mut telling) = (all.clone(), Telling::new(all));
         let mut ended = Vec::new();
         let mut of = None;
         loop {
-            let next = pack::next_result(&mut rest);
-            let pack = next.as_ref().and_then(|(number, ..)| state.node.pack(ObjectId { owner, number: *number }));
+            let next = Told::next(&mut rest).and_then(|(number, took, told)| {
+                let (value, is_apart) = match told {
+                    Told::Value(value) => (value, false),
+                    Told::Apart(place) => (state.workers.get(&from)?.arena.as_ref()?.take(place)?, true),
+                    Told::Copied(_) | Told::Stored(_) => return None, // no worker says that
+                };
+                Some((ObjectId { owner, number }, took, value, is_apart))
+            });
+            let pack = next.as_ref().and_then(|(task, ..)| state.node.pack(*task));
             if let Some(done) = of.filter(|of| Some(*of) != pack) {
                 self.packed_ended(state, done, &ended);
                 let together = ended.drain(..).fold((0, 0), |(bits, all), (task, took)| {
@@ -828,28 +837,36 @@ impl NodeProcess {
                 state.forget_pack(done);
             }
             of = pack;
-            match (next, pack) {
-                (None, _) => break,
-                (Some((number, took, value)), Some(pack)) => {
-                    let task = ObjectId { owner, number };
-                    let maker = self.heard(state, from, value.len());
-                    // What waits for it here need not wait for its owner.
-                    if state.node.fetches(task) && self.keep(state, task, &value, maker).is_ok() {
-                        state.node.made(task, pack.1, value.len() as u64, out);
-                    }
+            let Some((task, took, value, is_apart)) = next else { break };
+            let maker = self.heard(state, from, value.len());
+            let keeps = match pack {
+                Some(pack) => {
                     ended.push((task, took));
+                    state.node.made_in_pack((pack, task), value.len() as u64, out)
                 }
                 // A call; or its owner is dead.
-                (Some((number, _, value)), None) => {
-                    self.heard(state, from, value.len());
-                    self.call_ended(state, from, ObjectId { owner, number });
+                None => {
+                    self.call_ended(state, from, task);
+                    Keeps::Nothing
                 }
+            };
+            if keeps != Keeps::Nothing {
+                let _ = self.keep(state, task, &value, maker); // a small one always finds room
             }
+            let told = match keeps {
+                Keeps::Nothing if !is_apart => None,
+                Keeps::Nothing => Some(Told::Value(value)),
+                Keeps::Copy => Some(Told::Copied(value)),
+                Keeps::All => Some(Told::Stored(value.len() as u32)),
+            };
+            telling.next(told.map(|told| (task.number, took, told)), rest.len());
         }
         if let Some(worker) = state.workers.get(&from) {
             worker.end_if_over();
         }
-        self.send(state, Envelope { from, to: owner, letter: Letter::Results { owner }, payload });
+        for results in telling.end() {
+            self.send(state, Envelope { from, to: owner, letter: Letter::Results { owner }, payload: vec![results] });
+        }
     }
 
     /// Calls have come, which go to their actor's worker as they are.
@@ -1214,8 +1231,8 @@ impl NodeProcess {
         let _ = rustix::pipe::fcntl_setpipe_size(&input, pipe::ROOM);
         let pid = child.id();
         let child = Arc::new(Mutex::new(child));
-        let arena = arena::Reader::new().ok(); // without one all goes through the pipe
-        let shared = arena.as_ref().map(arena::Reader::path);
+        let arena = arena::Reader::new().ok().map(Arc::new); // without one all goes through the pipe
+        let shared = arena.as_ref().map(|arena| arena.path());
         self.with(|state, _| {
             let (node, has_gpus) = (self.name.clone(), !devices.is_empty());
             let you = Letter::Welcome { you: id, node, job: job.clone(), cpus: self.cpus, has_gpus, arena: shared };
@@ -1227,6 +1244,7 @@ impl NodeProcess {
                 is_killed: false,
                 is_closed: false,
                 letters,
+                arena: arena.clone(),
                 child: child.clone(),
                 pid,
                 is_ready: false,
@@ -1252,7 +1270,12 @@ impl NodeProcess {
     }
 
     /// Handles what a worker says, until it ends.
-    async fn hear(self: &Arc<Self>, worker: ProcessId, input: OwnedFd, arena: Option<arena::Reader>) -> io::Result<()> {
+    async fn hear(
+        self: &Arc<Self>,
+        worker: ProcessId,
+        input: OwnedFd,
+        arena: Option<Arc<arena::Reader>>,
+    ) -> io::Result<()> {
         let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd(input)?;
         let mut received = pipe::Receiver::with(arena);
         while input.read_buf(received.buffer()).await? > 0 {

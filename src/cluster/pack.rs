@@ -7,11 +7,12 @@
 //! ```text
 //! pack    = driver: u64, offset: i64, hash of the name: u64, length of the place: u16, place, tasks
 //! task    = number in the process that submits it: u64, length: u32, the value of its arguments
-//! results = number of the object: u64, nanoseconds: u32, length: u32, value, ...               (all little-endian)
+//! results = number of the object: u64, nanoseconds: u32, what is told: u8, length: u32, value, ...      (all little-endian)
 //! ```
-//! The objects that the tasks make have numbers in a row.
+//! Of a value that stays where it is there is only its length ([`Told`]). The objects that the tasks make have numbers in a row.
 
 use super::{
+    arena::Place,
     protocol::{ObjectId, ProcessId, TaskSpec},
     wire::{Beginning, Blob, Envelope, Order, Parcel, Site},
 };
@@ -170,6 +171,26 @@ impl TaskSpec {
         if self.count == 1 { vec![self] } else { self.unpack() }
     }
 
+    /// As packs of so many tasks at most, of which the last may have fewer; what cannot be read is nothing.
+    pub(crate) fn split(self, most: u32) -> Vec<TaskSpec> {
+        if most <= 1 {
+            return self.open();
+        }
+        let Some(Pack { common, members }) = Pack::read(&self.body) else { return Vec::new() };
+        let firsts = (self.id.number..).step_by(most as usize);
+        let parts = members.chunks(most as usize).zip(firsts).map(|(members, number)| {
+            let mut body = Vec::new();
+            for (at, member) in members.iter().enumerate() {
+                write(&common, member.number, &member.value, at == 0, &mut body);
+            }
+            let (id, count, body) = (ObjectId { number, ..self.id }, members.len() as u32, Blob(body.into()));
+            let (demand, strategy) = (self.demand.clone(), self.strategy.clone());
+            TaskSpec { id, count, demand, strategy, args: Vec::new(), body, ..self }
+        });
+        // One that is alone is no pack.
+        parts.flat_map(|spec| if spec.count == 1 { spec.unpack() } else { vec![spec] }).collect()
+    }
+
     /// The tasks of a pack, also of one of one; what cannot be read has none.
     pub(crate) fn unpack(self) -> Vec<TaskSpec> {
         let Some(Pack { common, members }) = Pack::read(&self.body) else { return Vec::new() };
@@ -189,21 +210,106 @@ impl TaskSpec {
     }
 }
 
-/// A result, at the end of others.
-pub(crate) fn write_result(object: u64, took: u32, value: &[u8], out: &mut Vec<u8>) {
-    out.extend(object.to_le_bytes());
-    out.extend(took.to_le_bytes());
-    out.extend((value.len() as u32).to_le_bytes());
-    out.extend(value);
+/// What is told of a value that a task has made.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Told {
+    /// All of it.
+    Value(Bytes),
+    /// The same, and a copy stays with the node.
+    Copied(Bytes),
+    /// It stays with the node, and has so many bytes.
+    Stored(u32),
+    /// Worker to node: it is in the memory that they share.
+    Apart(Place),
 }
 
-/// The next of some results: the number of the object, how long its task took in nanoseconds, and the value.
-pub(crate) fn next_result(rest: &mut Bytes) -> Option<(u64, u32, Bytes)> {
-    let object = rest.try_get_u64_le().ok()?;
-    let took = rest.try_get_u32_le().ok()?;
-    let length = rest.try_get_u32_le().ok()? as usize;
-    let value = (length <= rest.len()).then(|| rest.split_to(length))?;
-    Some((object, took, value))
+impl Told {
+    /// At the end of others.
+    pub(crate) fn write(&self, object: u64, took: u32, out: &mut Vec<u8>) {
+        let (what, length, rest) = match self {
+            Told::Value(value) => (0, value.len() as u32, &value[..]),
+            Told::Copied(value) => (1, value.len() as u32, &value[..]),
+            Told::Stored(size) => (2, *size, &[][..]),
+            Told::Apart(place) => (3, place.bytes, &place.block.to_le_bytes()[..]),
+        };
+        write_told(object, took, (what, length), rest, out);
+    }
+
+    /// The next: the number of the object, how long its task took in nanoseconds, and what is told.
+    pub(crate) fn next(rest: &mut Bytes) -> Option<(u64, u32, Told)> {
+        let object = rest.try_get_u64_le().ok()?;
+        let took = rest.try_get_u32_le().ok()?;
+        let what = rest.try_get_u8().ok()?;
+        let length = rest.try_get_u32_le().ok()?;
+        let value = |rest: &mut Bytes| (length as usize <= rest.len()).then(|| rest.split_to(length as usize));
+        let told = match what {
+            0 => Told::Value(value(rest)?),
+            1 => Told::Copied(value(rest)?),
+            2 => Told::Stored(length),
+            3 => Told::Apart(Place { block: rest.try_get_u32_le().ok()?, bytes: length }),
+            _ => return None,
+        };
+        Some((object, took, told))
+    }
+}
+
+/// A value, at the end of others.
+pub(crate) fn write_value(object: u64, took: u32, value: &[u8], out: &mut Vec<u8>) {
+    write_told(object, took, (0, value.len() as u32), value, out);
+}
+
+fn write_told(object: u64, took: u32, (what, length): (u8, u32), rest: &[u8], out: &mut Vec<u8>) {
+    out.extend(object.to_le_bytes());
+    out.extend(took.to_le_bytes());
+    out.push(what);
+    out.extend(length.to_le_bytes());
+    out.extend(rest);
+}
+
+/// Results on their way through a node, to be told as they came or otherwise.
+pub(crate) struct Telling {
+    came: Bytes,
+    /// How much of that has been gone through, and from where on it is to be told as it came.
+    at: usize,
+    from: usize,
+    told: Vec<u8>,
+    /// Each a letter's.
+    full: Vec<Bytes>,
+}
+
+impl Telling {
+    /// No more bytes go in one letter, but for the last result.
+    const LETTER: usize = 256 << 10;
+
+    pub(crate) fn new(came: Bytes) -> Telling {
+        Telling { came, at: 0, from: 0, told: Vec::new(), full: Vec::new() }
+    }
+
+    /// The next is told so, or as it came; so many bytes are behind it.
+    pub(crate) fn next(&mut self, instead: Option<(u64, u32, Told)>, left: usize) {
+        let end = self.came.len() - left;
+        if let Some((object, took, told)) = instead {
+            self.told.extend_from_slice(&self.came[self.from..self.at]);
+            told.write(object, took, &mut self.told);
+            self.from = end;
+            if self.told.len() > Self::LETTER {
+                self.full.push(std::mem::take(&mut self.told).into());
+            }
+        }
+        self.at = end;
+    }
+
+    /// What is to be told.
+    pub(crate) fn end(mut self) -> Vec<Bytes> {
+        if self.from == 0 {
+            self.full.push(self.came.slice(..self.at)); // all as it came
+        } else {
+            self.told.extend_from_slice(&self.came[self.from..self.at]);
+            self.full.push(self.told.into());
+        }
+        self.full.retain(|results| !results.is_empty());
+        self.full
+    }
 }
 
 #[cfg(test)]
@@ -250,6 +356,79 @@ mod tests {
         assert!(tasks.iter().all(|task| task.count == 1 && Order::driver(&task.body) == Some(ProcessId(3))));
     }
 
+    #[test]
+    fn what_is_told_comes_back() {
+        let told = [
+            Told::Value(Bytes::from_static(b"one")),
+            Told::Stored(5_000),
+            Told::Apart(Place { block: 70_000, bytes: 9_000 }),
+            Told::Copied(Bytes::new()),
+        ];
+        let mut bytes = Vec::new();
+        told.iter().zip(1..).for_each(|(told, number)| told.write(number, 10 * number as u32, &mut bytes));
+        write_value(5, 50, b"five", &mut bytes);
+        let mut rest = Bytes::from(bytes);
+        for (told, number) in told.into_iter().chain([Told::Value(Bytes::from_static(b"five"))]).zip(1..) {
+            assert_eq!(Told::next(&mut rest), Some((number, 10 * number as u32, told)));
+        }
+        assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn results_are_told_as_they_came_or_otherwise() {
+        fn all(results: &[Bytes]) -> Vec<(u64, u32, Told)> {
+            let mut results = results.iter().cloned();
+            let each = results.by_ref().flat_map(|mut rest| std::iter::from_fn(move || Told::next(&mut rest)));
+            each.collect()
+        }
+        let value = Told::Value(Bytes::from_static(b"value"));
+        let mut came = Vec::new();
+        (0..6).for_each(|number| value.write(number, 1, &mut came));
+        let came = Bytes::from(came);
+        let long = Told::Copied(vec![1; Telling::LETTER].into());
+        for (instead, letters) in
+            [(0, 1), (0b10_1010, 1), (0b01_0101, 1), (0b11_1111, 1), (0b1 << 6, 2), (0b101 << 6, 3)]
+        {
+            let (mut rest, mut telling, mut expected) = (came.clone(), Telling::new(came.clone()), Vec::new());
+            while let Some((number, took, told)) = Told::next(&mut rest) {
+                let told = match () {
+                    () if instead >> number & 1 > 0 => Some((number, took, Told::Stored(9))),
+                    () if instead >> (number + 6) & 1 > 0 => Some((number, took, long.clone())),
+                    () => {
+                        expected.push((number, took, told));
+                        None
+                    }
+                };
+                expected.extend(told.clone());
+                telling.next(told, rest.len());
+            }
+            let results = telling.end();
+            assert_eq!((all(&results), results.len()), (expected, letters), "{instead:b}");
+        }
+        assert!(Telling::new(Bytes::new()).end().is_empty());
+        // What cannot be read is not passed on.
+        let mut telling = Telling::new([&came[..], &[1, 2]].concat().into());
+        telling.next(None, came.len() + 2 - came.len() / 6);
+        assert_eq!(telling.end(), [came.slice(..came.len() / 6)]);
+    }
+
+    #[test]
+    fn a_pack_is_split_into_packs_of_the_same_tasks() {
+        let values: Vec<Vec<u8>> = (0..10).map(|number| vec![number; number.into()]).collect();
+        let body = Blob(pack(&values.iter().map(|value| &value[..]).collect::<Vec<_>>()));
+        let id = ObjectId { owner: ProcessId(1 << 16), number: 7 };
+        let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
+        let spec =
+            TaskSpec { id, attempt: 1, hop: 2, count: 10, demand, strategy, args: Vec::new(), stays: false, body };
+        let whole = spec.clone().open();
+        for (most, counts) in [(0, vec![1; 10]), (3, vec![3, 3, 3, 1]), (5, vec![5, 5]), (128, vec![10])] {
+            let parts = spec.clone().split(most);
+            assert_eq!(parts.iter().map(|part| part.count).collect::<Vec<_>>(), counts);
+            let tasks: Vec<_> = parts.into_iter().flat_map(TaskSpec::open).collect();
+            assert_eq!(format!("{tasks:?}"), format!("{whole:?}"));
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn damaged_packs_and_results_are_refused_or_read(cut in 0..200_usize, at in 0..200_usize, byte: u8, noise: Vec<u8>) {
@@ -262,7 +441,7 @@ mod tests {
                 // Anything but a panic.
                 let _ = (Pack::read(&bytes), Pack::count(&bytes));
                 let mut rest = bytes;
-                while next_result(&mut rest).is_some() {}
+                while Told::next(&mut rest).is_some() {}
             }
         }
     }

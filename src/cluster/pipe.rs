@@ -12,7 +12,7 @@
 
 use super::{
     arena::{self, Place},
-    pack,
+    pack::{self, Told},
     protocol::{ObjectId, ProcessId},
     wire::{Envelope, Letter},
 };
@@ -125,21 +125,32 @@ impl Sender {
         if state.is_broken {
             return 0;
         }
+        let place = state.arena.as_mut().and_then(|arena| arena.put(value));
+        let write = |out: &mut Vec<u8>| match place {
+            Some(place) => Told::Apart(place).write(object.number, took, out),
+            None => pack::write_value(object.number, took, value, out),
+        };
         match state.results.filter(|(_, to)| *to == owner) {
             Some((at, _)) => {
                 let before = state.buffer.len();
-                pack::write_result(object.number, took, value, &mut state.buffer);
+                write(&mut state.buffer);
                 let by = (state.buffer.len() - before) as u64;
                 if let Some(length) = state.buffer.get_mut(at + 8..).and_then(|rest| rest.first_chunk_mut::<8>()) {
                     *length = (u64::from_le_bytes(*length) + by).to_le_bytes();
                 }
             }
             None => {
-                let mut results = Vec::new();
-                pack::write_result(object.number, took, value, &mut results);
-                let (to, letter) = (from.station(), Letter::Results { owner });
                 let at = state.buffer.len();
-                state.put(&Envelope { from, to, letter, payload: vec![results.into()] });
+                state.put(&Envelope {
+                    from,
+                    to: from.station(),
+                    letter: Letter::Results { owner },
+                    payload: vec![Bytes::new()],
+                });
+                let before = state.buffer.len();
+                write(&mut state.buffer);
+                let length = (state.buffer.len() - before) as u64;
+                state.buffer[at + 8..at + 16].copy_from_slice(&length.to_le_bytes());
                 state.results = Some((at, owner));
             }
         }
@@ -236,7 +247,7 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct Receiver {
     /// What lies apart.
-    arena: Option<arena::Reader>,
+    arena: Option<Arc<arena::Reader>>,
     buffer: BytesMut,
     /// Where `read` reads to.
     chunk: Vec<u8>,
@@ -254,7 +265,7 @@ fn in_pipe(word: &u64) -> u64 {
 
 impl Receiver {
     /// Of letters from who has the other end of this arena.
-    pub(crate) fn with(arena: Option<arena::Reader>) -> Receiver {
+    pub(crate) fn with(arena: Option<Arc<arena::Reader>>) -> Receiver {
         Receiver { arena, ..Receiver::default() }
     }
 
@@ -400,7 +411,7 @@ mod tests {
                 sender.send(&Envelope { from: HEAD, to: HEAD, letter: Letter::Leaving, payload });
             }
         });
-        let (mut receiver, mut held) = (Receiver::with(Some(reader)), Vec::new());
+        let (mut receiver, mut held) = (Receiver::with(Some(Arc::new(reader))), Vec::new());
         for n in 0..LETTERS {
             let payload = next(&mut receiver, &mut far).unwrap().unwrap().payload;
             assert_eq!(payload.iter().map(Bytes::len).collect::<Vec<_>>(), sizes(n));
@@ -416,7 +427,7 @@ mod tests {
     fn a_place_without_an_arena_or_outside_it_is_an_error() {
         let word = apart(Place { block: 5, bytes: 3_000 }).to_le_bytes();
         let frame = [&0u32.to_le_bytes()[..], &1u32.to_le_bytes(), &word].concat();
-        for arena in [None, Some(arena::Reader::new().unwrap())] {
+        for arena in [None, Some(Arc::new(arena::Reader::new().unwrap()))] {
             assert!(next(&mut Receiver::with(arena), &mut &frame[..]).is_err());
         }
     }

@@ -553,6 +553,8 @@ pub(crate) enum Letter {
         id: ObjectId,
         attempt: u32,
         is_call: bool,
+        /// How long it took, in nanoseconds, as its worker says.
+        took: u32,
         end: End,
     },
     /// A process on the node's machine to the node: a file for an object, please; and the answer.

@@ -106,9 +106,12 @@ struct ToNode {
 }
 
 impl Carrier for ToNode {
-    fn post(&self, envelope: Envelope) {
-        match envelope.letter {
-            Letter::Ended { .. } => self.results.send(&envelope),
+    fn post(&self, mut envelope: Envelope) {
+        match &mut envelope.letter {
+            Letter::Ended { took, .. } => {
+                *took = self.results.took();
+                self.results.send(&envelope);
+            }
             _ => self.letters.send(&envelope),
         }
     }
@@ -169,10 +172,15 @@ impl Results {
         self.sent(self.letters.put(result));
     }
 
-    fn send_result(&self, me: ProcessId, object: ObjectId, value: &[u8]) {
+    /// How long what ends now has taken, in nanoseconds: since the one before it ended, or it came.
+    fn took(&self) -> u32 {
         let now = self.now();
         let took = now.saturating_sub(self.ended.swap(now, Relaxed));
-        let took = u32::try_from(took).unwrap_or(u32::MAX);
+        u32::try_from(took).unwrap_or(u32::MAX)
+    }
+
+    fn send_result(&self, me: ProcessId, object: ObjectId, value: &[u8]) {
+        let took = self.took();
         self.sent(self.letters.put_result(me, object, took, value));
     }
 

@@ -8,6 +8,7 @@ use super::{
 use crate::cluster::{
     capacity::Demand,
     head::BEAT,
+    node::Keeps,
     pack::Pack,
     protocol::{Arg, Effects, HEAD, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, lost, ms, us},
 };
@@ -332,17 +333,23 @@ impl World<'_> {
         let mut together = (0, 0);
         for (task, took, value) in done {
             together = (together.0 | 1 << (task.number - key.0.number), together.1 + took);
-            if sim.node.fetches(task) {
-                sim.node.made(task, key.1, value.len() as u64, &mut out);
+            let size = value.len() as u64;
+            let keeps = sim.node.made_in_pack((key, task), size, &mut out);
+            if keeps != Keeps::Nothing {
                 sim.values.insert(task, Arc::from([]));
             }
-            out.send(task.owner, Message::Finished { task, attempt: key.1, outcome: Outcome::Inline(value) });
+            let outcome = match keeps {
+                Keeps::Nothing => Outcome::Inline(value),
+                Keeps::Copy => Outcome::Copied(value),
+                Keeps::All => Outcome::Stored { size },
+            };
+            out.send(task.owner, Message::Finished { task, attempt: key.1, outcome });
         }
         if together.0 > 0 {
             sim.node.ended_in_pack(now, key, together, &mut out);
         }
         if let Some(outcome) = alone {
-            sim.node.ended_by_itself(now, (key, task), outcome, &mut out);
+            sim.node.ended_by_itself(now, (key, task), time, outcome, &mut out);
             if sim.node.stores(task) {
                 sim.values.insert(task, Arc::from([]));
             }
