@@ -71,11 +71,6 @@ impl<T: Send + Sync + 'static> ObjectRef<T> {
         wait::wait(&self.node(), timeout)
     }
 
-    /// Its value will be looked at: one that is elsewhere is fetched.
-    pub(crate) fn wanted(&self) {
-        self.0.wanted();
-    }
-
     /// The object's number, unique in this process. A task and its result have the same.
     pub fn id(&self) -> u64 {
         self.0.meta().id

@@ -325,7 +325,6 @@ impl Runtime {
         // all, and a worker finds its own newest task on top of its queue. A thread outside does so
         // part by part, so that it copies the results of one while others work on the next.
         let inside = thread::with_worker(self.core, |worker| worker.is_some());
-        refs.iter().for_each(ObjectRef::wanted); // from a cluster they come together
         let part = if inside { refs.len() } else { refs.len() / 8 }.max(1024);
         let mut values = Ok(Vec::with_capacity(refs.len()));
         for part in refs.chunks(part) {

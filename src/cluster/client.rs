@@ -677,7 +677,7 @@ impl Client {
         });
     }
 
-    /// Fetches small results that are likely to be looked at next, too.
+    /// Fetches results that are likely to be looked at next, too.
     fn read_ahead(&self, state: &mut State, number: u64, out: &mut Out) {
         let mut bytes = 0;
         for number in state.reads.look(number) {
@@ -685,7 +685,7 @@ impl Client {
             let Some(cell) = state.cells.get(object) else { continue };
             if !cell.is_done()
                 && let Some(Value::Stored { size, .. }) = state.owner.value(object)
-                && size <= INLINE as u64
+                && size <= ReadAhead::BYTES
             {
                 self.fetch(state, object, out);
                 bytes += size;

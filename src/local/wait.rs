@@ -288,7 +288,7 @@ pub(crate) fn wait_some(nodes: &[Arc<dyn Node>], count: usize, timeout: Option<D
         return core.deterministic.wait_some(core, nodes, count, timeout);
     }
     if timeout.is_none() && count >= nodes.len() {
-        nodes.iter().for_each(|node| node.wanted()); // they come together
+        nodes.iter().for_each(|node| node.wanted()); // what is elsewhere comes together
         return nodes.iter().try_for_each(|node| wait(node, None));
     }
     let parker = thread::parker();
