@@ -667,11 +667,12 @@ impl Client {
     pub(crate) fn want(self: &Arc<Self>, object: ObjectId) {
         self.with(|state, out| {
             if object.owner != self.me {
-                return self.fetch(state, object, out);
+                self.fetch(state, object, out);
+                return;
             }
             // What is made again is not told of: the node says when it is there.
-            if state.owner.want(object, &mut out.effects) || state.owner.is_told(object) {
-                self.fetch(state, object, out);
+            let is_known = state.owner.want(object, &mut out.effects) || state.owner.is_told(object);
+            if is_known && self.fetch(state, object, out) {
                 self.read_ahead(state, object.number, out);
             }
         });
@@ -682,6 +683,9 @@ impl Client {
         let mut bytes = 0;
         for number in state.reads.look(number) {
             let object = ObjectId { owner: self.me, number };
+            if state.wants.contains(&object) {
+                continue;
+            }
             let Some(cell) = state.cells.get(object) else { continue };
             if !cell.is_done()
                 && let Some(Value::Stored { size, .. }) = state.owner.value(object)
@@ -697,18 +701,18 @@ impl Client {
         }
     }
 
-    /// Asks for the value of an object, or finds it here.
-    fn fetch(&self, state: &mut State, object: ObjectId, out: &mut Out) {
+    /// Asks for the value of an object, or finds it here; whether it had to ask, and had not before.
+    fn fetch(&self, state: &mut State, object: ObjectId, out: &mut Out) -> bool {
         let value = if object.owner == self.me { state.owner.value(object) } else { None };
         let cell = || state.cells.get(object);
         let holders = match value {
             Some(Value::Inline(value)) => {
                 out.arrivals.extend(cell().map(|cell| (cell, Ok(Received::Kept(value)))));
-                return;
+                return false;
             }
             Some(Value::Failed(error)) => {
                 out.arrivals.extend(cell().map(|cell| (cell, Err(error))));
-                return;
+                return false;
             }
             Some(Value::Stored { holders, .. }) => holders,
             None => Vec::new(),
@@ -716,11 +720,15 @@ impl Client {
         if self.is_lost.load(Ordering::Acquire) {
             let cell = cell().filter(|cell| !cell.is_done());
             out.arrivals.extend(cell.map(|cell| (cell.clone(), Err(self.gone(&*cell)))));
-        } else if state.wants.insert(object)
+            return false;
+        }
+        if state.wants.insert(object)
             && let Some(home) = state.home
         {
             out.effects.send(home, Message::Want { object, holders });
+            return true;
         }
+        false
     }
 
     /// A letter for this process.
@@ -2071,7 +2079,7 @@ impl Client {
             match value {
                 Ok(value) => out.arrivals.push((cell, Ok(Received::Alone(value)))),
                 // It was moved meanwhile.
-                Err(_) => self.fetch(state, object, out),
+                Err(_) => drop(self.fetch(state, object, out)),
             }
         });
     }

@@ -765,7 +765,8 @@ impl NodeProcess {
                 }
             }
             let is_inline = matches!(outcome, Outcome::Inline(_));
-            state.node.finished_within(self.now(), (id, attempt), took, outcome, out);
+            let within = if took == Nanos::from(u32::MAX) { Nanos::MAX } else { took }; // that is all that a letter can say
+            state.node.finished_within(self.now(), (id, attempt), within, outcome, out);
             if is_inline && state.node.stores(id) {
                 let _ = self.keep(state, id, &value, maker); // a small one always finds room
             }
@@ -818,7 +819,8 @@ impl NodeProcess {
         let (mut rest, mut telling) = (all.clone(), Telling::new(all));
         let mut ended = Vec::new();
         let mut of = None;
-        loop {
+        let is_cut = loop {
+            let is_more = !rest.is_empty();
             let next = Told::next(&mut rest).and_then(|(number, took, told)| {
                 let (value, is_apart) = match told {
                     Told::Value(value) => (value, false),
@@ -837,7 +839,7 @@ impl NodeProcess {
                 state.forget_pack(done);
             }
             of = pack;
-            let Some((task, took, value, is_apart)) = next else { break };
+            let Some((task, took, value, is_apart)) = next else { break is_more };
             let maker = self.heard(state, from, value.len());
             let keeps = match pack {
                 Some(pack) => {
@@ -860,8 +862,12 @@ impl NodeProcess {
                 Keeps::All => Some(Told::Stored(value.len() as u32)),
             };
             telling.next(told.map(|told| (task.number, took, told)), rest.len());
-        }
+        };
         if let Some(worker) = state.workers.get(&from) {
+            if is_cut {
+                tracing::error!("node {}: worker {from} is ended: its results cannot be read", self.name);
+                kill(worker);
+            }
             worker.end_if_over();
         }
         for results in telling.end() {

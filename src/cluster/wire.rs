@@ -553,7 +553,7 @@ pub(crate) enum Letter {
         id: ObjectId,
         attempt: u32,
         is_call: bool,
-        /// How long it took, in nanoseconds, as its worker says.
+        /// How long it took, in nanoseconds, or longer if that is all ones; of a task, as its worker says.
         took: u32,
         end: End,
     },

@@ -7,7 +7,7 @@ use super::{
     pipe,
     protocol::{ObjectId, ProcessId},
     reading::{Input, Reading},
-    wire::{Envelope, Letter},
+    wire::{End, Envelope, Letter},
 };
 use crate::local::{
     Config, Core,
@@ -108,8 +108,11 @@ struct ToNode {
 impl Carrier for ToNode {
     fn post(&self, mut envelope: Envelope) {
         match &mut envelope.letter {
-            Letter::Ended { took, .. } => {
-                *took = self.results.took();
+            Letter::Ended { took, is_call, end, .. } => {
+                // Calls, parts of results and what is given back say nothing of how long the tasks beside them take.
+                if !*is_call && !matches!(end, End::GivenBack) {
+                    *took = self.results.took();
+                }
                 self.results.send(&envelope);
             }
             _ => self.letters.send(&envelope),
@@ -186,7 +189,9 @@ impl Results {
 
     /// One more waits to be sent, and so many bytes.
     fn sent(&self, waiting: usize) {
-        let left = self.here.fetch_sub(1, Relaxed).saturating_sub(1);
+        // The parts of a result are sent by themselves, and were not counted.
+        let less = |here: usize| Some(here.saturating_sub(1));
+        let left = self.here.fetch_update(Relaxed, Relaxed, less).unwrap_or_default().saturating_sub(1);
         if left <= self.cpus || waiting > Self::MANY {
             self.letters.flush();
         } else if !self.is_awake.swap(true, SeqCst)
