@@ -678,8 +678,8 @@ impl Node {
             return self.pass_on(spec, out);
         }
         if spec.count > 1 && !self.is_quick(&spec) {
-            let quick = QUICK.checked_div(self.mean).filter(|count| self.most_ahead > 0 && *count >= WORTH_A_PACK);
-            let parts = spec.split(quick.unwrap_or(1) as u32);
+            let most = Some(self.most_that_are_quick()).filter(|most| *most >= WORTH_A_PACK);
+            let parts = spec.split(most.unwrap_or(1) as u32);
             return parts.into_iter().for_each(|spec| self.keep(spec, out));
         }
         self.enter(spec);
@@ -714,7 +714,12 @@ impl Node {
     /// Whether all tasks of a pack are thought to take no longer than one that is worth a place of its own. Workers are
     /// handed tasks ahead of their turn, or they are not real.
     fn is_quick(&self, spec: &TaskSpec) -> bool {
-        self.mean > 0 && self.most_ahead > 0 && self.mean * u64::from(spec.count) <= QUICK
+        u64::from(spec.count) <= self.most_that_are_quick()
+    }
+
+    /// The most tasks of a pack of which that is thought; 0: nothing is known of their times, or nobody is handed them ahead.
+    fn most_that_are_quick(&self) -> u64 {
+        if self.most_ahead > 0 { QUICK.checked_div(self.mean).unwrap_or(0) } else { 0 }
     }
 
     /// How many tasks there are, those in packs each for itself.

@@ -130,29 +130,20 @@ impl Sender {
             Some(place) => Told::Apart(place).write(object.number, took, out),
             None => pack::write_value(object.number, took, value, out),
         };
-        match state.results.filter(|(_, to)| *to == owner) {
-            Some((at, _)) => {
-                let before = state.buffer.len();
-                write(&mut state.buffer);
-                let by = (state.buffer.len() - before) as u64;
-                if let Some(length) = state.buffer.get_mut(at + 8..).and_then(|rest| rest.first_chunk_mut::<8>()) {
-                    *length = (u64::from_le_bytes(*length) + by).to_le_bytes();
-                }
-            }
+        let at = match state.results.filter(|(_, to)| *to == owner) {
+            Some((at, _)) => at,
             None => {
-                let at = state.buffer.len();
-                state.put(&Envelope {
-                    from,
-                    to: from.station(),
-                    letter: Letter::Results { owner },
-                    payload: vec![Bytes::new()],
-                });
-                let before = state.buffer.len();
-                write(&mut state.buffer);
-                let length = (state.buffer.len() - before) as u64;
-                state.buffer[at + 8..at + 16].copy_from_slice(&length.to_le_bytes());
+                let (at, to, letter) = (state.buffer.len(), from.station(), Letter::Results { owner });
+                state.put(&Envelope { from, to, letter, payload: vec![Bytes::new()] });
                 state.results = Some((at, owner));
+                at
             }
+        };
+        let before = state.buffer.len();
+        write(&mut state.buffer);
+        let by = (state.buffer.len() - before) as u64;
+        if let Some(length) = state.buffer.get_mut(at + 8..).and_then(|rest| rest.first_chunk_mut::<8>()) {
+            *length = (u64::from_le_bytes(*length) + by).to_le_bytes();
         }
         state.buffer.len()
     }
