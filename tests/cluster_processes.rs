@@ -129,6 +129,46 @@ fn each_sees_the_gpus_that_it_may_use() {
     });
 }
 
+/// The program speaks ZeroMQ with one crate, the head and the nodes with the other.
+#[cfg(feature = "transport-zeromq")]
+#[test]
+fn processes_with_different_transports_are_one_cluster() {
+    const VARIABLE: &str = "OUTRAY_TRANSPORT";
+    let ours = std::env::var(VARIABLE).unwrap_or_default();
+    let other = if ours == "zeromq" { "omq" } else { "zeromq" };
+    let cluster = LocalCluster::builder().nodes(2).env(VARIABLE, other).start().unwrap();
+    let rt = cluster.connect().unwrap();
+    let theirs = || (task::context().node().to_owned(), std::env::var("OUTRAY_TRANSPORT").unwrap_or_default());
+    let on = |node: &str| outray::Strategy::Node { name: node.into(), soft: false };
+    for node in cluster.nodes() {
+        assert_eq!(rt.task(theirs).strategy(on(node)).submit(()).get(), Ok((node.into(), other.into())));
+        // Longer than a message, to the node and back.
+        let (long, short) = (vec![3u64; 1 << 19], (0..1_000).map(|n| rt.submit(|n: u64| n + 1, n)).collect::<Vec<_>>());
+        let back = rt.task(|v: Vec<u64>| v).strategy(on(node)).submit(long.clone());
+        assert_eq!(back.get(), Ok(long));
+        assert_eq!(rt.get_all(&short), Ok((1..=1_000).collect()));
+    }
+}
+
+/// Memory of objects that are no more is kept for the next ones, but not when there is no program left.
+#[test]
+fn memory_goes_back_when_the_last_program_has_left() {
+    let cluster = LocalCluster::start(1).unwrap();
+    let memory = || ask(&cluster, &["memory"])[0].clone();
+    let rt = cluster.connect().unwrap();
+    let array: outray::Array<u8> = vec![1; 32 << 20].into();
+    assert_eq!(rt.submit(|array: outray::Array<u8>| array.len(), rt.put(array)).get(), Ok(32 << 20));
+    until("it is kept for the next", || memory()["spare_bytes"].as_u64() >= Some(32 << 20));
+    drop(rt);
+    until("the system has it", || memory()["shared_bytes"] == 0);
+}
+
+#[test]
+fn a_transport_that_is_none_is_refused_by_name() {
+    let error = LocalCluster::builder().env("OUTRAY_TRANSPORT", "pigeon").start().unwrap_err().to_string();
+    assert!(error.contains("`pigeon`") && error.contains("`omq`"), "{error}");
+}
+
 #[test]
 fn objects_go_from_one_process_to_the_other() {
     watch(|| {

@@ -87,6 +87,7 @@ pub(crate) enum StartError {
     /// Others could connect, and nobody would have to show a key.
     NeedsKey(String),
     Bind(transport::BindError),
+    Transport(transport::chosen::NoSuchTransport),
     Randomness,
     Thread(std::io::Error),
 }
@@ -101,6 +102,7 @@ impl fmt::Display for StartError {
                  or listen on 127.0.0.1"
             ),
             StartError::Bind(error) => error.fmt(f),
+            StartError::Transport(error) => error.fmt(f),
             StartError::Randomness => write!(f, "the endpoint has no name: the system gives no randomness"),
             StartError::Thread(error) => write!(f, "the I/O thread could not be started: {error}"),
         }
@@ -131,6 +133,7 @@ enum Command {
     #[cfg(test)]
     Consumed(Incarnation, Credit),
     Connect(String),
+    #[cfg(test)]
     Disconnect(String),
     /// The I/O thread is to do something else.
     Interrupt,
@@ -240,6 +243,7 @@ impl Endpoint {
         Ok((Endpoint { incarnation, address, limit, queues, commands, end, is_closed: false }, pump))
     }
 
+    #[cfg(test)]
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
@@ -256,6 +260,7 @@ impl Endpoint {
     }
 
     /// Connects no more to an address. A connection that is there stays.
+    #[cfg(test)]
     pub(crate) fn disconnect(&self, address: &str) {
         self.command(Command::Disconnect(address.into()));
     }

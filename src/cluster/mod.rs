@@ -21,8 +21,6 @@
 //! executable's content hash and a place inside it (`function`), so nothing is registered. Nodes
 //! keep executables by content hash (`image`).
 
-#![cfg_attr(not(test), allow(dead_code))] // what connects the parts will use the rest
-
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("the feature `cluster` needs 64-bit Linux: build without it, and use `Runtime::local()`");
 

@@ -325,6 +325,9 @@ impl NodeProcess {
                 let (until, is_ending) = self.with(|state, out| {
                     self.answer_late(state);
                     state.node.tick(self.now(), out);
+                    if state.jobs.is_empty() && state.workers.is_empty() {
+                        state.shelf.rest();
+                    }
                     (state.node.next_tick(), state.is_ending)
                 });
                 next.set(self.started + Duration::from_nanos(until));

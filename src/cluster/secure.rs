@@ -231,6 +231,7 @@ impl Channel {
     }
 
     /// Whether messages can be sent.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn can_seal(&self) -> bool {
         matches!(self.state, State::Plain | State::Keyed(_))
     }

@@ -154,6 +154,13 @@ impl Shelf {
         gone.into_iter().for_each(|id| self.remove(id));
     }
 
+    /// Nobody uses it now: memory that is kept for more objects goes back to the system.
+    pub(crate) fn rest(&self) {
+        if let Some(store) = self.store.as_ref().filter(|_| self.large.is_empty()) {
+            store.trim();
+        }
+    }
+
     /// All objects, and their sizes.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (ObjectId, u64)> + '_ {
         let small = self.small.iter().map(|(id, small)| (*id, small.value.len() as u64));

@@ -9,7 +9,7 @@ use super::{
     pack::{self, Packing},
     protocol::{HEAD, ProcessId},
     secure::Key,
-    transport::omq::Omq,
+    transport::chosen::{Choice, Chosen},
     wire::{Envelope, Letter, Role, host},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -40,7 +40,7 @@ const SHORT: usize = 24 << 10;
 const LONGEST: u64 = 1 << 40;
 
 /// What sends and receives for a station, on the thread that runs it.
-pub(crate) type Post = Pump<Omq>;
+pub(crate) type Post = Pump<Chosen>;
 
 pub(crate) struct Station {
     pub(crate) me: ProcessId,
@@ -112,7 +112,8 @@ impl Station {
         at: impl FnOnce(&str) -> String,
     ) -> Result<(Arc<Station>, Post), StartError> {
         let config = Config { bind: bind.into(), key, ..Config::default() };
-        let (endpoint, post) = Endpoint::open(config, Omq::new)?;
+        let choice = Choice::from_env().map_err(StartError::Transport)?;
+        let (endpoint, post) = Endpoint::open(config, || Chosen::new(choice))?;
         let address = at(endpoint.address());
         let (endpoint, routes, runtime) = (Mutex::new(Some(endpoint)), Mutex::default(), post.handle().clone());
         let station = Station { me, role, endpoint, address, routes, runtime };
@@ -377,6 +378,9 @@ impl Station {
             }
             Letter::Station { station, address } => {
                 let routes = &mut *self.routes.lock();
+                if !routes.names.contains_key(&peer) {
+                    return;
+                }
                 match address {
                     Some(address) => self.dial(&address),
                     None => {
@@ -397,7 +401,8 @@ impl Station {
         }
     }
 
-    /// The letter that is complete with this message, if one is.
+    /// The letter that is complete with this message, if one is. Nothing is kept for one that has not said hello, which
+    /// is no long letter.
     fn assemble(&self, peer: Incarnation, message: Message) -> Option<Envelope> {
         let Message { mut header, payloads } = message;
         match *header.first()? {
@@ -414,7 +419,10 @@ impl Station {
                     lengths.push(length as usize);
                 }
                 let arriving = Arriving { lengths, parts: vec![BytesMut::new()] };
-                self.routes.lock().arriving.insert(peer, arriving);
+                let routes = &mut *self.routes.lock();
+                if routes.names.contains_key(&peer) {
+                    routes.arriving.insert(peer, arriving);
+                }
                 None
             }
             MORE => {
@@ -545,6 +553,7 @@ fn messages(envelope: &Envelope) -> Vec<Message> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::transport::omq::Omq;
     use std::{sync::mpsc, thread};
 
     #[test]
@@ -605,5 +614,64 @@ mod tests {
         head.close(Duration::ZERO);
         thread.join().expect("it ends");
         assert_eq!(told.recv().ok(), None);
+    }
+
+    #[test]
+    fn who_has_not_said_hello_is_not_heard_and_nothing_is_kept_for_it() {
+        let (head, events) = Station::start(HEAD, Role::Head { cluster: 1 }, "127.0.0.1:0", None).expect("a head");
+        let (tell, told) = mpsc::channel();
+        let running = head.clone();
+        let later = || Instant::now() + Duration::from_secs(3_600);
+        let thread = thread::spawn(move || {
+            running.run(events, later, |happening| match happening {
+                Happening::Letters(letters) => {
+                    letters.iter().for_each(|envelope| {
+                        let kept = running.routes.lock().arriving.len();
+                        let bytes: usize = envelope.payload.iter().map(Bytes::len).sum();
+                        tell.send((kept, bytes)).expect("the test waits");
+                    });
+                }
+                _ => {}
+            });
+        });
+        let (endpoint, mut events) = Endpoint::start(Config::default(), Omq::new).expect("an endpoint");
+        endpoint.connect(&head.address);
+        let peer = loop {
+            if let Event::Up(peer) = events.recv().expect("a peer") {
+                break peer;
+            }
+        };
+        let mut say = |message: Message| {
+            let mut message = message;
+            while let Err(SendError::Full(again)) = endpoint.send(peer, message) {
+                message = again;
+                events.recv().expect("room"); // or something else
+            }
+        };
+        let from = ProcessId::station_from(7);
+        let short = Envelope { from, to: HEAD, letter: Letter::Leaving, payload: Vec::new() };
+        let long = Envelope { payload: vec![vec![1; 3 * CHUNK].into()], ..short.clone() };
+        for letter in [&long, &short] {
+            messages(letter).into_iter().for_each(&mut say);
+        }
+        // One that would never end.
+        let mut first = BytesMut::new();
+        first.put_u8(FIRST);
+        first.put_u16_le(1);
+        first.put_u64_le(LONGEST);
+        say(Message { header: first.freeze(), payloads: Vec::new() });
+        for _ in 0..64 {
+            say(Message { header: Bytes::from_static(&[MORE]), payloads: vec![vec![0; CHUNK].into()] });
+        }
+        let (role, version, platform) = (Role::Guest, env!("CARGO_PKG_VERSION").into(), platform());
+        let hello = Letter::Hello { role, address: "there".into(), version, host: host(), platform };
+        for letter in [&Envelope { letter: hello, ..short.clone() }, &short, &long] {
+            messages(letter).into_iter().for_each(&mut say);
+        }
+        assert_eq!(told.recv(), Ok((0, 0)), "the short one after its hello is the first, and nothing else has begun");
+        assert_eq!(told.recv(), Ok((0, 3 * CHUNK)));
+        head.close(Duration::ZERO);
+        thread.join().expect("it ends");
+        assert!(told.recv().is_err(), "there is no other");
     }
 }

@@ -159,6 +159,7 @@ impl Store {
     }
 
     /// Its length in bytes, if it is sealed, wherever it is.
+    #[cfg(test)]
     pub(crate) fn size(&self, id: Id) -> Option<u64> {
         let index = self.0.index.lock();
         let entry = index.entries.peek(&id)?;
@@ -178,7 +179,7 @@ impl Store {
         removed.is_some()
     }
 
-    /// Frees all spares that nobody maps, for times when nothing happens.
+    /// Frees all spares that nobody maps.
     pub(crate) fn trim(&self) {
         self.0.free_spares(&mut self.0.index.lock(), u64::MAX);
     }

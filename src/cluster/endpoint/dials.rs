@@ -35,6 +35,7 @@ impl Dials {
     }
 
     /// Returns the connection that it has, or tries to have.
+    #[cfg(test)]
     pub(super) fn remove(&mut self, address: &str) -> Option<ConnectionId> {
         let at = self.all.iter().position(|dial| dial.address == address)?;
         self.all.swap_remove(at).connection

@@ -271,6 +271,7 @@ impl<T: Transport> Io<T> {
                 self.dials.add(self.now, address);
                 self.tick = self.now;
             }
+            #[cfg(test)]
             Command::Disconnect(address) => {
                 // An attempt ends; a connection that has become a peer's stays.
                 if let Some(id) = self.dials.remove(&address)

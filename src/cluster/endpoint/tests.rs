@@ -161,6 +161,16 @@ fn two_that_dial_each_other_are_connected_once() {
 /// One that reads nothing among ten: its queue fills, and the others do not notice.
 #[test]
 fn one_mute_peer_among_ten() {
+    mute_one_of_ten(join);
+}
+
+/// All of them are behind one listening socket.
+#[test]
+fn one_mute_peer_among_ten_that_have_dialed() {
+    mute_one_of_ten(|a, other| join(other, a));
+}
+
+fn mute_one_of_ten(join: impl Fn(&mut Side, &mut Side)) {
     let mut a = start();
     let mut mute = start();
     join(&mut a, &mut mute);
@@ -326,6 +336,26 @@ fn both_may_close_at_once() {
     join(&mut a, &mut b);
     let ends = [a.0, b.0].map(|endpoint| std::thread::spawn(move || endpoint.close(LONG)));
     assert!(ends.into_iter().all(|end| end.join().expect("it closes")));
+}
+
+/// Who answers there first accepts connections and closes them, or says nothing: what is sent later arrives once.
+#[test]
+fn connections_that_end_before_they_begin_lose_nothing() {
+    let mut a = start();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    a.0.connect(&address);
+    for _ in 0..3 {
+        drop(listener.accept().expect("it dials again"));
+    }
+    let (mut silent, _) = listener.accept().expect("it dials again");
+    drop(listener);
+    let mut b = start_with(Config { bind: address, ..Config::default() });
+    assert!(attacks::is_closed(&mut silent), "it gives up");
+    assert_eq!(next_up(&mut a.1), b.0.incarnation());
+    assert_eq!(next_up(&mut b.1), a.0.incarnation());
+    exchange(&mut a, &mut b, 50);
+    exchange(&mut b, &mut a, 50);
 }
 
 /// Nobody dials an address any more that was given up; the peer that is connected stays.

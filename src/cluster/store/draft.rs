@@ -13,6 +13,7 @@ use super::{
     error::StoreError,
     map::{Kept, Locked, Which},
 };
+#[cfg(test)]
 use crate::serial::Packed;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -103,6 +104,7 @@ impl Draft {
     }
 
     /// Writes a value, which has to be as long as the object.
+    #[cfg(test)]
     pub(crate) fn write(&mut self, value: &Packed) -> Result<(), StoreError> {
         let (path, size) = (self.path.clone(), self.size);
         let failed = |error: io::Error| StoreError::write(&path, size as u64, &error);

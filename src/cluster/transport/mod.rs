@@ -6,6 +6,8 @@
 //!
 //! A transport runs on one thread, in the tokio runtime in which it was made.
 
+pub(crate) mod chosen;
+#[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod omq;
 #[cfg(feature = "transport-zeromq")]

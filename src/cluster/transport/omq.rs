@@ -37,6 +37,8 @@ use tokio::{
 
 /// Messages that wait for a connection, in each direction.
 const HIGH_WATER: u32 = 16;
+/// Connections in ZeroMQ's handshake. Of these one remote host may have an eighth, and this one all.
+const PENDING: usize = 8 << 10;
 /// How long what was sent last may take to leave.
 const LINGER: Duration = Duration::from_millis(500);
 /// What omq counts for a part besides its bytes has room in this.
@@ -53,7 +55,7 @@ fn options() -> Options {
         .heartbeat_ttl(Duration::from_secs(6))
         .heartbeat_timeout(Duration::from_secs(6))
         .handshake_timeout(Duration::from_millis(1500))
-        .max_pending_handshakes(4096)
+        .max_pending_handshakes(PENDING)
         .max_message_size(MAX_FRAME + MAX_FRAME_PARTS * (TAG + PER_PART))
         .router_mandatory(true)
         .tcp_user_timeout(Duration::from_secs(6))

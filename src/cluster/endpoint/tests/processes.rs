@@ -12,6 +12,8 @@ use std::{
 const ROLE: &str = "OUTRAY_TEST_CHILD_BIND";
 /// The path of its key file.
 const KEY: &str = "OUTRAY_TEST_CHILD_KEY";
+/// Whom it connects to.
+const DIALS: &str = "OUTRAY_TEST_CHILD_DIALS";
 
 /// A child process. It ends with this value, or with the parent, whose end closes its input.
 pub(super) struct Child {
@@ -19,19 +21,34 @@ pub(super) struct Child {
     pub(super) address: String,
 }
 
+/// What a child is told.
+#[derive(Default)]
+pub(super) struct Setup<'a> {
+    /// Where it listens, if not anywhere.
+    pub(super) bind: Option<&'a str>,
+    pub(super) key: Option<&'a Path>,
+    pub(super) dials: Option<&'a str>,
+    /// How many files and connections it may have open.
+    pub(super) descriptors: Option<u32>,
+}
+
 impl Child {
     /// A process that answers each message with its first eight bytes.
-    pub(super) fn start(bind: &str) -> Child {
-        Child::start_with(bind, None)
+    pub(super) fn start() -> Child {
+        Child::start_as(&Setup::default())
     }
 
-    /// The same, with the key in a file.
-    pub(super) fn start_with(bind: &str, key: Option<&Path>) -> Child {
+    pub(super) fn start_as(setup: &Setup) -> Child {
         let name = format!("{}::child", module_path!().split_once("::").expect("a crate").1);
-        let mut process = Process::new(std::env::current_exe().expect("this test"))
+        let limit = setup.descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit} && "));
+        let mut process = Process::new("sh")
+            .arg("-c")
+            .arg(format!("{limit}exec \"$0\" \"$@\""))
+            .arg(std::env::current_exe().expect("this test"))
             .args(["--exact", &name, "--nocapture", "--test-threads=1"])
-            .env(ROLE, bind)
-            .envs(key.map(|key| (KEY, key)))
+            .env(ROLE, setup.bind.unwrap_or("127.0.0.1:0"))
+            .envs(setup.key.map(|key| (KEY, key)))
+            .envs(setup.dials.map(|address| (DIALS, address)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -57,8 +74,17 @@ impl Child {
 
     /// Resident memory, in MiB.
     pub(super) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        self.memory("VmRSS:")
+    }
+
+    /// Memory that it has reserved, whether it was touched or not, in MiB.
+    pub(super) fn reserved(&self) -> u64 {
+        self.memory("VmSize:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
+        let status = String::from_utf8(self.file("status")).expect("text");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a size");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
     }
 
@@ -85,13 +111,17 @@ fn child() {
     });
     let key = std::env::var_os(KEY).map(|path| Key::load(path.as_ref()).expect("a key"));
     let (endpoint, mut events) = start_with(Config { bind, key, ..impatient() });
+    if let Ok(address) = std::env::var(DIALS) {
+        endpoint.connect(&address);
+    }
     println!("listens on {}", endpoint.address());
+    // By peer; the first of each is whatever the peer begins with.
     let mut expected = FxHashMap::default();
     while let Some(event) = events.recv() {
         match event {
-            Event::Up(peer) => drop(expected.insert(peer, 0)),
+            Event::Up(peer) => drop(expected.insert(peer, None)),
             Event::Message(peer, message) => {
-                let next = expected.get_mut(&peer).expect("it is up");
+                let next = expected.get_mut(&peer).expect("it is up").get_or_insert_with(|| number(&message));
                 assert_eq!(number(&message), *next, "lost, repeated or out of order");
                 *next += 1;
                 let mut answer = numbered(number(&message));
@@ -107,15 +137,28 @@ fn child() {
 
 #[test]
 fn a_stopped_process_is_lost_and_hinders_nobody() {
+    stop_one_of_four(false);
+}
+
+/// All of them are behind one listening socket.
+#[test]
+fn a_stopped_process_that_had_dialed_is_lost_and_hinders_nobody() {
+    stop_one_of_four(true);
+}
+
+fn stop_one_of_four(children_dial: bool) {
     let (endpoint, mut events) = start_with(impatient());
-    let children: Vec<Child> = (0..4).map(|_| Child::start("127.0.0.1:0")).collect();
-    let peers: Vec<Incarnation> = children
-        .iter()
-        .map(|child| {
-            endpoint.connect(&child.address);
-            next_up(&mut events)
+    let (children, peers): (Vec<Child>, Vec<Incarnation>) = (0..4)
+        .map(|_| {
+            let child =
+                Child::start_as(&Setup { dials: children_dial.then(|| endpoint.address()), ..Setup::default() });
+            if !children_dial {
+                endpoint.connect(&child.address);
+            }
+            let peer = next_up(&mut events);
+            (child, peer)
         })
-        .collect();
+        .unzip();
     let stopped = peers[0];
     children[0].signal("-STOP");
 
@@ -173,19 +216,20 @@ fn a_stopped_process_is_lost_and_hinders_nobody() {
     }
 }
 
-/// The child checks that what it gets begins with 0 and has no gap, the parent that the answers do.
+/// The child checks that what it gets has no gap, the parent that the answers have none, also from one life to the next:
+/// it sends again what was not answered.
 #[test]
-fn a_process_killed_under_load_and_started_again_gets_everything_once() {
+fn a_process_killed_under_load_and_started_again_answers_everything_once() {
     let (endpoint, mut events) = start_with(impatient());
-    let mut child = Child::start("127.0.0.1:0");
+    let mut child = Child::start();
     let address = child.address.clone();
     endpoint.connect(&address);
     let mut peer = next_up(&mut events);
-    for life in 0..4 {
-        let (mut sent, mut answered) = (0, 0);
-        let enough = 20_000;
-        while answered < enough || life == 3 && answered < sent {
-            let is_last = life == 3 && sent >= enough;
+    let mut answered = 0;
+    for life in 1..=4 {
+        let (mut sent, enough) = (answered, life * 20_000);
+        while answered < enough || life == 4 && answered < sent {
+            let is_last = life == 4 && sent >= enough;
             while !is_last && endpoint.send(peer, numbered(sent)).is_ok() {
                 sent += 1;
             }
@@ -198,11 +242,11 @@ fn a_process_killed_under_load_and_started_again_gets_everything_once() {
                 event => panic!("{event:?}"),
             }
         }
-        if life == 3 {
+        if life == 4 {
             break;
         }
         drop(child); // killed
-        child = Child::start(&address);
+        child = Child::start_as(&Setup { bind: Some(&address), ..Setup::default() });
         let mut is_lost = false;
         loop {
             match next(&mut events) {
@@ -216,7 +260,10 @@ fn a_process_killed_under_load_and_started_again_gets_everything_once() {
                     peer = new;
                     break;
                 }
-                Event::Message(from, _) => assert!(from == peer && !is_lost),
+                Event::Message(from, message) => {
+                    assert_eq!((from, number(&message), is_lost), (peer, answered, false));
+                    answered += 1;
+                }
                 Event::Room(_) => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{
     attacks::{connect, is_closed, ready},
-    processes::Child,
+    processes::{Child, Setup},
     *,
 };
 use crate::cluster::{
@@ -145,7 +145,7 @@ fn without_the_key_one_can_do_nothing_at_all() {
 #[test]
 fn strangers_cost_a_bounded_amount_of_memory_and_descriptors() {
     let file = KeyFile::new("strangers");
-    let child = Child::start_with("127.0.0.1:0", Some(&file.path()));
+    let child = Child::start_as(&Setup { key: Some(&file.path()), ..Setup::default() });
     strangers(&child.address, &file.key, 1);
     let (before, descriptors) = (child.resident(), child.descriptors());
     std::thread::scope(|scope| {
@@ -275,7 +275,7 @@ fn no_log_line_and_no_debug_output_shows_a_key() {
 #[test]
 fn the_key_is_in_no_argument_and_no_environment() {
     let file = KeyFile::new("proc");
-    let child = Child::start_with("127.0.0.1:0", Some(&file.path()));
+    let child = Child::start_as(&Setup { key: Some(&file.path()), ..Setup::default() });
     for name in ["cmdline", "environ", "comm"] {
         assert!(!shows(&child.file(name), &file.key), "{name}");
     }
