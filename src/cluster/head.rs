@@ -617,7 +617,8 @@ impl Head {
         let mean = means.max().unwrap_or(0);
         let cost = |id: &ProcessId| {
             let wait = self.nodes.get(id).map_or(Nanos::MAX, |view| view.wait);
-            let fetch = spec.fetch_time(*id);
+            let bandwidth = self.nodes.get(id).map(|view| view.load.bandwidth).unwrap_or_default();
+            let fetch = spec.fetch_time(*id, bandwidth);
             let far = if mean > 0 && fetch > mean { FAR } else { 0 };
             (wait.saturating_add(fetch + far), *id != soonest)
         };
@@ -719,7 +720,10 @@ fn lack(view: &NodeView, demand: &Demand) -> String {
 mod tests {
     use super::*;
     use crate::{
-        cluster::{capacity::Demand, protocol::ObjectId},
+        cluster::{
+            capacity::Demand,
+            protocol::{Bandwidth, ObjectId},
+        },
         gpu::{GpuRequest, Inventory, placement::Devices},
     };
     use std::{collections::BTreeMap as Map, sync::Arc};
@@ -869,6 +873,20 @@ mod tests {
         let places: Vec<_> = (0..13).map(|_| place(&mut head, near()).unwrap()).collect();
         assert_eq!(places[..11], vec![node(2); 11]);
         assert_eq!(places[11..], [node(1), node(2)]);
+    }
+
+    /// The node that would have to fetch it does so ten times as slowly as it was thought.
+    #[test]
+    fn what_nodes_have_measured_decides_how_far_away_an_argument_is() {
+        let mut head = head(&[1, 1]);
+        let mut bandwidth = Bandwidth::default();
+        (0..100).for_each(|_| bandwidth.took(1 << 20, ms(10)));
+        head.handle(0, node(1), Message::Load(Load { bandwidth, ..Load::default() }), &mut Effects::default());
+        let object = ObjectId { owner: OWNER, number: 7 };
+        let args = vec![Arg::Object { id: object, size: 1 << 20, holders: vec![node(2)] }];
+        let near = || task(Demand::cpus(1_000), Strategy::Default, args.clone());
+        let places: Vec<_> = (0..100).map(|_| place(&mut head, near()).unwrap()).collect();
+        assert_eq!(places, vec![node(2); 100]);
     }
 
     #[test]

@@ -38,8 +38,8 @@ use super::{
     head::{BEAT, PACE},
     passed::Passed,
     protocol::{
-        Arg, Effects, FAR, Failure, HEAD, INLINE, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId, SHORT,
-        Strategy, TaskSpec, fetch_time, lost, ms, us, waiting_time,
+        Arg, Bandwidth, Effects, FAR, Failure, HEAD, INLINE, Label, Load, Message, Nanos, ObjectId, Outcome, ProcessId,
+        SHORT, Strategy, TaskSpec, lost, ms, us, waiting_time,
     },
     serving::{LARGE, Serving},
 };
@@ -281,6 +281,9 @@ pub(crate) struct Node {
     serving: Serving,
     dead: BTreeSet<ProcessId>,
     mean: Nanos,
+    /// Now, and as the head was told.
+    bandwidth: Bandwidth,
+    told_bandwidth: Bandwidth,
     assigned: u64,
     told: Nanos,
     changed: bool,
@@ -344,6 +347,8 @@ impl Node {
             serving: Serving::default(),
             dead: BTreeSet::new(),
             mean: 0,
+            bandwidth: Bandwidth::default(),
+            told_bandwidth: Bandwidth::default(),
             assigned: 0,
             told: 0,
             changed: false,
@@ -482,10 +487,16 @@ impl Node {
     /// Tells the head of the load, when it is time.
     pub(crate) fn tick(&mut self, now: Nanos, out: &mut Effects) {
         if now >= self.next_tick() {
-            self.told = now;
+            (self.told, self.told_bandwidth) = (now, self.bandwidth);
             self.changed = false;
             out.send(HEAD, Message::Load(Load { mean: self.mean_now(now), ..self.load() }));
         }
+    }
+
+    /// A large object has come from another node, in this time.
+    pub(crate) fn fetched(&mut self, bytes: u64, time: Nanos) {
+        self.bandwidth.took(bytes, time);
+        self.changed |= self.bandwidth.is_far_from(self.told_bandwidth);
     }
 
     fn load(&self) -> Load {
@@ -494,6 +505,7 @@ impl Node {
             waiting: (self.count() as u32).saturating_sub(running + self.staying),
             running,
             mean: self.mean,
+            bandwidth: self.bandwidth,
             assigned: self.assigned,
             room: (self.room != self.capacity).then(|| {
                 let mut room = self.room.clone();
@@ -644,7 +656,7 @@ impl Node {
             Strategy::Spread | Strategy::Labels(_) => false,
         };
         let wait = waiting_time(self.count() - u64::from(self.staying), self.room.cpu, self.mean)
-            .saturating_add(spec.fetch_time(self.id));
+            .saturating_add(spec.fetch_time(self.id, self.bandwidth));
         let must = matches!(spec.strategy, Strategy::Node { .. }) || self.makes_argument(spec) || self.is_headless;
         // What it waits for was passed on; the head knows where to.
         let here = here && (must || !spec.awaited().any(|object| self.passed.node(object).is_some()));
@@ -1674,7 +1686,8 @@ impl Node {
             awaited += Nanos::from(self.comes_from_here(object));
             count += 1;
         }
-        let fetches = sizes.map(fetch_time).sum::<Nanos>() + awaited * fetch_time(0);
+        let fetch_time = |size| self.bandwidth.fetch_time(size);
+        let fetches = sizes.map(fetch_time).fold(awaited * fetch_time(0), Nanos::saturating_add);
         let wait = waiting_time(ahead as u64, self.room.cpu, mean);
         self.mean == 0 || fetches == 0 || fetches < (mean * count).max(wait.saturating_sub(FAR))
     }

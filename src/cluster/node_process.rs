@@ -949,14 +949,17 @@ impl NodeProcess {
             }
         };
         let pull = self.bulk.pull(&address, object, 0, room);
-        let node = self.clone();
+        let (node, since) = (self.clone(), self.now());
         std::thread::spawn(move || {
             let pulled = pull.wait().map_err(|error| error.to_string());
             node.with(|state, out| {
                 let filled =
                     pulled.and_then(|room| state.shelf.filled(object, room).map_err(|error| error.to_string()));
                 let message = match filled {
-                    Ok(()) => pushed,
+                    Ok(()) => {
+                        state.node.fetched(size, node.now() - since);
+                        pushed
+                    }
                     Err(error) => {
                         tracing::warn!(error, "node {} did not get object {object:?} from {from}", node.name);
                         out.send(from, Message::Pulled { object, is_well: false });

@@ -38,18 +38,44 @@ pub(crate) const INLINE: usize = 64 << 10;
 /// Of one with more bytes than that the node that made it keeps a copy: it is not worth its way back.
 pub(crate) const SHORT: u64 = 1 << 10;
 
-/// Bytes that a second carries from node to node, for estimates. Part of the waiting time of a task
-/// is the time that its arguments take.
-pub(crate) const BYTES_PER_SECOND: u64 = 1 << 30;
+/// How many bytes a second carries to a node from others, for estimates: part of the waiting time of a task is the time
+/// that its arguments take. An exponential average of what it has fetched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Bandwidth(u64);
 
-/// How long it takes to move so many bytes to another node, about.
-pub(crate) fn transfer_time(bytes: u64) -> Nanos {
-    (u128::from(bytes) * 1_000_000_000 / u128::from(BYTES_PER_SECOND)) as Nanos
+impl Default for Bandwidth {
+    /// As long as nothing has been fetched.
+    fn default() -> Bandwidth {
+        Bandwidth(1 << 30)
+    }
 }
 
-/// How long it takes to get an object of so many bytes from another node, which is asked for it, about.
-pub(crate) fn fetch_time(bytes: u64) -> Nanos {
-    us(100) + transfer_time(bytes)
+impl Bandwidth {
+    /// What is shorter says more of how soon it was asked for than of how fast it came.
+    const FROM: u64 = 1 << 20;
+
+    /// Something has come.
+    pub(crate) fn took(&mut self, bytes: u64, time: Nanos) {
+        if bytes >= Bandwidth::FROM {
+            let now = u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(time.max(1))).unwrap_or(u64::MAX);
+            self.0 = (self.0 - self.0 / 4 + now / 4).max(1);
+        }
+    }
+
+    /// Whether the other is so different that the head has to know.
+    pub(crate) fn is_far_from(self, other: Bandwidth) -> bool {
+        self.0.abs_diff(other.0) > other.0 / 4
+    }
+
+    /// How long it takes to move so many bytes, about.
+    pub(crate) fn transfer_time(self, bytes: u64) -> Nanos {
+        Nanos::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(self.0)).unwrap_or(Nanos::MAX)
+    }
+
+    /// How long it takes to get an object of so many bytes from another node, which is asked for it, about.
+    pub(crate) fn fetch_time(self, bytes: u64) -> Nanos {
+        us(100).saturating_add(self.transfer_time(bytes))
+    }
 }
 
 /// Fetching is work for both nodes. So a task that would take less than to fetch what it needs goes where that is, unless it
@@ -243,12 +269,12 @@ impl TaskSpec {
     }
 
     /// How long it takes `node` to fetch those of its arguments that it does not hold and others do.
-    pub(crate) fn fetch_time(&self, node: ProcessId) -> Nanos {
+    pub(crate) fn fetch_time(&self, node: ProcessId, bandwidth: Bandwidth) -> Nanos {
         let missing = self.args.iter().filter_map(|arg| match arg {
             Arg::Object { size, holders, .. } if !holders.is_empty() && !holders.contains(&node) => Some(*size),
             _ => None,
         });
-        missing.map(fetch_time).sum()
+        missing.map(|size| bandwidth.fetch_time(size)).fold(0, Nanos::saturating_add)
     }
 }
 
@@ -291,6 +317,8 @@ pub(crate) struct Load {
     pub(crate) running: u32,
     /// How long its tasks take: an exponential average, or how long none has ended, if that is longer.
     pub(crate) mean: Nanos,
+    /// How fast objects of other nodes come.
+    pub(crate) bandwidth: Bandwidth,
     /// How many assignments and reservations of the head it has seen, so that the head knows which are
     /// not in here yet.
     pub(crate) assigned: u64,
@@ -474,6 +502,22 @@ impl Effects {
 mod tests {
     use super::*;
     use crate::cluster::wire::{decode, encode};
+
+    #[test]
+    fn bandwidth_follows_what_came_last() {
+        let mut bandwidth = Bandwidth::default();
+        let before = bandwidth;
+        bandwidth.took(1 << 10, ms(1_000)); // too short to say anything
+        assert_eq!(bandwidth, before);
+        (0..100).for_each(|_| bandwidth.took(100 << 20, ms(1_000)));
+        assert!(bandwidth.is_far_from(before));
+        assert!((ms(990)..ms(1_010)).contains(&bandwidth.transfer_time(100 << 20)), "{bandwidth:?}");
+        // However slow or fast it is, there is an answer.
+        (0..1_000).for_each(|_| bandwidth.took(1 << 20, Nanos::MAX));
+        assert!(bandwidth.fetch_time(u64::MAX) > ms(1_000));
+        bandwidth.took(u64::MAX, 0);
+        assert_eq!(bandwidth.fetch_time(0), us(100));
+    }
 
     fn spec(bytes: Arc<[u8]>) -> TaskSpec {
         let id = ObjectId { owner: ProcessId(u64::MAX), number: 7 };

@@ -14,7 +14,7 @@ use crate::{
         head::{BEAT, Head, Memory, PATIENCE, REUNION},
         node::{Node, OWNER_DIED},
         owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, PUT_AND_LOST, Value},
-        protocol::{Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, ms, transfer_time, us},
+        protocol::{Bandwidth, Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, ms, us},
     },
     error::Error,
     gpu::{Inventory, placement::Devices},
@@ -316,10 +316,11 @@ impl<'a> World<'a> {
             _ => None,
         };
         if self.links.is_some() {
-            let after = transfer_time(bulk.unwrap_or(0));
+            let after = Bandwidth::default().transfer_time(bulk.unwrap_or(0));
             return self.at(after, Event::Links(links::Event::Send { from, to, message }));
         }
-        let mut after = LATENCY.0 + self.random.exponential(LATENCY.1) + transfer_time(bulk.unwrap_or(0));
+        let mut after =
+            LATENCY.0 + self.random.exponential(LATENCY.1) + Bandwidth::default().transfer_time(bulk.unwrap_or(0));
         if self.random.one_in(self.options.loss) {
             after += RETRANSMISSION;
         }
