@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
     os::unix::{
         fs::{DirBuilderExt, MetadataExt, PermissionsExt},
@@ -27,7 +27,9 @@ impl Home {
     /// A process that sees this home, and nothing of outray's in its environment.
     fn process(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        for name in ["OUTRAY_ADDRESS", "OUTRAY_KEY_FILE", "OUTRAY_OBSERVE", "XDG_CACHE_HOME", "XDG_STATE_HOME"] {
+        for name in
+            ["OUTRAY_ADDRESS", "OUTRAY_KEY_FILE", "OUTRAY_LOG", "OUTRAY_OBSERVE", "XDG_CACHE_HOME", "XDG_STATE_HOME"]
+        {
             command.env_remove(name);
         }
         command.env("HOME", &self.0).stdin(Stdio::null());
@@ -102,7 +104,11 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Running {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running::start_with(command, Stdio::piped())
+    }
+
+    fn start_with(command: &mut Command, errors: Stdio) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         Running { child, out }
     }
@@ -122,9 +128,12 @@ impl Running {
         }
     }
 
+    /// What it writes until its end, unless that goes elsewhere.
     fn errors(&mut self) -> String {
         let mut errors = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut errors).unwrap();
+        }
         errors
     }
 
@@ -150,6 +159,8 @@ impl Drop for Running {
 /// Tells the test that it runs, and goes on when the test hangs up.
 fn hold(address: String) -> usize {
     eprintln!("a line of hold");
+    println!("another, to stdout");
+    assert!(Command::new("echo").arg("a line of its child").status().unwrap().success());
     let mut test = TcpStream::connect(address).unwrap();
     test.read(&mut [0]).unwrap()
 }
@@ -433,16 +444,24 @@ fn a_cluster_is_started_looked_at_and_stopped() {
     let ask = |words: &[&str]| home.ok(&[words, &at].concat());
     let json = |words: &[&str]| home.json(&[words, &at, &["--json"]].concat());
     assert!(ask(&["status"]).contains(&format!("outray node --head {address}")));
-    let words = ["--name", "alice", "--cpus", "2", "--memory", "4GiB", "--label", "zone=a", "--resource", "licence=3"];
-    let node = home.node(&address, &words);
+    let words = "--name alice --cpus 2 --gpus 2 --memory 4GiB --store 64MiB --label zone=a --label disk=ssd \
+                 --resource licence=3 --resource seat=0.5";
+    let node = home.node(&address, &words.split_whitespace().collect::<Vec<_>>());
 
     let nodes = json(&["list", "nodes"]);
     let row = &nodes[0];
     assert_eq!((row["name"].as_str(), row["labels"]["zone"].as_str()), (Some("alice"), Some("a")), "{nodes}");
     assert_eq!((row["capacity"]["cpus"].as_f64(), row["capacity"]["memory"].as_u64()), (Some(2.0), Some(4 << 30)));
-    assert_eq!(row["capacity"]["resources"]["licence"].as_f64(), Some(3.0));
+    assert_eq!(row["capacity"]["resources"], serde_json::json!({ "licence": 3.0, "seat": 0.5 }));
+    assert_eq!((row["capacity"]["gpus"].clone(), row["labels"]["disk"].as_str()), (vec![1.0; 2].into(), Some("ssd")));
     let text = ask(&["list", "nodes"]);
-    assert!(text.contains("0 of 2") && text.contains("zone=a") && text.contains("4.0 GiB"), "{text}");
+    assert_eq!(text.matches("0 of 2").count(), 2, "CPUs and GPUs: {text}");
+    assert!(text.contains("zone=a") && text.contains("disk=ssd") && text.contains("4.0 GiB"), "{text}");
+    let status = json(&["status"]);
+    assert_eq!(
+        (status["head"]["address"].as_str(), status["nodes"][0]["name"].as_str()),
+        (Some(&*address), Some("alice"))
+    );
 
     let test = listener();
     let mut program = home.program("timeline", &address, &test);
@@ -500,7 +519,9 @@ fn a_cluster_is_started_looked_at_and_stopped() {
     assert!(events.iter().any(|event| event["args"]["name"] == "node alice"), "{trace}");
     let (code, errors) = program.end();
     assert_eq!(code, 0, "{errors}");
-    assert!(errors.contains(&format!("(holder, node alice, pid {worker}) a line of hold")), "{errors}");
+    for line in ["a line of hold", "another, to stdout", "a line of its child"] {
+        assert!(errors.contains(&format!("(holder, node alice, pid {worker}) {line}\n")), "{line}: {errors}");
+    }
 
     let said = ask(&["stop"]);
     assert!(said.contains("1 node"), "{said}");
@@ -650,8 +671,128 @@ fn a_head_that_was_killed_goes_on_with_the_detached_actors_of_programs_that_have
     let mut program = home.program("find", &address, &tell);
     assert_eq!(program.wait_for("it counts: "), "it counts: Ok(12)");
     assert_eq!(program.end().0, 0);
-    home.ok(&["stop", "--address", &address]);
+    assert_eq!(home.json(&["stop", "--json", "--address", &address])["nodes"], 1);
     assert_eq!(head.end().0, 0);
+}
+
+/// The bytes that the key's file is about, as they are there.
+fn secret(home: &Home) -> String {
+    let file = fs::read_to_string(home.0.join(".outray/key")).unwrap();
+    let secret = file.lines().last().unwrap().to_owned();
+    assert!(secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    secret
+}
+
+/// Processes of a cluster that say all that they can say.
+#[test]
+fn without_the_key_nothing_can_be_done_and_the_key_is_nowhere_to_be_seen() {
+    let home = Home::new();
+    home.ok(&["key", "new"]);
+    let state = home.0.join("state");
+    let log = |name: &str| home.0.join(format!("{name}.log"));
+    let start = |name: &str, command: &mut Command| {
+        let file = fs::File::create(log(name)).unwrap();
+        Running::start_with(command.env("OUTRAY_LOG", "trace"), file.into())
+    };
+    let mut head = start("head", home.outray(&["head", "--bind", "127.0.0.1:0", "--state"]).arg(&state));
+    let address = head.wait_for("outray head at ").trim_start_matches("outray head at ").to_owned();
+    let mut node = start("node", &mut home.outray(&["node", "--head", &address, "--cpus", "2"]));
+    node.wait_for("outray node ");
+    let tell = listener();
+    let mut detached = home.program("detach", &address, &tell);
+    detached.wait_for("it counts: ");
+    assert_eq!(detached.end().0, 0);
+    let mut program = home.program("", &address, &tell);
+    let (held, _) = tell.accept().unwrap();
+    let json = |words: &[&str]| home.json(&[words, &["--json", "--address", &address]].concat());
+    let worker = json(&["list", "tasks"])[0]["pid"].as_u64().unwrap();
+
+    let count = |what: &str| json(&["list", what]).as_array().unwrap().len();
+    let counts = || (count("nodes"), count("jobs"), count("tasks"), count("actors"));
+    let before = counts();
+
+    // Somebody without a key, and somebody with another. All at once, for they wait for an answer.
+    let (none, other) = (Home::new(), Home::new());
+    other.ok(&["key", "new"]);
+    let mut asked = Vec::new();
+    let mut programs = Vec::new();
+    for stranger in [&none, &other] {
+        let words =
+            ["status", "list jobs", "list objects", "memory", "logs", "timeline trace.json", "stop", "node --cpus 1"];
+        for words in words {
+            let mut command = stranger.outray(&words.split(' ').collect::<Vec<_>>());
+            command.env("OUTRAY_ADDRESS", &address).current_dir(&stranger.0);
+            asked.push((words, command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()));
+        }
+        programs.push(stranger.program("", &address, &tell));
+    }
+    for (words, child) in asked {
+        let (code, out, errors) = said(child.wait_with_output().unwrap());
+        assert!(code == 1 && out.is_empty() && errors.contains("key"), "{words}: {code} {out}{errors}");
+    }
+    for mut program in programs {
+        let said = program.wait_for("not connected: ");
+        assert!(said.contains("key"), "{said}");
+    }
+    assert_eq!(counts(), before);
+    let logged = fs::read_to_string(log("head")).unwrap();
+    assert!(logged.contains("connection refused"), "{logged}");
+
+    // As it is written, and as bytes.
+    let secret = secret(&home);
+    let bytes: Vec<u8> = (0..32).map(|at| u8::from_str_radix(&secret[2 * at..2 * at + 2], 16).unwrap()).collect();
+    let shows = |bytes_of: &[u8]| {
+        let contains = |part: &[u8]| bytes_of.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part));
+        contains(&secret.as_bytes()[..16]) || contains(&bytes[..8])
+    };
+    assert!(shows(&fs::read(home.0.join(".outray/key")).unwrap()) && shows(&bytes), "the search finds it");
+    for pid in [head.child.id().into(), node.child.id().into(), program.child.id().into(), worker] {
+        for file in ["cmdline", "environ", "comm"] {
+            let path = format!("/proc/{pid}/{file}");
+            assert!(!shows(&fs::read(&path).unwrap()), "{path}");
+        }
+    }
+    drop(held);
+    program.wait_for("held: Ok");
+    assert_eq!(program.end().0, 0);
+    let kept = fs::read(state.join("control.redb")).unwrap();
+    assert!(kept.windows(7).any(|part| part == b"lasting") && !shows(&kept), "what the head keeps");
+    home.ok(&["stop", "--address", &address]);
+    assert_eq!((head.end().0, node.end().0), (0, 0));
+    for name in ["head", "node"] {
+        assert!(!shows(&fs::read(log(name)).unwrap()), "the log of the {name}");
+    }
+}
+
+/// Each is dropped; a line a second says so.
+#[test]
+fn refused_connections_are_a_few_lines_in_the_log_of_the_head() {
+    let home = Home::new();
+    home.ok(&["key", "new"]);
+    let (head, address) = home.head();
+    let greeting = {
+        let mut bytes = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3, 0];
+        bytes.extend(b"NULL");
+        bytes.resize(64, 0);
+        bytes.extend(b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x00\x05hello");
+        bytes
+    };
+    for _ in 0..500 {
+        let mut stranger = TcpStream::connect(&address).unwrap();
+        stranger.write_all(&greeting).unwrap();
+        let _ = stranger.read_to_end(&mut Vec::new()); // it is closed
+    }
+    home.ok(&["stop", "--address", &address]);
+    let (code, errors) = head.end();
+    let refused = errors.lines().filter(|line| line.contains("connection refused")).count();
+    assert!(code == 0 && (1..100).contains(&refused), "{code}: {refused} lines: {errors}");
+}
+
+#[test]
+fn a_log_that_is_none_is_refused_by_name() {
+    let home = Home::new();
+    let (code, _, errors) = said(home.outray(&["head"]).env("OUTRAY_LOG", "everything").output().unwrap());
+    assert!(code == 1 && errors.contains("`everything`") && errors.contains("warn"), "{code} {errors}");
 }
 
 #[cfg(not(feature = "gpu-unversioned"))]

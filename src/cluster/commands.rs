@@ -34,9 +34,12 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+use tracing_subscriber::filter::LevelFilter;
 
 /// Where a head listens if nothing else is said.
 const ADDRESS: &str = "127.0.0.1:6380";
+/// How much heads and nodes say of what happens to them.
+const LOG: &str = "OUTRAY_LOG";
 /// How often `logs --follow` asks.
 const FOLLOW: Duration = Duration::from_millis(300);
 
@@ -123,6 +126,19 @@ fn say(text: &str) -> Result<(), Failed> {
     Ok(writeln!(io::stdout(), "{text}")?)
 }
 
+/// What happens to a head or a node is written to stderr: connections that were refused, processes that were lost.
+fn log() -> Result<(), Failed> {
+    let level = match env::var(LOG) {
+        Ok(text) if !text.is_empty() => text.parse::<LevelFilter>().map_err(|_| {
+            failed(format!("{LOG} is `{text}`: it is off, error, warn (which is the default), info, debug or trace"))
+        })?,
+        _ => LevelFilter::WARN,
+    };
+    // If this process has another already, that is the user's wish.
+    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false).try_init();
+    Ok(())
+}
+
 /// Signals are caught when everything is ready: until then they end the process as usual.
 fn catch_signals() -> Result<(), Failed> {
     signals::catch().map_err(|error| failed(format!("Ctrl-C and SIGTERM cannot be caught: {error}")))
@@ -137,6 +153,7 @@ fn head(mut arguments: Arguments) -> Result<(), Failed> {
             _ => return say(help::HEAD),
         }
     }
+    log()?;
     let has_key = super::key_from_env()?.is_some();
     let state = state.or_else(|| self::state(&bind));
     catch_signals()?;
@@ -228,6 +245,7 @@ fn node(mut arguments: Arguments) -> Result<(), Failed> {
     setup.head = named.ok_or_else(|| {
         Wrong::new("node", "it does not know its head: give --head HOST:PORT, as `outray head` prints it")
     })?;
+    log()?;
     catch_signals()?;
     let (head, label) = (setup.head.clone(), setup.labels.get(NAME).cloned());
     let ready = |name: &str, address: &str| {
@@ -457,4 +475,18 @@ fn key(mut arguments: Arguments) -> Result<(), Failed> {
         "a new cluster key is in {}; {use_it}.\nCopy it to each machine, readable for its user only. Whoever has it can run code on the cluster.",
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{bulk, endpoint};
+
+    #[test]
+    fn whoever_says_nothing_listens_to_this_machine_only() {
+        for bind in [ADDRESS, &endpoint::Config::default().bind, &bulk::Config::default().bind] {
+            let address: std::net::SocketAddr = bind.parse().expect("an address");
+            assert!(address.ip().is_loopback(), "{bind}");
+        }
+    }
 }

@@ -11,14 +11,14 @@ use crate::cluster::{
     protocol::{Member, Note, ObjectId, ProcessId, Strategy},
     wire::{self, Blob, Job, Role},
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::DirBuilder,
+    fs::{DirBuilder, File, Permissions},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -92,12 +92,20 @@ impl InFile {
         let name = path.display().to_string();
         let failed = |error: &dyn fmt::Display| StoreError(format!("the head's store {name} cannot be used: {error}"));
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(&error))?;
-        let database = Database::create(&path).map_err(|error| match error {
+        // For nobody else, whoever made the directory: arguments of actors are in it.
+        let private = || -> io::Result<File> {
+            let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            Ok(file)
+        };
+        let file = private().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => failed(&"the directory is gone"),
+            _ => failed(&error),
+        })?;
+        let database = FileBackend::new(file).and_then(|file| Database::builder().create_with_backend(file));
+        let database = database.map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 failed(&"another head uses it; --state DIR takes another place")
-            }
-            redb::DatabaseError::Storage(redb::StorageError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                failed(&"the directory is gone")
             }
             error => failed(&error),
         })?;
@@ -413,12 +421,32 @@ mod tests {
         }
     }
 
+    impl Folder {
+        fn new() -> Folder {
+            let mut random = [0; 8];
+            getrandom::fill(&mut random).expect("randomness");
+            let name = format!("outray-control-{:016x}", u64::from_le_bytes(random));
+            Folder(std::env::temp_dir().join(name))
+        }
+    }
+
+    /// Whoever made the directory, or an earlier file.
+    #[test]
+    fn the_file_is_for_nobody_else() {
+        let folder = Folder::new();
+        std::fs::create_dir(&folder.0).expect("a directory");
+        let file = folder.0.join("control.redb");
+        for _ in 0..2 {
+            drop(InFile::open(&folder.0).expect("a store"));
+            let mode = file.metadata().expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+            std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("it is ours");
+        }
+    }
+
     #[test]
     fn what_is_written_is_there_when_the_file_is_opened_again() {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).expect("randomness");
-        let name = format!("outray-control-{:016x}", u64::from_le_bytes(random));
-        let folder = Folder(std::env::temp_dir().join(name));
+        let folder = Folder::new();
         let open = || Saved::load(Box::new(InFile::open(&folder.0).expect("a store")), 7).expect("a store");
         let (node, driver, dead) = (ProcessId(1 << 16), ProcessId(2 << 16), ProcessId(3 << 16));
         let member = Member::Node { capacity: Capacity::default(), labels: vec![("zone".into(), "a".into())] };

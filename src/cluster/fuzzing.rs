@@ -7,7 +7,12 @@ use super::{
     function::{FunctionId, resolve},
     image::Image,
     link::{Config, Credit, Frame, Hello, Incarnation, Input, Link, Message, Now, codec::Batch},
+    pack::{self, Pack},
+    pipe::Receiver,
+    protocol::{HEAD, Message as Control, ObjectId, ProcessId},
     secure::{Channel, Key, Opened, Purpose, TAG},
+    station,
+    wire::{Envelope, Letter, Site},
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -114,6 +119,31 @@ pub fn calls(input: &[u8]) {
     assert!(output.len() < 100 * input.len() + 1000, "{} bytes of answers", output.len());
 }
 
+/// Letters: as a station reads those of others, alone and several together, and a node and its workers each other's.
+/// And packs of tasks and of calls, which are in letters.
+pub fn letters(input: &[u8]) {
+    let parts = parts(input);
+    if let Some((header, payload)) = parts.split_first() {
+        let _ = Envelope::parse(header, payload.to_vec());
+    }
+    let _ = Envelope::parse(input, Vec::new());
+    let mut rest = Bytes::copy_from_slice(input);
+    let mut count = 0;
+    while station::read_small(&mut rest).is_some() {
+        count += 1;
+        assert!(count <= input.len(), "letters of nothing");
+    }
+    let mut receiver = Receiver::with(None);
+    let mut bytes = input;
+    while receiver.read(&mut bytes).is_ok_and(|goes_on| goes_on) {
+        while let Ok(Some(_)) = receiver.next() {}
+    }
+    // A pack is not longer than the number of bytes that it says it is of.
+    let pack = Bytes::copy_from_slice(input);
+    assert!(Pack::read(&pack).is_none_or(|read| read.members.len() <= input.len()));
+    let _ = Pack::count(&pack);
+}
+
 /// Inputs that are good, or nearly.
 pub fn samples() -> Vec<Vec<u8>> {
     let credit = Credit { messages: 3, bytes: 4 };
@@ -132,6 +162,31 @@ pub fn samples() -> Vec<Vec<u8>> {
         greeting
     }));
     samples.push(joined(&[Bytes::from(samples[5].clone())]));
+    let owner = ProcessId::station_from(9);
+    let common = pack::Common { driver: owner, function: Site::default(), location: "here".into() };
+    let mut packed = Vec::new();
+    (0..3).for_each(|number| pack::write(&common, number, &[4; 8], number == 0, &mut packed));
+    let object = ObjectId { owner, number: 1 };
+    let letters = [
+        (Letter::Control(Control::Free { object, attempt: 1, unseen: true }), vec![]),
+        (Letter::Pack { first: object, kind: pack::PackKind::Tasks { is_granted: true } }, vec![packed.clone().into()]),
+        (Letter::Leaving, vec![Bytes::from_static(&[3; 50]), Bytes::new()]),
+    ];
+    let (mut small, mut piped) = (Vec::new(), Vec::new());
+    for (letter, payload) in letters {
+        let envelope = Envelope { from: owner, to: HEAD, letter, payload };
+        station::write_small(&envelope, &mut small);
+        let mut header = Vec::new();
+        envelope.write_header(&mut header);
+        let lengths = envelope.payload.iter().map(|payload| (payload.len() as u64).to_le_bytes());
+        piped.extend([header.len() as u32, envelope.payload.len() as u32].map(u32::to_le_bytes).concat());
+        piped.extend(lengths.flatten());
+        piped.extend(&header);
+        envelope.payload.iter().for_each(|payload| piped.extend_from_slice(payload));
+        samples.push(joined(&[&[Bytes::from(header.clone())], &envelope.payload[..]].concat()));
+        samples.push(header);
+    }
+    samples.extend([packed, small, piped]);
     if let Ok(image) = Image::current() {
         let id = FunctionId { image: image.hash, offset: 4096, name_hash: 7 };
         let header = rmp_serde::to_vec(&(id, 1u64, "here")).expect("it is serializable");
@@ -203,5 +258,32 @@ mod tests {
     #[test]
     fn fuzz_calls() {
         all("calls", calls);
+    }
+
+    #[test]
+    fn fuzz_letters() {
+        all("letters", letters);
+    }
+
+    /// What is damaged above is good at first.
+    #[test]
+    fn the_samples_of_letters_can_be_read() {
+        let samples = samples();
+        let found = |reads: fn(&[u8]) -> usize| samples.iter().map(|sample| reads(sample)).max();
+        assert_eq!(
+            found(|sample| Pack::read(&Bytes::copy_from_slice(sample)).map_or(0, |pack| pack.members.len())),
+            Some(3)
+        );
+        let small = |sample: &[u8]| {
+            let mut rest = Bytes::copy_from_slice(sample);
+            std::iter::from_fn(|| station::read_small(&mut rest)).count()
+        };
+        assert_eq!(found(small), Some(3));
+        let piped = |mut sample: &[u8]| {
+            let mut receiver = Receiver::with(None);
+            let _ = receiver.read(&mut sample);
+            std::iter::from_fn(|| receiver.next().ok().flatten()).count()
+        };
+        assert_eq!(found(piped), Some(3));
     }
 }

@@ -489,7 +489,7 @@ fn is_small(envelope: &Envelope) -> bool {
     payload.len() <= 64 && payload.iter().map(Bytes::len).sum::<usize>() < SHORT
 }
 
-fn write_small(envelope: &Envelope, out: &mut Vec<u8>) {
+pub(super) fn write_small(envelope: &Envelope, out: &mut Vec<u8>) {
     let at = out.len();
     out.extend([0; 4]);
     out.extend((envelope.payload.len() as u32).to_le_bytes());
@@ -509,7 +509,7 @@ fn grow_small(out: &mut [u8], at: usize, by: usize) {
 }
 
 /// The next of some small letters.
-fn read_small(rest: &mut Bytes) -> Option<Envelope> {
+pub(super) fn read_small(rest: &mut Bytes) -> Option<Envelope> {
     let header = rest.try_get_u32_le().ok()? as usize;
     let count = rest.try_get_u32_le().ok()? as usize;
     let mut lengths = Vec::new();
