@@ -204,6 +204,15 @@ struct Fetch {
     others: Vec<ProcessId>,
     /// Those who were said to have it, and have not, or are dead.
     not: Vec<ProcessId>,
+    /// Those who have it, but whose bytes did not come.
+    failing: Vec<ProcessId>,
+}
+
+impl Fetch {
+    fn new(from: ProcessId, others: Vec<ProcessId>) -> Fetch {
+        let (wanted_by, askers) = (BTreeSet::new(), BTreeSet::new());
+        Fetch { wanted_by, askers, from, others, not: Vec::new(), failing: Vec::new() }
+    }
 }
 
 /// A bundle of a placement group.
@@ -447,7 +456,7 @@ impl Node {
                     self.ask_next(object, object.owner, out);
                 }
             }
-            Message::Lost { object, why } => self.lost(object, &why, out),
+            Message::Lost { object, why } => self.does_not_come(object, from, &why, out),
             Message::Check { tasks } => self.check(tasks, out),
             // Nothing can start because of these two, which are many.
             Message::Seen { object } => return self.was_seen(object, true),
@@ -801,7 +810,7 @@ impl Node {
                     new.push(object);
                 }
                 let from = if is_made_here { self.id } else { object.owner };
-                Fetch { wanted_by: BTreeSet::new(), askers: BTreeSet::new(), from, others, not: Vec::new() }
+                Fetch::new(from, others)
             });
             fetch.wanted_by.insert(key);
             is_chained &= fetch.from == self.id && object.owner == key.0.owner;
@@ -865,10 +874,9 @@ impl Node {
             fetch.askers.insert(by);
             return;
         }
-        let (wanted_by, askers, not) = (BTreeSet::new(), BTreeSet::from([by]), Vec::new());
         let is_made_here = holders.is_empty() && self.is_made_here(object);
         let from = if is_made_here { self.id } else { object.owner };
-        self.fetches.insert(object, Fetch { wanted_by, askers, from, others: holders, not });
+        self.fetches.insert(object, Fetch { askers: BTreeSet::from([by]), ..Fetch::new(from, holders) });
         if !is_made_here {
             self.ask_next(object, object.owner, out);
         }
@@ -876,7 +884,6 @@ impl Node {
 
     /// `from` did not have it, or says who has: asks the next.
     fn ask_next(&mut self, object: ObjectId, from: ProcessId, out: &mut Effects) {
-        let (us, dead) = (self.id, &self.dead);
         let Some(fetch) = self.fetches.get_mut(&object) else { return };
         if fetch.from != from {
             return; // an answer of one that is not asked any more
@@ -884,12 +891,46 @@ impl Node {
         if from != object.owner {
             fetch.not.push(from);
         }
+        self.ask(object, out);
+    }
+
+    /// `from` has it, but its bytes did not come: asks another first, and that one again if there is none.
+    pub(crate) fn did_not_come(&mut self, object: ObjectId, from: ProcessId, out: &mut Effects) {
+        if let Some(fetch) = self.fetches.get_mut(&object).filter(|fetch| fetch.from == from) {
+            fetch.failing.push(from);
+            self.ask(object, out);
+        }
+    }
+
+    /// It will never come: its owner says so, or this node, whose own fault that is; or another node cannot send what it has.
+    fn does_not_come(&mut self, object: ObjectId, from: ProcessId, why: &Failure, out: &mut Effects) {
+        match self.fetches.get(&object) {
+            Some(fetch) if from != object.owner && from != self.id => match fetch.others.is_empty() {
+                _ if fetch.from != from => {} // it is not asked any more
+                true => self.lost(object, why, out),
+                false => self.did_not_come(object, from, out),
+            },
+            _ => self.lost(object, why, out),
+        }
+    }
+
+    /// Asks one of those that are said to have it, or the owner for more of them.
+    fn ask(&mut self, object: ObjectId, out: &mut Effects) {
+        let (us, dead) = (self.id, &self.dead);
+        let Some(fetch) = self.fetches.get_mut(&object) else { return };
         let (not, others): (Vec<_>, Vec<_>) =
             fetch.others.drain(..).partition(|other| *other == us || dead.contains(other));
         fetch.not.extend(not);
         fetch.others = others;
+        let mut choice = fetch.others.clone();
+        choice.retain(|other| !fetch.failing.contains(other));
+        if choice.is_empty() && !fetch.others.is_empty() {
+            choice.clone_from(&fetch.others);
+            fetch.failing.clear();
+        }
         // Not always the first: then all would ask the owner's node, and nobody the others that have it.
-        let pick = (us.0 as usize).checked_rem(fetch.others.len()).map(|at| fetch.others.swap_remove(at));
+        let pick = (us.0 as usize).checked_rem(choice.len()).map(|at| choice[at]);
+        fetch.others.retain(|other| Some(*other) != pick);
         match pick {
             Some(holder) => {
                 fetch.from = holder;

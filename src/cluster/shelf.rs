@@ -46,6 +46,16 @@ pub(crate) enum Kept {
     File(store::Object),
 }
 
+impl Kept {
+    /// Its bytes in this process.
+    pub(crate) fn bytes(self) -> Result<Bytes, StoreError> {
+        match self {
+            Kept::Here(value) => Ok(value),
+            Kept::File(object) => object.map(),
+        }
+    }
+}
+
 fn key(id: ObjectId) -> store::Id {
     (id.owner.0, id.number)
 }
@@ -86,19 +96,18 @@ impl Shelf {
         Ok(path)
     }
 
-    /// Room for an object that is to be fetched from another node.
+    /// Room for an object that is to be fetched from another node. Room that there was for it before is of no use any more.
     pub(crate) fn room(&mut self, id: ObjectId, size: u64) -> Result<Room, StoreError> {
         self.remove(id);
         let mut writer = self.store()?.create(key(id), size)?;
         writer.bytes()?; // from here on it can be written in place
+        self.large.insert(id, size);
         Ok(Room(writer))
     }
 
     /// It has been fetched.
-    pub(crate) fn filled(&mut self, id: ObjectId, room: Room) -> Result<(), StoreError> {
-        let size = room.0.seal()?.size();
-        self.large.insert(id, size);
-        Ok(())
+    pub(crate) fn filled(&mut self, room: Room) -> Result<(), StoreError> {
+        room.0.seal().map(|_| ())
     }
 
     /// It has been written.
@@ -106,36 +115,17 @@ impl Shelf {
         self.store()?.adopt(key(id)).map(|object| object.size())
     }
 
-    pub(crate) fn get(&self, id: ObjectId) -> Option<Kept> {
+    /// The object, if it is here; it comes back from disk if it has to.
+    pub(crate) fn get(&self, id: ObjectId) -> Result<Option<Kept>, StoreError> {
         if let Some(small) = self.small.get(&id) {
-            return Some(Kept::Here(small.value.clone()));
+            return Ok(Some(Kept::Here(small.value.clone())));
         }
-        match self.store().and_then(|store| store.get(key(id))) {
-            Ok(object) => object.map(Kept::File),
-            Err(error) => {
-                tracing::error!(%error, "object {id:?} cannot be read");
-                None
-            }
-        }
+        Ok(self.store()?.get(key(id))?.map(Kept::File))
     }
 
     /// The worker here that has made a small one.
     pub(crate) fn maker(&self, id: ObjectId) -> Option<Maker> {
         self.small.get(&id)?.maker
-    }
-
-    /// Its bytes in this process.
-    pub(crate) fn bytes(&self, id: ObjectId) -> Option<Bytes> {
-        match self.get(id)? {
-            Kept::Here(value) => Some(value),
-            Kept::File(object) => match object.map() {
-                Ok(value) => Some(value),
-                Err(error) => {
-                    tracing::error!(%error, "object {id:?} cannot be read");
-                    None
-                }
-            },
-        }
     }
 
     pub(crate) fn remove(&mut self, id: ObjectId) {
