@@ -2,7 +2,7 @@
 //!
 //! Whoever wants part of an object asks a process that has it (`pull`). That process looks it up and
 //! sends it in records. One thread does all of a process's transfers, with a tokio runtime of its own, so
-//! that messages do not wait behind them. A transfer that fails is the puller's to repeat, here or
+//! that messages do not wait behind them. A transfer that fails is the puller's to go on with, here or
 //! elsewhere; nothing is resent.
 //!
 //! # A connection
@@ -35,7 +35,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use client::Pull;
+pub(crate) use client::{Pull, Stopped};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::fuzz;
 
@@ -388,7 +388,7 @@ impl Bulk {
     }
 
     /// Fills `place` with the bytes of an object from `offset` on, out of the process whose `Bulk` listens
-    /// on an address. After an error what the place held is lost.
+    /// on an address. After an error the first bytes may be there, and what else the place held is lost.
     pub(crate) fn pull<P>(&self, from: &str, object: ObjectId, offset: u64, place: P) -> Pull<P>
     where
         P: AsMut<[u8]> + Send + 'static,

@@ -20,7 +20,7 @@ use seats::{Kind, Over, Seats, VISIBLE, kill};
 
 use super::{
     arena,
-    bulk::{self, Bulk, NotNow, PullError},
+    bulk::{self, Bulk, NotNow, PullError, Stopped},
     capacity::{Capacity, Demand},
     entry,
     image::{Cache, Image},
@@ -211,6 +211,8 @@ struct Pulling {
     number: u64,
     /// Since when tries have failed.
     failing: Option<Instant>,
+    /// What has come of it, as this attempt of its task made it.
+    part: Option<(u32, Room)>,
 }
 
 /// One try to get an object: from whom, and its number.
@@ -1008,7 +1010,7 @@ impl NodeProcess {
         }
         let number = state.next_pull;
         state.next_pull += 1;
-        state.pulls.entry(object).or_insert(Pulling { number, failing: None }).number = number;
+        state.pulls.entry(object).or_insert(Pulling { number, failing: None, part: None }).number = number;
         self.begin_pull(state, (from, number), pushed, address, out);
     }
 
@@ -1021,11 +1023,12 @@ impl NodeProcess {
         address: String,
         out: &mut Effects,
     ) {
-        let Message::Pushed { object, size, .. } = pushed else { return };
+        let Message::Pushed { object, size, attempt } = pushed else { return };
         let Some(pulling) = state.pulls.get_mut(&object).filter(|pulling| pulling.number == number) else {
             return out.send(from, Message::Pulled { object, is_well: state.node.stores(object) });
         };
-        let room = match state.shelf.room(object, size) {
+        let part = pulling.part.take().filter(|(of, _)| *of == attempt).map(|(_, room)| Ok(room));
+        let room = match part.unwrap_or_else(|| state.shelf.room(object, size)) {
             Ok(room) => room,
             Err(StoreError::Full { .. })
                 if pulling.failing.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN =>
@@ -1041,10 +1044,10 @@ impl NodeProcess {
                 return state.node.handle(self.now(), self.me, Message::Lost { object, why }, out);
             }
         };
-        let pull = self.bulk.pull(&address, object, 0, room);
+        let pull = self.bulk.pull(&address, object, room.from(), room);
         let node = self.clone();
         std::thread::spawn(move || {
-            let pulled = pull.wait();
+            let pulled = pull.wait_for_any();
             node.with(|state, out| node.end_pull(state, (from, number), pushed, pulled, out));
         });
     }
@@ -1055,10 +1058,10 @@ impl NodeProcess {
         state: &mut State,
         (from, number): Try,
         pushed: Message,
-        pulled: Result<Room, PullError>,
+        pulled: Result<Room, Stopped<Room>>,
         out: &mut Effects,
     ) {
-        let Message::Pushed { object, .. } = pushed else { return };
+        let Message::Pushed { object, attempt, .. } = pushed else { return };
         let Some(pulling) = state.pulls.get_mut(&object).filter(|pulling| pulling.number == number) else {
             return out.send(from, Message::Pulled { object, is_well: state.node.stores(object) });
         };
@@ -1068,10 +1071,15 @@ impl NodeProcess {
                 return state.forget_draft(object);
             }
             Ok(Err(error)) => (false, error.to_string()),
-            Err(error) => (matches!(error, PullError::Absent | PullError::TooShort { .. }), error.to_string()),
+            Err(Stopped { why, part }) => {
+                pulling.part = part.map(|(mut room, got)| {
+                    room.has_got(got);
+                    (attempt, room)
+                });
+                (matches!(why, PullError::Absent | PullError::TooShort { .. }), why.to_string())
+            }
         };
         let failing = *pulling.failing.get_or_insert_with(Instant::now);
-        state.forget_draft(object);
         tracing::warn!(error, "node {} did not get object {object:?} from {from}", self.name);
         out.send(from, Message::Pulled { object, is_well: false });
         if is_gone {

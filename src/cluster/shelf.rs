@@ -29,13 +29,25 @@ pub(crate) struct Maker {
     pub(crate) at: Nanos,
 }
 
-/// The memory of an object that is on its way.
-pub(crate) struct Room(store::Writer);
+/// The memory of an object that is on its way, and how many of its first bytes have come.
+pub(crate) struct Room(store::Writer, usize);
+
+impl Room {
+    /// Where what is to come begins.
+    pub(crate) fn from(&self) -> u64 {
+        self.1 as u64
+    }
+
+    /// So many more bytes have come.
+    pub(crate) fn has_got(&mut self, more: usize) {
+        self.1 += more;
+    }
+}
 
 impl AsMut<[u8]> for Room {
     fn as_mut(&mut self) -> &mut [u8] {
         // It has been mapped already; a place without bytes is refused by who fills it.
-        self.0.bytes().unwrap_or_default()
+        self.0.bytes().unwrap_or_default().get_mut(self.1..).unwrap_or_default()
     }
 }
 
@@ -102,7 +114,7 @@ impl Shelf {
         let mut writer = self.store()?.create(key(id), size)?;
         writer.bytes()?; // from here on it can be written in place
         self.large.insert(id, size);
-        Ok(Room(writer))
+        Ok(Room(writer, 0))
     }
 
     /// It has been fetched.
