@@ -378,6 +378,9 @@ fn is_right(rt: &Runtime, object: &ObjectRef<Numbers>, numbers: &Numbers) -> boo
     }
 }
 
+/// A handle to a value with handles inside.
+type Outer = ObjectRef<Vec<ObjectRef<Numbers>>>;
+
 /// A handle, and what its value is.
 type Known = (ObjectRef<Numbers>, Numbers);
 
@@ -385,7 +388,7 @@ type Known = (ObjectRef<Numbers>, Numbers);
 struct Holders {
     random: fastrand::Rng,
     known: Vec<Known>,
-    inside: Vec<(ObjectRef<Vec<ObjectRef<Numbers>>>, Vec<Numbers>)>,
+    inside: Vec<(Outer, Vec<Numbers>)>,
     keepers: Vec<(Actor<Keeper>, Vec<Numbers>)>,
 }
 

@@ -2134,6 +2134,34 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_come_is_asked_of_all_others_before_the_same_one_again_and_no_holder_is_reported_for_that() {
+        const THIRD: ProcessId = ProcessId(3);
+        let mut node = node();
+        say(&mut node, ASKER, Message::Want { object: OBJECT, holders: vec![OTHER] });
+        let failed = |node: &mut Node, from| {
+            let mut out = Effects::default();
+            node.did_not_come(OBJECT, from, &mut out);
+            out.sends
+        };
+        let told = |node: &mut Node| {
+            let located = Message::Located { object: OBJECT, holders: vec![OTHER, THIRD] };
+            say(node, OWNER, located).sends
+        };
+        let sends = failed(&mut node, OTHER);
+        assert!(matches!(&sends[..], [(OWNER, Message::Locate { not, .. })] if not.is_empty()), "{sends:?}");
+        assert!(matches!(told(&mut node)[..], [(THIRD, Message::Pull { .. })]));
+        assert!(failed(&mut node, OTHER).is_empty(), "it is not asked any more");
+        let sends = failed(&mut node, THIRD);
+        assert!(matches!(sends[..], [(OTHER, Message::Pull { .. })]), "{sends:?}");
+        // It cannot read what it has, and there is nobody else.
+        let why = lost(OBJECT, "no room");
+        let out = say(&mut node, THIRD, Message::Lost { object: OBJECT, why: why.clone() });
+        assert!(out.sends.is_empty(), "{:?}", out.sends);
+        let out = say(&mut node, OTHER, Message::Lost { object: OBJECT, why });
+        assert!(matches!(&out.sends[..], [(ASKER, Message::Lost { .. })]), "{:?}", out.sends);
+    }
+
+    #[test]
     fn what_is_plain_is_handed_out_ahead_only_beside_others_that_are() {
         let mut node = node();
         node.hand_out_ahead(8);

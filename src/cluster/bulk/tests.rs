@@ -284,6 +284,22 @@ fn bytes_that_were_changed_on_their_way_are_refused() {
     assert!(pulled == content(MOST));
 }
 
+#[test]
+fn what_came_before_a_pull_stopped_is_right_and_the_rest_is_fetched() {
+    let config = keyed();
+    let (client, server) = (start(config.clone()), start(config));
+    for (at, expected) in [(0, 0), (300_000, RECORD), (600_000, 2 * RECORD)] {
+        let address = flipping_proxy(server.address(), at);
+        let stopped = client.pull(&address, object(MOST), 0, vec![0; MOST as usize]).wait_for_any();
+        let Some((mut place, got)) = stopped.err().and_then(|stopped| stopped.part) else { panic!("it stops") };
+        assert_eq!(got, expected, "stopped at {at}");
+        let rest = vec![0; MOST as usize - got];
+        let rest = client.pull(server.address(), object(MOST), got as u64, rest).wait().expect("it is there");
+        place.truncate(got);
+        assert!([place, rest].concat() == content(MOST), "stopped at {at}");
+    }
+}
+
 /// A server that lies, is silent, or ends in between.
 #[test]
 fn a_bad_server_costs_its_pulls_only() {
