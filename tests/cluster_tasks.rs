@@ -474,7 +474,10 @@ fn nodes_that_want_the_same_large_object_get_it_from_each_other() {
     let sent = sent(&cluster);
     let copies = |bytes: u64| bytes / SIZE; // what is serialized is a little longer
     assert_eq!(copies(sent.iter().sum()), 7, "each node has got it once: {sent:?}");
-    assert!(sent.iter().all(|bytes| copies(*bytes) < 7), "the first has sent it to all others: {sent:?}");
+    assert!(
+        sent.iter().all(|bytes| copies(*bytes) <= 2 + u64::from(7u64.ilog2())),
+        "one has sent it too often: {sent:?}"
+    );
 }
 
 #[test]

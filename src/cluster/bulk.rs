@@ -2,7 +2,7 @@
 //!
 //! Whoever wants part of an object asks a process that has it (`pull`). That process looks it up and
 //! sends it in records. One thread does all of a process's transfers, with a tokio runtime of its own, so
-//! that messages do not wait behind them. A transfer that fails is the puller's to repeat, here or
+//! that messages do not wait behind them. A transfer that fails is the puller's to go on with, here or
 //! elsewhere; nothing is resent.
 //!
 //! # A connection
@@ -35,7 +35,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use client::Pull;
+pub(crate) use client::{Pull, Stopped};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::fuzz;
 
@@ -108,6 +108,10 @@ impl Default for Config {
     }
 }
 
+/// An object is there, but it cannot be read now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotNow;
+
 /// Why bytes did not come.
 #[derive(Debug)]
 pub(crate) enum PullError {
@@ -117,7 +121,7 @@ pub(crate) enum PullError {
     TooShort {
         size: u64,
     },
-    /// The peer serves as many connections as it may.
+    /// The peer serves as many connections as it may, or cannot read the object now.
     Busy,
     /// One of them has not the other's key, or bytes were changed on their way.
     Refused(SecureError),
@@ -133,7 +137,12 @@ impl fmt::Display for PullError {
         match self {
             PullError::Absent => write!(f, "the peer has no such object"),
             PullError::TooShort { size } => write!(f, "the object has only {size} bytes"),
-            PullError::Busy => write!(f, "the peer serves as many connections as it may; try again, or another one"),
+            PullError::Busy => {
+                write!(
+                    f,
+                    "the peer has no room for it, or serves as many connections as it may; try again, or another one"
+                )
+            }
             PullError::Refused(error) => write!(f, "the connection to the peer is not safe: {error}"),
             PullError::Io(error) => write!(f, "the connection to the peer broke: {error}"),
             PullError::Stalled(what) => write!(f, "{what} took too long"),
@@ -318,7 +327,7 @@ impl Bulk {
     /// until it is sent.
     pub(crate) fn start(
         config: Config,
-        lookup: impl Fn(ObjectId) -> Option<Bytes> + Send + Sync + 'static,
+        lookup: impl Fn(ObjectId) -> Result<Option<Bytes>, NotNow> + Send + Sync + 'static,
     ) -> Result<Bulk, StartError> {
         if config.key.is_none() && !is_loopback(&config.bind) {
             return Err(StartError::NeedsKey(config.bind));
@@ -379,7 +388,7 @@ impl Bulk {
     }
 
     /// Fills `place` with the bytes of an object from `offset` on, out of the process whose `Bulk` listens
-    /// on an address. After an error what the place held is lost.
+    /// on an address. After an error the first bytes may be there, and what else the place held is lost.
     pub(crate) fn pull<P>(&self, from: &str, object: ObjectId, offset: u64, place: P) -> Pull<P>
     where
         P: AsMut<[u8]> + Send + 'static,

@@ -204,6 +204,15 @@ struct Fetch {
     others: Vec<ProcessId>,
     /// Those who were said to have it, and have not, or are dead.
     not: Vec<ProcessId>,
+    /// Those who have it, but whose bytes did not come.
+    failing: Vec<ProcessId>,
+}
+
+impl Fetch {
+    fn new(from: ProcessId, others: Vec<ProcessId>) -> Fetch {
+        let (wanted_by, askers) = (BTreeSet::new(), BTreeSet::new());
+        Fetch { wanted_by, askers, from, others, not: Vec::new(), failing: Vec::new() }
+    }
 }
 
 /// A bundle of a placement group.
@@ -452,7 +461,7 @@ impl Node {
                     self.ask_next(object, object.owner, out);
                 }
             }
-            Message::Lost { object, why } => self.lost(object, &why, out),
+            Message::Lost { object, why } => self.does_not_come(object, from, &why, out),
             Message::Check { tasks } => self.check(tasks, out),
             // Nothing can start because of these two, which are many.
             Message::Seen { object } => return self.was_seen(object, true),
@@ -813,7 +822,7 @@ impl Node {
                     new.push(object);
                 }
                 let from = if is_made_here { self.id } else { object.owner };
-                Fetch { wanted_by: BTreeSet::new(), askers: BTreeSet::new(), from, others, not: Vec::new() }
+                Fetch::new(from, others)
             });
             fetch.wanted_by.insert(key);
             is_chained &= fetch.from == self.id && object.owner == key.0.owner;
@@ -877,10 +886,9 @@ impl Node {
             fetch.askers.insert(by);
             return;
         }
-        let (wanted_by, askers, not) = (BTreeSet::new(), BTreeSet::from([by]), Vec::new());
         let is_made_here = holders.is_empty() && self.is_made_here(object);
         let from = if is_made_here { self.id } else { object.owner };
-        self.fetches.insert(object, Fetch { wanted_by, askers, from, others: holders, not });
+        self.fetches.insert(object, Fetch { askers: BTreeSet::from([by]), ..Fetch::new(from, holders) });
         if !is_made_here {
             self.ask_next(object, object.owner, out);
         }
@@ -888,7 +896,6 @@ impl Node {
 
     /// `from` did not have it, or says who has: asks the next.
     fn ask_next(&mut self, object: ObjectId, from: ProcessId, out: &mut Effects) {
-        let (us, dead) = (self.id, &self.dead);
         let Some(fetch) = self.fetches.get_mut(&object) else { return };
         if fetch.from != from {
             return; // an answer of one that is not asked any more
@@ -896,12 +903,46 @@ impl Node {
         if from != object.owner {
             fetch.not.push(from);
         }
+        self.ask(object, out);
+    }
+
+    /// `from` has it, but its bytes did not come: asks another first, and that one again if there is none.
+    pub(crate) fn did_not_come(&mut self, object: ObjectId, from: ProcessId, out: &mut Effects) {
+        if let Some(fetch) = self.fetches.get_mut(&object).filter(|fetch| fetch.from == from) {
+            fetch.failing.push(from);
+            self.ask(object, out);
+        }
+    }
+
+    /// It will never come: its owner says so, or this node, whose own fault that is; or another node cannot send what it has.
+    fn does_not_come(&mut self, object: ObjectId, from: ProcessId, why: &Failure, out: &mut Effects) {
+        match self.fetches.get(&object) {
+            Some(fetch) if from != object.owner && from != self.id => match fetch.others.is_empty() {
+                _ if fetch.from != from => {} // it is not asked any more
+                true => self.lost(object, why, out),
+                false => self.did_not_come(object, from, out),
+            },
+            _ => self.lost(object, why, out),
+        }
+    }
+
+    /// Asks one of those that are said to have it, or the owner for more of them.
+    fn ask(&mut self, object: ObjectId, out: &mut Effects) {
+        let (us, dead) = (self.id, &self.dead);
+        let Some(fetch) = self.fetches.get_mut(&object) else { return };
         let (not, others): (Vec<_>, Vec<_>) =
             fetch.others.drain(..).partition(|other| *other == us || dead.contains(other));
         fetch.not.extend(not);
         fetch.others = others;
+        let mut choice = fetch.others.clone();
+        choice.retain(|other| !fetch.failing.contains(other));
+        if choice.is_empty() && !fetch.others.is_empty() {
+            choice.clone_from(&fetch.others);
+            fetch.failing.clear();
+        }
         // Not always the first: then all would ask the owner's node, and nobody the others that have it.
-        let pick = (us.0 as usize).checked_rem(fetch.others.len()).map(|at| fetch.others.swap_remove(at));
+        let pick = (us.0 as usize).checked_rem(choice.len()).map(|at| choice[at]);
+        fetch.others.retain(|other| Some(*other) != pick);
         match pick {
             Some(holder) => {
                 fetch.from = holder;
@@ -2103,6 +2144,34 @@ mod tests {
         say(&mut node, OWNER, Message::Free { object: OBJECT, attempt: 1, unseen: false });
         let out = say(&mut node, OTHER, Message::Pushed { object: OBJECT, size: LARGE, attempt: 1 });
         assert!(matches!(out.sends[..], [(OTHER, Message::Pulled { is_well: false, .. })]), "{:?}", out.sends);
+    }
+
+    #[test]
+    fn what_does_not_come_is_asked_of_all_others_before_the_same_one_again_and_no_holder_is_reported_for_that() {
+        const THIRD: ProcessId = ProcessId(3);
+        let mut node = node();
+        say(&mut node, ASKER, Message::Want { object: OBJECT, holders: vec![OTHER] });
+        let failed = |node: &mut Node, from| {
+            let mut out = Effects::default();
+            node.did_not_come(OBJECT, from, &mut out);
+            out.sends
+        };
+        let told = |node: &mut Node| {
+            let located = Message::Located { object: OBJECT, holders: vec![OTHER, THIRD] };
+            say(node, OWNER, located).sends
+        };
+        let sends = failed(&mut node, OTHER);
+        assert!(matches!(&sends[..], [(OWNER, Message::Locate { not, .. })] if not.is_empty()), "{sends:?}");
+        assert!(matches!(told(&mut node)[..], [(THIRD, Message::Pull { .. })]));
+        assert!(failed(&mut node, OTHER).is_empty(), "it is not asked any more");
+        let sends = failed(&mut node, THIRD);
+        assert!(matches!(sends[..], [(OTHER, Message::Pull { .. })]), "{sends:?}");
+        // It cannot read what it has, and there is nobody else.
+        let why = lost(OBJECT, "no room");
+        let out = say(&mut node, THIRD, Message::Lost { object: OBJECT, why: why.clone() });
+        assert!(out.sends.is_empty(), "{:?}", out.sends);
+        let out = say(&mut node, OTHER, Message::Lost { object: OBJECT, why });
+        assert!(matches!(&out.sends[..], [(ASKER, Message::Lost { .. })]), "{:?}", out.sends);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use seats::{Kind, Over, Seats, VISIBLE, kill};
 
 use super::{
     arena,
-    bulk::{self, Bulk},
+    bulk::{self, Bulk, NotNow, PullError, Stopped},
     capacity::{Capacity, Demand},
     entry,
     image::{Cache, Image},
@@ -28,13 +28,15 @@ use super::{
     pack::{self, Pack, PackKind, Telling, Told},
     pipe,
     printed::{Printed, read_line},
-    protocol::{Arg, Effects, HEAD, INLINE, Label, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec},
+    protocol::{
+        Arg, Effects, HEAD, INLINE, Label, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, TaskSpec, lost,
+    },
     running::Heard,
     runs::Runs,
-    shelf::{Kept, Maker, Shelf},
+    shelf::{Kept, Maker, Room, Shelf},
     signals,
     station::{Happening, Post, Station},
-    store,
+    store::{self, StoreError},
     wire::{self, Blob, End, Envelope, Job, Letter, Order, Parcel, Role, Site, host},
 };
 use crate::{
@@ -59,11 +61,13 @@ use tokio::io::AsyncReadExt;
 
 /// At most so many tasks are with their worker ahead of their turn.
 const AHEAD: usize = 512;
+/// So long an object is tried to be got that others have and whose bytes do not come.
+const PULL_WITHIN: Duration = Duration::from_secs(10);
 /// A part of an executable, in bytes.
 pub(crate) const PART: usize = 1 << 20;
-/// So long who has made an object waits until there is room for it, and so often it is looked for.
+/// So long who has made an object, or wants one, waits until there is room for it, and so often it is looked for.
 const ROOM_WITHIN: Duration = Duration::from_secs(2);
-const ROOM_AGAIN: Duration = Duration::from_millis(5);
+const SOON: Duration = Duration::from_millis(5);
 
 /// How long the head may take to answer at first.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -115,6 +119,9 @@ struct State {
     actors: HashMap<ObjectId, ActorPlace>,
     /// Objects that are being written to the shelf, and by whom.
     reserved: BTreeMap<ObjectId, ProcessId>,
+    /// Objects on their way here from other nodes.
+    pulls: BTreeMap<ObjectId, Pulling>,
+    next_pull: u64,
     /// What those died of that were here.
     dead_actors: BTreeMap<ObjectId, Arc<Error>>,
     /// Workers that have letters to be sent.
@@ -135,6 +142,13 @@ struct State {
 }
 
 impl State {
+    /// Drops what has come of an object that is fetched no more, unless it is here otherwise.
+    fn forget_draft(&mut self, object: ObjectId) {
+        if !self.node.stores(object) && !self.reserved.contains_key(&object) {
+            self.shelf.remove(object);
+        }
+    }
+
     /// Where a task is that has been handed to a worker, by itself or in a pack.
     fn run_of(&self, task: ObjectId, attempt: u32) -> Option<&Run> {
         self.runs.get(&self.node.pack(task).unwrap_or((task, attempt)))
@@ -191,6 +205,19 @@ struct Run {
     pack: Option<(Box<[u64]>, Titled)>,
 }
 
+/// An object on its way here from another node.
+struct Pulling {
+    /// Of the last try. What an earlier one brings is of no use any more.
+    number: u64,
+    /// Since when tries have failed.
+    failing: Option<Instant>,
+    /// What has come of it, as this attempt of its task made it.
+    part: Option<(u32, Room)>,
+}
+
+/// One try to get an object: from whom, and its number.
+type Try = (ProcessId, u64);
+
 /// Where an actor is.
 struct ActorPlace {
     worker: ProcessId,
@@ -230,7 +257,7 @@ struct Worker {
 impl NodeProcess {
     pub(crate) fn new(station: Arc<Station>, setup: Setup) -> Result<Arc<NodeProcess>, Error> {
         let Setup { capacity, labels, cache, store, bulk } = setup;
-        let unsupported = |error: store::StoreError| Error::Unsupported { reason: error.to_string() };
+        let unsupported = |error: StoreError| Error::Unsupported { reason: error.to_string() };
         let shelf = Shelf::open(&store).map_err(unsupported)?;
         let me = station.me;
         let cpus = capacity.cpu;
@@ -241,9 +268,10 @@ impl NodeProcess {
         let bulk = {
             let objects = objects.clone();
             let lookup = move |object| {
-                let node = objects.get().and_then(Weak::upgrade)?;
-                let state = node.state.lock();
-                state.shelf.bytes(object)
+                let Some(node) = objects.get().and_then(Weak::upgrade) else { return Ok(None) };
+                let kept = node.state.lock().shelf.get(object);
+                let bytes = kept.and_then(|kept| kept.map(Kept::bytes).transpose());
+                bytes.map_err(|error| tracing::warn!(%error, "object {object:?} cannot be read")).map_err(|()| NotNow)
             };
             Bulk::start(bulk, lookup).map_err(|error| Error::Unsupported { reason: error.to_string() })?
         };
@@ -266,6 +294,8 @@ impl NodeProcess {
                 runs: BTreeMap::new(),
                 actors: HashMap::new(),
                 reserved: BTreeMap::new(),
+                pulls: BTreeMap::new(),
+                next_pull: 0,
                 dead_actors: BTreeMap::new(),
                 unsent: BTreeSet::new(),
                 next_worker: Some(1),
@@ -393,39 +423,17 @@ impl NodeProcess {
         let (mut first, mut effects) = (Some(out), VecDeque::new());
         while let Some(out) = first.take().or_else(|| effects.pop_front()) {
             for (to, message) in out.sends {
-                if let Message::Here { object } = &message
-                    && (to.station() == self.me || state.neighbours.contains(&to))
-                    && let Some(Kept::File(file)) = state.shelf.get(*object)
-                {
-                    let (path, size) = (file.path().to_owned(), file.size());
-                    self.send(state, self.envelope(to, Letter::InFile { object: *object, path, size }, Vec::new()));
+                let is_object = matches!(message, Message::Here { .. } | Message::Pushed { .. });
+                if !is_object && to != self.me {
+                    self.send(state, self.envelope(to, Letter::Control(message), Vec::new()));
                     continue;
                 }
-                if let Message::Pushed { object, size, attempt } = &message
-                    && !to.is_worker()
-                    && let Some(Kept::File(_)) = state.shelf.get(*object)
-                {
-                    let (object, size, attempt) = (*object, *size, *attempt);
-                    let address = self.bulk.address().to_owned();
-                    self.send(
-                        state,
-                        self.envelope(to, Letter::Pullable { object, size, attempt, address }, Vec::new()),
-                    );
-                    continue;
+                let mut more = Effects::default();
+                match is_object {
+                    true => self.send_object(state, to, message, Instant::now() + ROOM_WITHIN, &mut more),
+                    false => self.control(state, self.me, message, Vec::new(), &mut more),
                 }
-                let payload = match &message {
-                    Message::Pushed { object, .. } | Message::Here { object } => {
-                        state.shelf.bytes(*object).into_iter().collect()
-                    }
-                    _ => Vec::new(),
-                };
-                if to == self.me {
-                    let mut more = Effects::default();
-                    self.control(state, self.me, message, payload, &mut more);
-                    effects.push_back(more);
-                } else {
-                    self.send(state, self.envelope(to, Letter::Control(message), payload));
-                }
+                effects.push_back(more);
             }
             for spec in out.starts {
                 let mut more = Effects::default();
@@ -477,6 +485,72 @@ impl NodeProcess {
                 self.fail(state, why.into());
             }
         }
+        // What nobody wants any more does not come.
+        while let Some(object) = state.pulls.keys().find(|object| !state.node.fetches(**object)).copied() {
+            state.pulls.remove(&object);
+            state.forget_draft(object);
+        }
+    }
+
+    /// Sends an object: where its file is, where it can be fetched, or its bytes. If it is on disk, and all that is in memory is in
+    /// use for the moment, it waits.
+    fn send_object(
+        self: &Arc<Self>,
+        state: &mut State,
+        to: ProcessId,
+        message: Message,
+        until: Instant,
+        out: &mut Effects,
+    ) {
+        let (Message::Here { object } | Message::Pushed { object, .. }) = message else { return };
+        let kept = state.shelf.get(object);
+        if matches!(kept, Err(StoreError::Full { .. })) && Instant::now() < until {
+            return self.soon(move |node, state, out| node.send_object(state, to, message, until, out));
+        }
+        let is_near = to.station() == self.me || state.neighbours.contains(&to);
+        let letter = match (kept, &message) {
+            (Ok(Some(Kept::File(file))), Message::Here { .. }) if is_near => {
+                Ok((Letter::InFile { object, path: file.path().to_owned(), size: file.size() }, None))
+            }
+            (Ok(Some(Kept::File(_))), Message::Pushed { size, attempt, .. }) if !to.is_worker() => {
+                let (size, attempt, address) = (*size, *attempt, self.bulk.address().to_owned());
+                Ok((Letter::Pullable { object, size, attempt, address }, None))
+            }
+            (Ok(Some(kept)), _) => kept.bytes().map(|value| (Letter::Control(message.clone()), Some(value))),
+            (Ok(None), Message::Pushed { .. }) => Ok((Letter::Control(Message::Gone { object }), None)),
+            (Ok(None), _) => {
+                let why = lost(object, "its node has let go of it");
+                Ok((Letter::Control(Message::Lost { object, why }), None))
+            }
+            (Err(error), _) => Err(error),
+        };
+        let (letter, value) = letter.unwrap_or_else(|error| {
+            let why = self.cannot("read", object, &error);
+            (Letter::Control(Message::Lost { object, why }), None)
+        });
+        if matches!(message, Message::Pushed { .. })
+            && matches!(letter, Letter::Control(Message::Gone { .. } | Message::Lost { .. }))
+        {
+            // It is not under way there; others that wait may have more luck.
+            state.node.handle(self.now(), to, Message::Pulled { object, is_well: false }, out);
+        }
+        self.send(state, self.envelope(to, letter, value.into_iter().collect()));
+    }
+
+    /// What this node cannot do with an object, and why.
+    fn cannot(&self, what: &str, object: ObjectId, error: &dyn std::fmt::Display) -> Arc<Error> {
+        tracing::error!(%error, "node {} cannot {what} object {object:?}", self.name);
+        let reason = format!("node {} cannot {what} an object: {error}", self.name);
+        Arc::new(Error::Unsupported { reason })
+    }
+
+    /// Does something a moment later.
+    fn soon(self: &Arc<Self>, work: impl FnOnce(&Arc<NodeProcess>, &mut State, &mut Effects) + Send + 'static) {
+        let node = self.clone();
+        self.station.spawn(async move {
+            tokio::time::sleep(SOON).await;
+            node.with(|state, out| work(&node, state, out));
+        });
     }
 
     /// To a worker here, or to another station.
@@ -658,8 +732,9 @@ impl NodeProcess {
         if buried.is_some() {
             // Others may still write what was reserved for them.
             state.reserved.retain(|object, by| Some(*by) != buried && Some(object.owner) != buried);
-            let (node, reserved) = (&state.node, &state.reserved);
-            state.shelf.retain(|object| node.stores(*object) || reserved.contains_key(object));
+            let State { node, shelf, reserved, pulls, .. } = &mut *state;
+            let is_awaited = |object: &ObjectId| reserved.contains_key(object) || pulls.contains_key(object);
+            shelf.retain(|object| node.stores(*object) || is_awaited(object));
             state.dead_actors.retain(|actor, _| Some(actor.owner) != buried);
         }
     }
@@ -919,12 +994,8 @@ impl NodeProcess {
             return;
         }
         let path = state.shelf.reserve(object, size);
-        if matches!(path, Err(store::StoreError::Full { .. })) && Instant::now() < until {
-            let node = self.clone();
-            return self.station.spawn(async move {
-                tokio::time::sleep(ROOM_AGAIN).await;
-                node.with(|state, _| node.reserve(state, by, (object, attempt), size, until));
-            });
+        if matches!(path, Err(StoreError::Full { .. })) && Instant::now() < until {
+            return self.soon(move |node, state, _| node.reserve(state, by, (object, attempt), size, until));
         }
         if path.is_ok() {
             state.reserved.insert(object, by);
@@ -933,44 +1004,105 @@ impl NodeProcess {
         self.send(state, self.envelope(by, reserved, Vec::new()));
     }
 
-    /// Fetches a large object from another node, and takes it as pushed when it is here.
+    /// Another node has a large object that is wanted here.
     fn pull(self: &Arc<Self>, state: &mut State, from: ProcessId, pushed: Message, address: String, out: &mut Effects) {
-        let Message::Pushed { object, size, .. } = pushed else { return };
+        let Message::Pushed { object, .. } = pushed else { return };
         let is_well = state.node.stores(object);
         if is_well || !state.node.fetches(object) {
             return out.send(from, Message::Pulled { object, is_well });
         }
-        let room = match state.shelf.room(object, size) {
+        let number = state.next_pull;
+        state.next_pull += 1;
+        state.pulls.entry(object).or_insert(Pulling { number, failing: None, part: None }).number = number;
+        self.begin_pull(state, (from, number), pushed, address, out);
+    }
+
+    /// Fetches it, and takes it as pushed when it is here. If all that is in memory is in use for the moment it waits.
+    fn begin_pull(
+        self: &Arc<Self>,
+        state: &mut State,
+        (from, number): Try,
+        pushed: Message,
+        address: String,
+        out: &mut Effects,
+    ) {
+        let Message::Pushed { object, size, attempt } = pushed else { return };
+        let Some(pulling) = state.pulls.get_mut(&object).filter(|pulling| pulling.number == number) else {
+            return out.send(from, Message::Pulled { object, is_well: state.node.stores(object) });
+        };
+        let part = pulling.part.take().filter(|(of, _)| *of == attempt).map(|(_, room)| Ok(room));
+        let room = match part.unwrap_or_else(|| state.shelf.room(object, size)) {
             Ok(room) => room,
+            Err(StoreError::Full { .. })
+                if pulling.failing.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN =>
+            {
+                return self.soon(move |node, state, out| {
+                    node.begin_pull(state, (from, number), pushed, address, out);
+                });
+            }
+            // That is no fault of the one that has it, and others may have room: those here that want it go without.
             Err(error) => {
-                tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
                 out.send(from, Message::Pulled { object, is_well: false });
-                return state.node.handle(self.now(), from, Message::Gone { object }, out);
+                let why = self.cannot("keep", object, &error);
+                return state.node.handle(self.now(), self.me, Message::Lost { object, why }, out);
             }
         };
-        let pull = self.bulk.pull(&address, object, 0, room);
-        let (node, since) = (self.clone(), self.now());
+        let (missing, since) = (size.saturating_sub(room.from()), self.now());
+        let pull = self.bulk.pull(&address, object, room.from(), room);
+        let node = self.clone();
         std::thread::spawn(move || {
-            let pulled = pull.wait().map_err(|error| error.to_string());
+            let pulled = pull.wait_for_any();
             node.with(|state, out| {
-                let filled =
-                    pulled.and_then(|room| state.shelf.filled(object, room).map_err(|error| error.to_string()));
-                let message = match filled {
-                    Ok(()) => {
-                        state.node.fetched(size, node.now() - since);
-                        pushed
-                    }
-                    Err(error) => {
-                        tracing::warn!(error, "node {} did not get object {object:?} from {from}", node.name);
-                        out.send(from, Message::Pulled { object, is_well: false });
-                        Message::Gone { object }
-                    }
-                };
-                state.node.handle(node.now(), from, message, out);
-                if !state.node.stores(object) {
-                    state.shelf.remove(object);
+                if pulled.is_ok() {
+                    state.node.fetched(missing, node.now() - since);
                 }
+                node.end_pull(state, (from, number), pushed, pulled, out);
             });
+        });
+    }
+
+    /// An object has come, or has not.
+    fn end_pull(
+        self: &Arc<Self>,
+        state: &mut State,
+        (from, number): Try,
+        pushed: Message,
+        pulled: Result<Room, Stopped<Room>>,
+        out: &mut Effects,
+    ) {
+        let Message::Pushed { object, attempt, .. } = pushed else { return };
+        let Some(pulling) = state.pulls.get_mut(&object).filter(|pulling| pulling.number == number) else {
+            return out.send(from, Message::Pulled { object, is_well: state.node.stores(object) });
+        };
+        let (is_gone, error) = match pulled.map(|room| state.shelf.filled(room)) {
+            Ok(Ok(())) => {
+                state.node.handle(self.now(), from, pushed, out);
+                return state.forget_draft(object);
+            }
+            Ok(Err(error)) => (false, error.to_string()),
+            Err(Stopped { why, part }) => {
+                pulling.part = part.map(|(mut room, got)| {
+                    room.has_got(got);
+                    (attempt, room)
+                });
+                (matches!(why, PullError::Absent | PullError::TooShort { .. }), why.to_string())
+            }
+        };
+        let failing = *pulling.failing.get_or_insert_with(Instant::now);
+        tracing::warn!(error, "node {} did not get object {object:?} from {from}", self.name);
+        out.send(from, Message::Pulled { object, is_well: false });
+        if is_gone {
+            return state.node.handle(self.now(), from, Message::Gone { object }, out);
+        }
+        if failing.elapsed() > PULL_WITHIN {
+            let why = self.cannot("get", object, &error);
+            return state.node.handle(self.now(), self.me, Message::Lost { object, why }, out);
+        }
+        // It may be dead, or in trouble for the moment.
+        self.soon(move |_, state, out| {
+            if state.pulls.get(&object).is_some_and(|pulling| pulling.number == number) {
+                state.node.did_not_come(object, from, out);
+            }
         });
     }
 
@@ -988,13 +1120,7 @@ impl NodeProcess {
         state.workers.get(&worker).is_some_and(|worker| worker.heard.has(maker.heard, ago))
     }
 
-    fn keep(
-        &self,
-        state: &mut State,
-        object: ObjectId,
-        value: &Bytes,
-        maker: Option<Maker>,
-    ) -> Result<(), store::StoreError> {
+    fn keep(&self, state: &mut State, object: ObjectId, value: &Bytes, maker: Option<Maker>) -> Result<(), StoreError> {
         let kept = state.shelf.insert(object, value, maker);
         if let Err(error) = &kept {
             tracing::error!(%error, "node {} cannot keep object {object:?}", self.name);
@@ -1080,7 +1206,7 @@ impl NodeProcess {
             let kept = match arg {
                 Arg::Inline(value) => Some(Kept::Here(Bytes::from_owner(value.clone()))),
                 Arg::Object { id, .. } if self.has_made(state, worker, *id) => None,
-                Arg::Object { id, .. } => state.shelf.get(*id),
+                Arg::Object { id, .. } => state.shelf.get(*id).unwrap_or_default(),
             };
             match kept {
                 Some(Kept::Here(value)) => {

@@ -11,6 +11,7 @@ use super::{
     node_process::{NodeProcess, PATIENCE, Setup},
     protocol::HEAD,
     secure::Key,
+    signals,
     station::Station,
     store,
     wire::{self, Role},
@@ -197,6 +198,7 @@ pub(crate) fn node(
     let bind = format!("{}:0", host_of(&bind).unwrap_or_else(|| "127.0.0.1".into()));
     let bulk = bulk::Config { bind, host: host_of(&station.address), key, ..bulk::Config::default() };
     station.dial(&setup.head);
+    signals::outlive_limits_of_files().map_err(|error| Error::Unsupported { reason: error.to_string() })?;
     let process = NodeProcess::new(station.clone(), Setup { capacity, labels, cache: setup.cache, store, bulk })?;
     made(&process);
     let joined = || ready(&me.to_string(), &station.address);

@@ -29,13 +29,25 @@ pub(crate) struct Maker {
     pub(crate) at: Nanos,
 }
 
-/// The memory of an object that is on its way.
-pub(crate) struct Room(store::Writer);
+/// The memory of an object that is on its way, and how many of its first bytes have come.
+pub(crate) struct Room(store::Writer, usize);
+
+impl Room {
+    /// Where what is to come begins.
+    pub(crate) fn from(&self) -> u64 {
+        self.1 as u64
+    }
+
+    /// So many more bytes have come.
+    pub(crate) fn has_got(&mut self, more: usize) {
+        self.1 += more;
+    }
+}
 
 impl AsMut<[u8]> for Room {
     fn as_mut(&mut self) -> &mut [u8] {
         // It has been mapped already; a place without bytes is refused by who fills it.
-        self.0.bytes().unwrap_or_default()
+        self.0.bytes().unwrap_or_default().get_mut(self.1..).unwrap_or_default()
     }
 }
 
@@ -44,6 +56,16 @@ pub(crate) enum Kept {
     Here(Bytes),
     /// A file that every process of this machine and user can map, as long as this is held.
     File(store::Object),
+}
+
+impl Kept {
+    /// Its bytes in this process.
+    pub(crate) fn bytes(self) -> Result<Bytes, StoreError> {
+        match self {
+            Kept::Here(value) => Ok(value),
+            Kept::File(object) => object.map(),
+        }
+    }
 }
 
 fn key(id: ObjectId) -> store::Id {
@@ -86,19 +108,18 @@ impl Shelf {
         Ok(path)
     }
 
-    /// Room for an object that is to be fetched from another node.
+    /// Room for an object that is to be fetched from another node. Room that there was for it before is of no use any more.
     pub(crate) fn room(&mut self, id: ObjectId, size: u64) -> Result<Room, StoreError> {
         self.remove(id);
         let mut writer = self.store()?.create(key(id), size)?;
         writer.bytes()?; // from here on it can be written in place
-        Ok(Room(writer))
+        self.large.insert(id, size);
+        Ok(Room(writer, 0))
     }
 
     /// It has been fetched.
-    pub(crate) fn filled(&mut self, id: ObjectId, room: Room) -> Result<(), StoreError> {
-        let size = room.0.seal()?.size();
-        self.large.insert(id, size);
-        Ok(())
+    pub(crate) fn filled(&mut self, room: Room) -> Result<(), StoreError> {
+        room.0.seal().map(|_| ())
     }
 
     /// It has been written.
@@ -106,36 +127,17 @@ impl Shelf {
         self.store()?.adopt(key(id)).map(|object| object.size())
     }
 
-    pub(crate) fn get(&self, id: ObjectId) -> Option<Kept> {
+    /// The object, if it is here; it comes back from disk if it has to.
+    pub(crate) fn get(&self, id: ObjectId) -> Result<Option<Kept>, StoreError> {
         if let Some(small) = self.small.get(&id) {
-            return Some(Kept::Here(small.value.clone()));
+            return Ok(Some(Kept::Here(small.value.clone())));
         }
-        match self.store().and_then(|store| store.get(key(id))) {
-            Ok(object) => object.map(Kept::File),
-            Err(error) => {
-                tracing::error!(%error, "object {id:?} cannot be read");
-                None
-            }
-        }
+        Ok(self.store()?.get(key(id))?.map(Kept::File))
     }
 
     /// The worker here that has made a small one.
     pub(crate) fn maker(&self, id: ObjectId) -> Option<Maker> {
         self.small.get(&id)?.maker
-    }
-
-    /// Its bytes in this process.
-    pub(crate) fn bytes(&self, id: ObjectId) -> Option<Bytes> {
-        match self.get(id)? {
-            Kept::Here(value) => Some(value),
-            Kept::File(object) => match object.map() {
-                Ok(value) => Some(value),
-                Err(error) => {
-                    tracing::error!(%error, "object {id:?} cannot be read");
-                    None
-                }
-            },
-        }
     }
 
     pub(crate) fn remove(&mut self, id: ObjectId) {

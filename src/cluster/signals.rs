@@ -1,7 +1,8 @@
-//! Ctrl-C and SIGTERM end a head or a node in good order; a second one ends it at once.
+//! Ctrl-C and SIGTERM end a head or a node in good order; a second one ends it at once. A file that would be larger than the
+//! system's limit is an error, as on a full disk.
 
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGINT, SIGTERM, SIGXFSZ},
     flag,
 };
 use std::{
@@ -23,6 +24,11 @@ pub(crate) fn catch() -> io::Result<()> {
         flag::register(signal, asked.clone())?;
     }
     Ok(())
+}
+
+/// From here on a write beyond the limit on the size of files fails, and does not end this process.
+pub(crate) fn outlive_limits_of_files() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(|_| ())
 }
 
 /// Whether one of them came. Never, if they are not caught.

@@ -20,12 +20,29 @@ use tokio::{
 };
 
 /// Bytes on their way. Whoever drops it wants them no more.
-pub(crate) struct Pull<P>(oneshot::Receiver<Result<P, PullError>>);
+pub(crate) struct Pull<P>(oneshot::Receiver<Result<P, Stopped<P>>>);
+
+/// Not all of the bytes have come.
+pub(crate) struct Stopped<P> {
+    pub(crate) why: PullError,
+    /// So many of the first ones have, and where they are.
+    pub(crate) part: Option<(P, usize)>,
+}
+
+impl<P> Stopped<P> {
+    const CLOSED: Stopped<P> = Stopped { why: PullError::Closed, part: None };
+}
 
 impl<P> Pull<P> {
+    /// Waits for all of them, or those that come; not on a thread of tokio's.
+    pub(crate) fn wait_for_any(self) -> Result<P, Stopped<P>> {
+        self.0.blocking_recv().unwrap_or(Err(Stopped::CLOSED))
+    }
+
     /// Waits for them; not on a thread of tokio's.
+    #[cfg(test)]
     pub(crate) fn wait(self) -> Result<P, PullError> {
-        self.0.blocking_recv().unwrap_or(Err(PullError::Closed))
+        self.wait_for_any().map_err(|stopped| stopped.why)
     }
 }
 
@@ -33,7 +50,8 @@ impl<P> Future for Pull<P> {
     type Output = Result<P, PullError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|pulled| pulled.unwrap_or(Err(PullError::Closed)))
+        let pulled = Pin::new(&mut self.0).poll(context).map(|pulled| pulled.unwrap_or(Err(Stopped::CLOSED)));
+        pulled.map(|pulled| pulled.map_err(|stopped| stopped.why))
     }
 }
 
@@ -97,7 +115,14 @@ impl Client {
         peers.entry(address.into()).or_insert_with(new).room.clone()
     }
 
-    async fn pull(&self, address: &str, object: ObjectId, offset: u64, place: &mut [u8]) -> Result<(), PullError> {
+    /// `got`: so many bytes have come.
+    async fn pull(
+        &self,
+        address: &str,
+        (object, offset): (ObjectId, u64),
+        place: &mut [u8],
+        got: &mut usize,
+    ) -> Result<(), PullError> {
         let room = self.room(address);
         let _room = room.acquire().await.map_err(|_| PullError::Closed)?;
         let request = Request { object, offset, length: place.len() as u64 };
@@ -126,7 +151,9 @@ impl Client {
                         wake_at(&connection.stream, 1);
                     }
                     let opening = connection.directions.as_mut().map(|(_, opening)| opening);
+                    let length = record.len();
                     within(self.config.stall, "a record", read_record(&mut connection.stream, opening, record)).await?;
+                    *got += length;
                 }
                 Ok(())
             }
@@ -180,12 +207,16 @@ where
     let (mut done, pull) = oneshot::channel();
     let (client, from) = (client.clone(), from.to_string());
     runtime.spawn(async move {
+        let mut got = 0;
         let pulled = tokio::select! {
-            pulled = client.pull(&from, object, offset, place.as_mut()) => pulled,
+            pulled = client.pull(&from, (object, offset), place.as_mut(), &mut got) => pulled,
             () = done.closed() => return,
         };
-        // It may be wanted no more.
-        let _ = done.send(pulled.map(|()| place));
+        let pulled = match pulled {
+            Ok(()) => Ok(place),
+            Err(why) => Err(Stopped { why, part: Some((place, got)) }),
+        };
+        let _ = done.send(pulled); // it may be wanted no more
     });
     Pull(pull)
 }

@@ -1,7 +1,7 @@
 //! The side that has the objects.
 
 use super::{
-    Answer, Bytes, Config, Direction, ObjectId, PullError, RECORD, Request, TAG, greet, read_record, within,
+    Answer, Bytes, Config, Direction, NotNow, ObjectId, PullError, RECORD, Request, TAG, greet, read_record, within,
     write_record,
 };
 use crate::cluster::refusals::Refusals;
@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub(super) type Lookup = dyn Fn(ObjectId) -> Option<Bytes> + Send + Sync;
+pub(super) type Lookup = dyn Fn(ObjectId) -> Result<Option<Bytes>, NotNow> + Send + Sync;
 
 /// Until the next attempt, when the system has no descriptor for a connection.
 const RETRY: Duration = Duration::from_millis(50);
@@ -111,7 +111,11 @@ impl Server {
     }
 
     fn find(&self, request: Request) -> (Answer, Bytes) {
-        let Some(mut bytes) = (self.lookup)(request.object) else { return (Answer::Absent, Bytes::new()) };
+        let mut bytes = match (self.lookup)(request.object) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return (Answer::Absent, Bytes::new()),
+            Err(NotNow) => return (Answer::Busy, Bytes::new()),
+        };
         let size = bytes.len() as u64;
         match request.offset.checked_add(request.length) {
             Some(end) if end <= size => {

@@ -37,10 +37,10 @@ const MOST: u64 = 3 * RECORD as u64 + 5;
 fn start(config: Config) -> Bulk {
     let all = content(MOST);
     let lookup = move |object: ObjectId| {
-        (object.number <= MOST).then(|| match object.number {
+        Ok((object.number <= MOST).then(|| match object.number {
             MOST => all.clone(),
             number => content(number),
-        })
+        }))
     };
     Bulk::start(config, lookup).expect("it starts")
 }
@@ -165,7 +165,7 @@ fn a_slow_reader_hinders_nobody_and_is_dropped() {
     let size = 64 << 20;
     let huge = Bytes::from(vec![7; size]);
     let config = Config { stall: Duration::from_secs(3), served: 5, ..keyed() };
-    let server = Bulk::start(config.clone(), move |_| Some(huge.clone())).expect("it starts");
+    let server = Bulk::start(config.clone(), move |_| Ok(Some(huge.clone()))).expect("it starts");
     let mut slow: Vec<_> = (0..4).map(|_| ask(server.address(), config.key.as_ref(), 1, size as u64)).collect();
     let client = start(Config { stall: LONG, per_peer: 1, ..config.clone() });
     let pulled = client.pull(server.address(), object(1), 0, vec![0; size]).wait().expect("it comes");
@@ -189,7 +189,7 @@ fn who_has_not_the_key_gets_nothing() {
     let config = Config { strangers: 16, handshake: Duration::from_secs(3), ..keyed() };
     let server = Bulk::start(config.clone(), move |_| {
         counted.fetch_add(1, SeqCst);
-        Some(Bytes::from_static(b"secret"))
+        Ok(Some(Bytes::from_static(b"secret")))
     })
     .expect("it starts");
 
@@ -284,6 +284,22 @@ fn bytes_that_were_changed_on_their_way_are_refused() {
     assert!(pulled == content(MOST));
 }
 
+#[test]
+fn what_came_before_a_pull_stopped_is_right_and_the_rest_is_fetched() {
+    let config = keyed();
+    let (client, server) = (start(config.clone()), start(config));
+    for (at, expected) in [(0, 0), (300_000, RECORD), (600_000, 2 * RECORD)] {
+        let address = flipping_proxy(server.address(), at);
+        let stopped = client.pull(&address, object(MOST), 0, vec![0; MOST as usize]).wait_for_any();
+        let Some((mut place, got)) = stopped.err().and_then(|stopped| stopped.part) else { panic!("it stops") };
+        assert_eq!(got, expected, "stopped at {at}");
+        let rest = vec![0; MOST as usize - got];
+        let rest = client.pull(server.address(), object(MOST), got as u64, rest).wait().expect("it is there");
+        place.truncate(got);
+        assert!([place, rest].concat() == content(MOST), "stopped at {at}");
+    }
+}
+
 /// A server that lies, is silent, or ends in between.
 #[test]
 fn a_bad_server_costs_its_pulls_only() {
@@ -367,7 +383,7 @@ fn a_connection_that_has_brought_enough_is_not_used_again() {
 fn what_is_wanted_no_more_ends_and_so_does_all_at_the_close() {
     let size = 1 << 20;
     let huge = Bytes::from(vec![7; size]);
-    let server = Bulk::start(plain(), move |_| Some(huge.clone())).expect("it starts");
+    let server = Bulk::start(plain(), move |_| Ok(Some(huge.clone()))).expect("it starts");
     let client = start(Config { per_peer: 2, ..plain() });
     for _ in 0..20 {
         drop(client.pull(server.address(), object(1), 0, vec![0; size]));
@@ -400,10 +416,10 @@ fn no_more_connections_are_served_than_may_be() {
 #[test]
 fn a_wider_bind_without_a_key_does_not_start() {
     let config = Config { bind: "0.0.0.0:0".into(), ..Config::default() };
-    let error = Bulk::start(config, |_| None).expect_err("no key").to_string();
+    let error = Bulk::start(config, |_| Ok(None)).expect_err("no key").to_string();
     assert!(error.contains("cluster key"), "{error}");
     let taken = start(Config::default());
     let config = Config { bind: taken.address().into(), ..Config::default() };
-    let error = Bulk::start(config, |_| None).expect_err("it is in use").to_string();
+    let error = Bulk::start(config, |_| Ok(None)).expect_err("it is in use").to_string();
     assert!(error.contains("could not listen on"), "{error}");
 }

@@ -40,7 +40,7 @@ fn bulk_speed() {
     let mut all = [Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     let sides = [plain(), keyed()].map(|config| {
         let content = content.clone();
-        let server = Bulk::start(config.clone(), move |_| Some(content.clone())).expect("it starts");
+        let server = Bulk::start(config.clone(), move |_| Ok(Some(content.clone()))).expect("it starts");
         (server, start(config))
     });
     let mut once = |at: usize, rate: f64| all[at].push(rate);

@@ -248,7 +248,7 @@ fn no_log_line_and_no_debug_output_shows_a_key() {
     exchange(&mut a, &mut b, 100);
     strangers(b.0.address(), &key, 1);
     let bulk_config = bulk::Config { key: Some(key.clone()), ..bulk::Config::default() };
-    let server = Bulk::start(bulk_config.clone(), |_| Some(Bytes::from_static(b"12345678"))).expect("it starts");
+    let server = Bulk::start(bulk_config.clone(), |_| Ok(Some(Bytes::from_static(b"12345678")))).expect("it starts");
     let object = ObjectId { owner: ProcessId(1), number: 1 };
     let pull = server.pull(server.address(), object, 0, vec![0; 8]);
     let shown = [
