@@ -17,7 +17,8 @@
 //!   in a bundle never exceeds the bundle, by a count of the simulation's own;
 //! - the bundles of a placement group lie as its policy demands;
 //! - when all handles are gone nothing stays: no record, no claim, no stored object, no task, no
-//!   resource.
+//!   resource;
+//! - nothing panics, and time goes on.
 //!
 //! ```
 //! use outray::cluster::simulation::{Options, run};
@@ -33,7 +34,7 @@ mod worker;
 mod workload;
 mod world;
 
-use std::{fmt, time::Duration};
+use std::{fmt, panic, time::Duration};
 
 /// What to simulate. All durations are virtual.
 #[derive(Clone, Debug)]
@@ -183,7 +184,13 @@ impl std::error::Error for Violation {}
 /// Runs a cluster until all tasks have ended and all handles are gone.
 ///
 /// # Errors
-/// The first rule that was broken; see the [module's documentation](self).
+/// The first rule that was broken; see the [module's documentation](self). Nothing may panic, either.
 pub fn run(options: &Options) -> Result<Report, Violation> {
-    world::World::new(options).run().map_err(|rule| Violation { seed: options.seed, rule })
+    let result = panic::catch_unwind(|| world::World::new(options).run());
+    let result = result.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        Err(format!("something panicked: {}", text.unwrap_or("it does not say why")))
+    });
+    result.map_err(|rule| Violation { seed: options.seed, rule })
 }

@@ -38,6 +38,8 @@ const NOTICED: Nanos = ms(300);
 const FOUND: Nanos = ms(1_500);
 /// If it has not ended by then, it never will.
 const LIMIT: Nanos = ms(600_000);
+/// If so much happens in a millisecond, time does not go on.
+const MOST_EVENTS: usize = 1_000_000;
 
 #[derive(Debug)]
 pub(super) enum Event {
@@ -591,6 +593,7 @@ impl<'a> World<'a> {
         let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
+        let (mut millisecond, mut events) = (0, 0);
         while let Some(((time, _), event)) = self.queue.pop_first() {
             // On bad links a node may be thought to have died even now; it joins again.
             let is_whole = self.head.holds().0 == self.nodes.len();
@@ -598,6 +601,13 @@ impl<'a> World<'a> {
                 break;
             }
             self.now = time;
+            if millisecond != time / ms(1) {
+                (millisecond, events) = (time / ms(1), 0);
+            }
+            events += 1;
+            if events > MOST_EVENTS {
+                return Err(format!("time stands still at {time} ns, the next would be {event:?}"));
+            }
             self.step(event);
             if let Some(rule) = self.broken {
                 return Err(rule);
