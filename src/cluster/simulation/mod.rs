@@ -9,12 +9,14 @@
 //! printed.
 //!
 //! What is checked, in every run:
-//! - every task ends exactly once for its owner;
-//! - no object is lost while there is a handle to it in a process that lives, unless its task has
-//!   used up its attempts, its owner has died, or it needs what is gone to be made again;
-//! - a task starts with its arguments at hand, or with the worker that makes them;
-//! - what runs on a node, and what is set aside there, never exceeds what the node has, and what runs
-//!   in a bundle never exceeds the bundle, by a count of the simulation's own;
+//! - every task ends exactly once for its owner, and well, unless it was made to fail or cannot be
+//!   placed, or something has happened in this run that explains its end, as it does that of what depends on it;
+//! - no object is lost while there is a handle to it in a process that lives, unless something has died
+//!   that explains it: its task has used up its attempts, its owner has died, or it needs what is gone
+//!   to be made again; and its value is what its task has made;
+//! - a task starts with the arguments that it was submitted with at hand, or with the worker that makes them;
+//! - what runs on a node, and what is set aside there, never exceeds what the node and each of its devices
+//!   have, and what runs in a bundle never exceeds the bundle, by a count of the simulation's own;
 //! - the bundles of a placement group lie as its policy demands;
 //! - when all handles are gone nothing stays: no record, no claim, no stored object, no task, no
 //!   resource;
@@ -27,6 +29,7 @@
 //! # Ok::<(), outray::cluster::simulation::Violation>(())
 //! ```
 
+mod fates;
 mod links;
 mod random;
 mod shell;
