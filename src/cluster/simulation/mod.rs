@@ -32,11 +32,13 @@
 mod fates;
 mod links;
 mod random;
+mod sabotage;
 mod shell;
 mod worker;
 mod workload;
 mod world;
 
+pub use sabotage::Sabotage;
 use std::{fmt, panic, time::Duration};
 
 /// What to simulate. All durations are virtual.
@@ -75,7 +77,7 @@ pub struct Options {
     pub driver_crashes: usize,
     /// Drivers that end in good order while their tasks run.
     pub endings: usize,
-    /// Times that the head dies, and is started again with what it remembers. Not with `links`.
+    /// Times that the head dies, and is started again with what it remembers.
     pub head_crashes: usize,
     /// Times that some processes cannot be reached by the others, or by some others; some last longer
     /// than the head's patience.
@@ -85,12 +87,14 @@ pub struct Options {
     /// One packet in so many is lost, which delays it and what comes behind it; 0: none.
     pub loss: u64,
     /// Whether messages go over real links, which lose, repeat and reorder their packets and whose
-    /// connections break; otherwise the network delivers each once and in order. `loss` is then of the links' packets.
+    /// connections break, and those of workers over pipes to their nodes before; otherwise the network delivers each once and in order. `loss` is then of the links' packets.
     pub links: bool,
     /// How long the head is busy with a message; others wait meanwhile.
     pub head_message_time: Duration,
     /// Whether to measure what the head costs, in real time.
     pub measure_head: bool,
+    /// What to do wrong on purpose.
+    pub sabotage: Option<Sabotage>,
 }
 
 impl Options {
@@ -119,6 +123,7 @@ impl Options {
             links: false,
             head_message_time: Duration::ZERO,
             measure_head: false,
+            sabotage: None,
         }
     }
 }

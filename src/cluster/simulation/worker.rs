@@ -97,6 +97,7 @@ impl World<'_> {
         let id = self.process();
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         sim.workers.push(id);
+        self.homes.insert(id, node);
         let mut out = Effects::default();
         let owner = workload::owner(id, Some(node), &mut out);
         self.workers.insert(id, Worker { shell: Shell::new(id, owner), node, acts: false, unsaid: Vec::new() });

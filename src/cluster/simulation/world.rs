@@ -5,6 +5,7 @@ use super::{
     fates::Fates,
     links::{self, Links, Weather},
     random::Random,
+    sabotage::Sabotage,
     shell::{self, Guard, Shell},
     worker::{self, Job, Phase, Worker},
     workload::{self, Body, Groups},
@@ -42,16 +43,24 @@ const LIMIT: Nanos = ms(600_000);
 /// If so much happens in a millisecond, time does not go on.
 const MOST_EVENTS: usize = 1_000_000;
 
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Letter {
+    pub(super) from: ProcessId,
+    to: ProcessId,
+    message: Message,
+    /// Handles in the value that comes with it.
+    parcel: Arc<[ObjectId]>,
+    /// Of the head: that it is from, or that it is meant for.
+    life: u64,
+}
+
 #[derive(Debug)]
 pub(super) enum Event {
+    /// `by`: who has sent it, or has passed it on last.
     Deliver {
-        from: ProcessId,
-        to: ProcessId,
-        message: Message,
-        /// Handles in the value that comes with it.
-        parcel: Arc<[ObjectId]>,
-        /// Of the head: that it is from, or that it is meant for.
-        life: u64,
+        by: ProcessId,
+        letter: Letter,
     },
     Tick(ProcessId),
     /// Drivers begin when all nodes have joined, and faults come from then on.
@@ -167,6 +176,8 @@ pub(super) struct World<'a> {
     pub(super) nodes: BTreeMap<ProcessId, SimNode>,
     pub(super) drivers: BTreeMap<ProcessId, Driver>,
     pub(super) workers: BTreeMap<ProcessId, Worker>,
+    /// The nodes of all workers that there ever were.
+    pub(super) homes: HashMap<ProcessId, ProcessId>,
     next_process: u64,
     /// The last arrival on each way, of control and of bulk.
     arrivals: HashMap<(ProcessId, ProcessId, bool), Nanos>,
@@ -208,6 +219,7 @@ impl<'a> World<'a> {
             nodes: BTreeMap::new(),
             drivers: BTreeMap::new(),
             workers: BTreeMap::new(),
+            homes: HashMap::new(),
             next_process: 1,
             arrivals: HashMap::new(),
             cuts: Vec::new(),
@@ -248,6 +260,11 @@ impl<'a> World<'a> {
         if self.head.holds().0 < options.nodes {
             return self.at(ms(1), Event::Begin);
         }
+        match options.sabotage {
+            Some(Sabotage::Panic) => panic!("of sabotage"),
+            Some(Sabotage::StandStill) => return self.at(0, Event::Begin),
+            _ => {}
+        }
         self.start = self.now;
         for id in self.drivers.keys().copied().collect::<Vec<_>>() {
             self.at(0, Event::Act(id));
@@ -287,7 +304,7 @@ impl<'a> World<'a> {
         self.fates.nodes.insert(id);
         let capacity = workload::capacity(self.options, index);
         let mut out = Effects::default();
-        let mut node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
+        let mut node = Node::new(id, self.believed(capacity.clone()), workload::labels(index), &mut out);
         node.keep_small(workload::KEPT);
         if self.options.packs {
             node.hand_out_ahead(worker::AHEAD);
@@ -329,9 +346,23 @@ impl<'a> World<'a> {
             Message::Pushed { size, .. } => Some(*size),
             _ => None,
         };
+        let life = match (from, to) {
+            (HEAD, _) => self.life,
+            (_, HEAD) => self.joined(from),
+            _ => 0,
+        };
+        let letter = Letter { from, to, message, parcel, life };
+        let (station, other) = (self.station(from), self.station(to));
+        if self.links.is_some() && station != other {
+            let time = transfer_time(bulk.unwrap_or(0));
+            let after = if from == station { time } else { self.pipe((from, station), time) };
+            let in_life = |process| (process, if process == HEAD { life } else { 0 });
+            let (from, to) = (in_life(station), in_life(other));
+            return self.at(after, Event::Links(links::Event::Send { from, to, letter }));
+        }
         if self.links.is_some() {
-            let after = transfer_time(bulk.unwrap_or(0));
-            return self.at(after, Event::Links(links::Event::Send { from, to, message }));
+            let after = self.pipe((from, to), transfer_time(bulk.unwrap_or(0)));
+            return self.at(after, Event::Deliver { by: from, letter });
         }
         let mut after = LATENCY.0 + self.random.exponential(LATENCY.1) + transfer_time(bulk.unwrap_or(0));
         if self.random.one_in(self.options.loss) {
@@ -340,22 +371,32 @@ impl<'a> World<'a> {
         let between = |a: &BTreeSet<_>, b: &BTreeSet<_>| a.contains(&from) && b.contains(&to);
         let apart = self.cuts.iter().filter(|(a, b, _)| between(a, b) || between(b, a));
         let healed = apart.map(|cut| cut.2).max().unwrap_or(0);
-        let arrival = (self.now + after).max(healed);
-        let last = self.arrivals.entry((from, to, bulk.is_some())).or_default();
-        *last = arrival.max(*last + 1);
-        let after = *last - self.now;
-        let life = match (from, to) {
-            (HEAD, _) => self.life,
-            (_, HEAD) => self.joined(from),
-            _ => 0,
-        };
-        self.at(after, Event::Deliver { from, to, message, parcel, life });
+        let after = after.max(healed.saturating_sub(self.now));
+        let after = self.in_order((from, to, bulk.is_some()), after);
+        self.at(after, Event::Deliver { by: from, letter });
+    }
+
+    /// How much later something arrives on this way, which keeps the order, if it takes so long by itself.
+    fn in_order(&mut self, way: (ProcessId, ProcessId, bool), after: Nanos) -> Nanos {
+        let last = self.arrivals.entry(way).or_default();
+        *last = (self.now + after).max(*last + 1);
+        *last - self.now
+    }
+
+    /// The same between a worker and its node.
+    fn pipe(&mut self, (from, to): (ProcessId, ProcessId), time: Nanos) -> Nanos {
+        let after = LATENCY.0 + self.random.exponential(LATENCY.1) + time;
+        self.in_order((from, to, false), after)
+    }
+
+    /// The process with links that speaks for this one: the node of a worker, or itself.
+    fn station(&self, process: ProcessId) -> ProcessId {
+        self.homes.get(&process).copied().unwrap_or(process)
     }
 
     /// The head that a process speaks to; workers go through their nodes.
     fn joined(&self, process: ProcessId) -> u64 {
-        let station = self.workers.get(&process).map_or(process, |worker| worker.node);
-        self.joined.get(&station).copied().unwrap_or(0)
+        self.joined.get(&self.station(process)).copied().unwrap_or(0)
     }
 
     /// The head dies, and everybody notices that some time later.
@@ -431,7 +472,7 @@ impl<'a> World<'a> {
             }
             self.memory.note(note);
         }
-        for (to, message) in out.sends {
+        for (to, message) in self.tampered(out.sends) {
             if to == worker::HANDS {
                 let (object, failure) = match message {
                     Message::Here { object } => (object, None),
@@ -460,6 +501,9 @@ impl<'a> World<'a> {
         }
         for (object, well) in out.done {
             self.ended(process, object, well);
+            if self.options.sabotage == Some(Sabotage::EndTwice) {
+                self.ended(process, object, well);
+            }
         }
         for (object, _) in out.ended {
             self.stays_no_more(process, object);
@@ -628,6 +672,8 @@ impl<'a> World<'a> {
         let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
+        // From when on it is looked whether anything stays.
+        let mut look = Nanos::MAX;
         let (mut millisecond, mut events) = (0, 0);
         while let Some(((time, _), event)) = self.queue.pop_first() {
             // On bad links a node may be thought to have died even now; it joins again.
@@ -652,8 +698,15 @@ impl<'a> World<'a> {
                 && self.workers.values().all(|worker| worker.shell.leftovers().is_none())
             {
                 self.report.time = Duration::from_nanos(self.now - self.start);
-                until = self.now + if faults { 3 * PATIENCE + REPLACEMENT + grace } else { ms(200) };
+                look = self.now + if faults { 3 * PATIENCE + REPLACEMENT } else { ms(200) };
+                until = look + if faults { grace } else { 0 };
                 quiet = true;
+            }
+            if self.now >= look && self.headless.is_none() {
+                if self.check_nothing_stays().is_ok() {
+                    break;
+                }
+                look = self.now + BEAT;
             }
         }
         if !quiet {
@@ -692,7 +745,7 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message, parcel, life } => self.deliver(from, to, message, parcel, life),
+            Event::Deliver { by, letter } => self.deliver(by, letter),
             Event::Begin => self.begin(),
             Event::Tick(HEAD) => {
                 if self.headless.is_none() {
@@ -805,11 +858,21 @@ impl<'a> World<'a> {
     }
 
     fn link(&mut self, event: links::Event) {
+        if let links::Event::Send { letter, .. } = &event
+            && self.homes.contains_key(&letter.from)
+            && !self.workers.contains_key(&letter.from)
+        {
+            return; // it was in the pipe when the worker died
+        }
         let Some(links) = &mut self.links else { return };
         let mut out = links::Effects::default();
         let (nodes, drivers, cuts, now) = (&self.nodes, &self.drivers, &self.cuts, self.now);
-        let is_alive = |process| process == HEAD || nodes.contains_key(&process) || drivers.contains_key(&process);
-        let is_cut = |a, b| {
+        let head = Some(self.life).filter(|_| self.headless.is_none());
+        let is_alive = |(process, life)| match process {
+            HEAD => head == Some(life),
+            _ => nodes.contains_key(&process) || drivers.contains_key(&process),
+        };
+        let is_cut = |(a, _), (b, _)| {
             let between = |(some, others, until): &(BTreeSet<_>, BTreeSet<_>, Nanos)| {
                 now < *until && (some.contains(&a) && others.contains(&b) || some.contains(&b) && others.contains(&a))
             };
@@ -822,9 +885,9 @@ impl<'a> World<'a> {
         for (after, event) in out.later {
             self.at(after, Event::Links(event));
         }
-        for (from, to, message) in out.delivered {
-            let parcel = self.parcel(from, &message);
-            self.at(0, Event::Deliver { from, to, message, parcel, life: self.life });
+        for ((from, _), (to, _), letter) in out.delivered {
+            let after = if letter.to == to { 0 } else { self.pipe((to, letter.to), 0) };
+            self.at(after, Event::Deliver { by: from, letter });
         }
     }
 
@@ -833,12 +896,13 @@ impl<'a> World<'a> {
         from.get(at).copied()
     }
 
-    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, parcel: Arc<[ObjectId]>, life: u64) {
+    fn deliver(&mut self, by: ProcessId, letter: Letter) {
+        let Letter { from, to, message, parcel, life } = letter;
         if to == HEAD && (self.headless.is_some() || life != self.life) || from == HEAD && life != self.joined(to) {
             return;
         }
         // Of what a process had sent when it died, the first part arrives on each way, and the rest does not.
-        let crash = if from == HEAD { self.heads_died.get(&life) } else { self.crashed.get(&from) };
+        let crash = if by == HEAD { self.heads_died.get(&life) } else { self.crashed.get(&by) };
         if let Some(crash) = crash {
             let cut = Random::new(self.options.seed ^ (from.0 << 32) ^ to.0).below(us(200));
             if self.now > crash + cut {
