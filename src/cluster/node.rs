@@ -1852,15 +1852,21 @@ impl Node {
 
     /// The devices that a running task has.
     pub(crate) fn leases(&self, task: ObjectId, attempt: u32) -> Vec<GpuLease> {
-        let task = self.tasks.get(&(task, attempt));
-        let devices = task.and_then(|task| task.running.as_ref()).map_or(&[][..], |(_, devices)| devices);
-        self.capacity.gpus.leases(devices)
+        self.capacity.gpus.leases(self.devices(task, attempt))
     }
 
-    /// What is set aside: what each bundle has, and how many tasks run in it.
-    pub(crate) fn reserved(&self) -> impl Iterator<Item = (ObjectId, u32, &Demand)> + '_ {
-        let held = self.bundles.iter().filter(|(_, bundle)| bundle.held.is_some());
-        held.map(|((group, bundle), held)| (*group, *bundle, &held.demand))
+    /// What of which devices a task here has.
+    pub(crate) fn devices(&self, task: ObjectId, attempt: u32) -> &[Part] {
+        let task = self.tasks.get(&(task, attempt));
+        task.and_then(|task| task.running.as_ref()).map_or(&[], |(_, devices)| devices)
+    }
+
+    /// What is set aside: what each bundle has, and of which devices.
+    pub(crate) fn reserved(&self) -> impl Iterator<Item = (ObjectId, u32, &Demand, &[Part])> + '_ {
+        self.bundles.iter().filter_map(|((group, bundle), there)| {
+            let (devices, _) = there.held.as_ref()?;
+            Some((*group, *bundle, &there.demand, &devices[..]))
+        })
     }
 
     /// What is not taken.

@@ -1,15 +1,15 @@
 //! The real links between the simulated processes, over a network of packets that are lost, repeated,
 //! overtaken and delayed, and connections that break.
 //!
-//! Each pair of processes that has something to say has a link at either end, and a connection below most of
+//! Each pair of stations that has something to say has a link at either end, and a connection below most of
 //! the time. A packet is one frame of a link. Each end learns that a connection broke at a time of its own,
 //! at the latest when there is a new one. What the links give up between two living processes,
 //! deliver twice or out of order is a rule that was broken.
 
-use super::random::Random;
+use super::{random::Random, world::Letter};
 use crate::cluster::{
     link::{Config, Credit, Frame, Input, Link, Message as Packed, Now, Output, SendError},
-    protocol::{Message, Nanos, ProcessId, ms, us},
+    protocol::{Nanos, ProcessId, ms, us},
 };
 use bytes::Bytes;
 use std::{
@@ -33,24 +33,27 @@ fn config() -> Config {
     Config {
         window: Credit { messages: 16, bytes: 4_000 },
         queue: Credit { messages: 32, bytes: 8_000 },
-        heartbeat: Duration::from_millis(100),
-        silence: Duration::from_millis(500),
+        heartbeat: Duration::from_millis(400),
+        silence: Duration::from_millis(1_200),
         lost_after: Duration::from_secs(100_000),
         resend_after: Duration::from_millis(60),
         ack_delay: Duration::from_millis(2),
     }
 }
 
-/// The lower process first.
-type Pair = (ProcessId, ProcessId);
+/// A process with links; of the head, in which of its lives, otherwise 0.
+pub(super) type Station = (ProcessId, u64);
+
+/// The lower one first.
+type Pair = (Station, Station);
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// A message enters its link, after the time that its bytes take.
+    /// A letter enters its link, after the time that its bytes take.
     Send {
-        from: ProcessId,
-        to: ProcessId,
-        message: Message,
+        from: Station,
+        to: Station,
+        letter: Letter,
     },
     Packet {
         pair: Pair,
@@ -79,9 +82,9 @@ struct End {
     connection: Option<u64>,
     tick: Nanos,
     /// What the link has no room for.
-    backlog: VecDeque<Message>,
+    backlog: VecDeque<Letter>,
     /// What it has, from number `delivered` on.
-    sent: VecDeque<Message>,
+    sent: VecDeque<Letter>,
     delivered: u64,
     /// The number of the next message to send.
     next: u64,
@@ -100,7 +103,7 @@ pub(super) struct Effects {
     /// After so long.
     pub(super) later: Vec<(Nanos, Event)>,
     /// From, to, and what.
-    pub(super) delivered: Vec<(ProcessId, ProcessId, Message)>,
+    pub(super) delivered: Vec<(Station, Station, Letter)>,
     /// A rule that was broken.
     pub(super) broken: Option<String>,
 }
@@ -118,8 +121,8 @@ pub(super) struct Links {
 /// What the network is like at the moment.
 pub(super) struct Weather<'a> {
     pub(super) now: Nanos,
-    pub(super) is_alive: &'a dyn Fn(ProcessId) -> bool,
-    pub(super) is_cut: &'a dyn Fn(ProcessId, ProcessId) -> bool,
+    pub(super) is_alive: &'a dyn Fn(Station) -> bool,
+    pub(super) is_cut: &'a dyn Fn(Station, Station) -> bool,
 }
 
 impl Weather<'_> {
@@ -128,11 +131,11 @@ impl Weather<'_> {
     }
 }
 
-fn side_of(pair: Pair, process: ProcessId) -> usize {
-    usize::from(pair.1 == process)
+fn side_of(pair: Pair, station: Station) -> usize {
+    usize::from(pair.1 == station)
 }
 
-fn process_at(pair: Pair, side: usize) -> ProcessId {
+fn station_at(pair: Pair, side: usize) -> Station {
     if side == 0 { pair.0 } else { pair.1 }
 }
 
@@ -144,7 +147,7 @@ impl Links {
 
     pub(super) fn handle(&mut self, weather: &Weather<'_>, event: Event, out: &mut Effects) {
         match event {
-            Event::Send { from, to, message } => {
+            Event::Send { from, to, letter } => {
                 if !(weather.is_alive)(from) || !(weather.is_alive)(to) {
                     return;
                 }
@@ -156,21 +159,21 @@ impl Links {
                     self.connect_later(pair, out);
                 }
                 if let Some(connected) = self.pairs.get_mut(&pair) {
-                    connected.ends[side].backlog.push_back(message);
+                    connected.ends[side].backlog.push_back(letter);
                 }
                 self.flush(weather, pair, side, out);
             }
             Event::Packet { pair, to, connection, parts } => {
                 let Some(connected) = self.pairs.get_mut(&pair) else { return };
                 let is_there = connected.ends[to].connection == Some(connection);
-                if is_there && (weather.is_alive)(process_at(pair, to)) {
+                if is_there && (weather.is_alive)(station_at(pair, to)) {
                     self.input(weather, pair, to, Input::Received(parts), out);
                 }
             }
             Event::Tick { pair, side } => {
                 let Some(connected) = self.pairs.get_mut(&pair) else { return };
                 let end = &mut connected.ends[side];
-                if end.tick == weather.now && (weather.is_alive)(process_at(pair, side)) {
+                if end.tick == weather.now && (weather.is_alive)(station_at(pair, side)) {
                     self.input(weather, pair, side, Input::Tick, out);
                 }
             }
@@ -248,7 +251,7 @@ impl Links {
 
     fn input(&mut self, weather: &Weather<'_>, pair: Pair, side: usize, input: Input, out: &mut Effects) {
         let Some(connected) = self.pairs.get_mut(&pair) else { return };
-        let (to, from) = (process_at(pair, side), process_at(pair, 1 - side));
+        let (to, from) = (station_at(pair, side), station_at(pair, 1 - side));
         let mut consumed = Credit::default();
         let mut is_closed = false;
         for output in connected.ends[side].link.handle(weather.now(), input) {
@@ -261,9 +264,9 @@ impl Links {
                         let sender = &mut connected.ends[1 - side];
                         let number = packed.header.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
                         match sender.sent.pop_front() {
-                            Some(message) if number == Some(sender.delivered) => {
+                            Some(letter) if number == Some(sender.delivered) => {
                                 sender.delivered += 1;
-                                out.delivered.push((from, to, message));
+                                out.delivered.push((from, to, letter));
                             }
                             _ => {
                                 let expected = sender.delivered;
@@ -294,14 +297,14 @@ impl Links {
         let Some(connected) = pairs.get_mut(&pair) else { return };
         let connection = connected.connection;
         let end = &mut connected.ends[side];
-        while let Some(message) = end.backlog.pop_front() {
+        while let Some(letter) = end.backlog.pop_front() {
             match end.link.send(Packed::new(end.next.to_le_bytes().to_vec())) {
                 Ok(()) => {
                     end.next += 1;
-                    end.sent.push_back(message);
+                    end.sent.push_back(letter);
                 }
                 Err(SendError::Full(_)) => {
-                    end.backlog.push_front(message);
+                    end.backlog.push_front(letter);
                     break;
                 }
                 Err(error) => out.broken = Some(format!("{pair:?}: {error}")),

@@ -9,15 +9,18 @@
 //! printed.
 //!
 //! What is checked, in every run:
-//! - every task ends exactly once for its owner;
-//! - no object is lost while there is a handle to it in a process that lives, unless its task has
-//!   used up its attempts, its owner has died, or it needs what is gone to be made again;
-//! - a task starts with its arguments at hand, or with the worker that makes them;
-//! - what runs on a node, and what is set aside there, never exceeds what the node has, and what runs
-//!   in a bundle never exceeds the bundle, by a count of the simulation's own;
+//! - every task ends exactly once for its owner, and well, unless it was made to fail or cannot be
+//!   placed, or something has happened in this run that explains its end, as it does that of what depends on it;
+//! - no object is lost while there is a handle to it in a process that lives, unless something has died
+//!   that explains it: its task has used up its attempts, its owner has died, or it needs what is gone
+//!   to be made again; and its value is what its task has made;
+//! - a task starts with the arguments that it was submitted with at hand, or with the worker that makes them;
+//! - what runs on a node, and what is set aside there, never exceeds what the node and each of its devices
+//!   have, and what runs in a bundle never exceeds the bundle, by a count of the simulation's own;
 //! - the bundles of a placement group lie as its policy demands;
 //! - when all handles are gone nothing stays: no record, no claim, no stored object, no task, no
-//!   resource.
+//!   resource;
+//! - nothing panics, and time goes on.
 //!
 //! ```
 //! use outray::cluster::simulation::{Options, run};
@@ -26,14 +29,17 @@
 //! # Ok::<(), outray::cluster::simulation::Violation>(())
 //! ```
 
+mod fates;
 mod links;
 mod random;
+mod sabotage;
 mod shell;
 mod worker;
 mod workload;
 mod world;
 
-use std::{fmt, time::Duration};
+pub use sabotage::Sabotage;
+use std::{fmt, panic, time::Duration};
 
 /// What to simulate. All durations are virtual.
 #[derive(Clone, Debug)]
@@ -71,7 +77,7 @@ pub struct Options {
     pub driver_crashes: usize,
     /// Drivers that end in good order while their tasks run.
     pub endings: usize,
-    /// Times that the head dies, and is started again with what it remembers. Not with `links`.
+    /// Times that the head dies, and is started again with what it remembers.
     pub head_crashes: usize,
     /// Times that some processes cannot be reached by the others, or by some others; some last longer
     /// than the head's patience.
@@ -81,12 +87,14 @@ pub struct Options {
     /// One packet in so many is lost, which delays it and what comes behind it; 0: none.
     pub loss: u64,
     /// Whether messages go over real links, which lose, repeat and reorder their packets and whose
-    /// connections break; otherwise the network delivers each once and in order. `loss` is then of the links' packets.
+    /// connections break, and those of workers over pipes to their nodes before; otherwise the network delivers each once and in order. `loss` is then of the links' packets.
     pub links: bool,
     /// How long the head is busy with a message; others wait meanwhile.
     pub head_message_time: Duration,
     /// Whether to measure what the head costs, in real time.
     pub measure_head: bool,
+    /// What to do wrong on purpose.
+    pub sabotage: Option<Sabotage>,
 }
 
 impl Options {
@@ -115,6 +123,7 @@ impl Options {
             links: false,
             head_message_time: Duration::ZERO,
             measure_head: false,
+            sabotage: None,
         }
     }
 }
@@ -183,7 +192,13 @@ impl std::error::Error for Violation {}
 /// Runs a cluster until all tasks have ended and all handles are gone.
 ///
 /// # Errors
-/// The first rule that was broken; see the [module's documentation](self).
+/// The first rule that was broken; see the [module's documentation](self). Nothing may panic, either.
 pub fn run(options: &Options) -> Result<Report, Violation> {
-    world::World::new(options).run().map_err(|rule| Violation { seed: options.seed, rule })
+    let result = panic::catch_unwind(|| world::World::new(options).run());
+    let result = result.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        Err(format!("something panicked: {}", text.unwrap_or("it does not say why")))
+    });
+    result.map_err(|rule| Violation { seed: options.seed, rule })
 }

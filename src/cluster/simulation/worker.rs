@@ -1,8 +1,9 @@
 //! The processes that run tasks, when handles travel: what they do with those that they get.
 
 use super::{
+    fates::NO_ACTOR,
     shell::{self, Guard, Shell},
-    workload::{self, Body},
+    workload::{self, Body, origin},
     world::{Event, SimNode, World},
 };
 use crate::cluster::{
@@ -96,6 +97,7 @@ impl World<'_> {
         let id = self.process();
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         sim.workers.push(id);
+        self.homes.insert(id, node);
         let mut out = Effects::default();
         let owner = workload::owner(id, Some(node), &mut out);
         self.workers.insert(id, Worker { shell: Shell::new(id, owner), node, acts: false, unsaid: Vec::new() });
@@ -107,14 +109,14 @@ impl World<'_> {
     pub(super) fn dismiss(&mut self, sim: &SimNode) {
         for worker in &sim.workers {
             if self.workers.remove(worker).is_some() {
-                self.crashed.insert(*worker, self.now);
+                self.died(*worker);
             }
         }
     }
 
     pub(super) fn crash_worker(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.remove(&id) else { return };
-        self.crashed.insert(id, self.now);
+        self.died(id);
         let after = self.random.exponential(us(200));
         self.at(after, Event::Miss { node: worker.node, worker: id });
     }
@@ -178,6 +180,11 @@ impl World<'_> {
                 spec.objects().zip(bodies).collect()
             }
         };
+        let misread = self.fates.misread(&spec).filter(|_| spec.count == 1);
+        let changed = || rest.iter().find(|(task, body)| !self.fates.has_body(*task, *body));
+        if let Some(rule) = misread.or_else(|| changed().map(|(task, _)| format!("{task:?} has another's body"))) {
+            self.broken = Some(format!("{key:?} on {node:?}: {rule}"));
+        }
         if rest.len() != spec.count as usize {
             self.broken = Some(format!("{key:?} is a pack of {}, and {} are in it", spec.count, rest.len()));
         }
@@ -190,9 +197,6 @@ impl World<'_> {
         let job = Job { demand, bundle, makes, body, rest, done, is_pack, stays, worker: None, handles, phase };
         sim.running.insert(key, job);
         sim.waiting.push(key);
-        if let Err(rule) = sim.check() {
-            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
-        }
         if self.options.borrowing {
             self.unpack(node, &spec, made_by);
         }
@@ -211,19 +215,17 @@ impl World<'_> {
                 sim.is_ready(**key) && sim.running.get(key).is_some_and(fits)
             };
             let Some(next) = sim.waiting.iter().find(fits).copied() else { return };
-            self.begin(node, next);
+            self.begin_job(node, next);
         }
     }
 
-    fn begin(&mut self, node: ProcessId, key: Key) {
+    fn begin_job(&mut self, node: ProcessId, key: Key) {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         sim.waiting.retain(|other| *other != key);
         if let Some(job) = sim.running.get_mut(&key) {
             job.phase = Phase::Runs;
         }
-        if let Err(rule) = sim.check() {
-            self.broken = Some(format!("at {} ns, node {node:?}: {rule}", self.now));
-        }
+        self.check_node(node);
         self.comes_up(node, key);
     }
 
@@ -276,8 +278,8 @@ impl World<'_> {
             }
         }
         for key in failed {
-            let Some(error) = failure.clone() else { return };
-            self.fails(node, key, error);
+            let Some(cause) = failure.as_ref().map(|why| Box::new((**why).clone())) else { return };
+            self.fails(node, key, Arc::new(Error::DependencyFailed { origin: origin(key.0), cause }));
         }
     }
 
@@ -399,7 +401,7 @@ impl World<'_> {
             return; // the node is about to see that its worker has died
         }
         if job.is_pack {
-            return self.member_is_over(node, key, task, body.outcome(&[]));
+            return self.member_is_over(node, key, task, body.outcome(task, &[]));
         }
         let Some(worker) = worker else { return self.end(node, key, &[]) };
         let (mut inside, mut kept) = (Vec::new(), Vec::new());
@@ -462,7 +464,7 @@ impl World<'_> {
     fn end(&mut self, node: ProcessId, key: Key, inside: &[ObjectId]) {
         let Some(sim) = self.nodes.get_mut(&node) else { return };
         let Some(job) = sim.running.get(&key) else { return };
-        let (body, outcome) = (job.body, job.body.outcome(inside));
+        let (body, outcome) = (job.body, job.body.outcome(key.0, inside));
         let stays = job.stays && !body.fails;
         let mut out = Effects::default();
         if stays {
@@ -477,7 +479,7 @@ impl World<'_> {
             _ => None,
         };
         for part in (1..=body.parts).filter(|_| !body.fails) {
-            let (task, outcome) = (ObjectId { number: key.0.number + u64::from(part), ..key.0 }, body.part(part));
+            let (task, outcome) = body.part(key.0, part);
             if let Outcome::Stored { size } = &outcome {
                 sim.node.put(task, *size);
             }
@@ -594,7 +596,7 @@ impl World<'_> {
         inside.retain(|object| self.ranks.get(object) < Some(&rank));
         let expected = self.options.borrowing && self.random.one_in(2);
         let object = self.with(id, |shell, out| {
-            let bytes = shell::to_bytes(&inside);
+            let bytes = shell::value_of(shell.owner.next().0, &inside, 8);
             let object = match expected {
                 true => shell.owner.expect(None),
                 false => shell.owner.put(bytes.clone()),
@@ -636,8 +638,8 @@ impl World<'_> {
         let Some(sim) = self.nodes.get(&node) else { return };
         let is_here = |job: &Job| matches!(job.phase, Phase::Stays);
         let outcome = match sim.running.iter().any(|((task, _), job)| *task == actor && is_here(job)) {
-            true => Outcome::Inline(shell::to_bytes(&[])),
-            false => Outcome::Failed(lost(result, "the actor is not here")),
+            true => Outcome::Inline(shell::value_of(result, &[], 8)),
+            false => Outcome::Failed(lost(result, NO_ACTOR)),
         };
         let is_thought_here = self.shell(caller).is_some_and(|shell| shell.owner.place(actor) == Some(node));
         if !self.has_faults() && is_thought_here && !matches!(outcome, Outcome::Inline(_)) {

@@ -3,7 +3,7 @@
 
 use super::{Options, random::Random, shell};
 use crate::cluster::{
-    capacity::Demand,
+    capacity::{Capacity, Demand},
     node::Small,
     owner::{Owner, Work, WorkArg, WorkBody},
     pack::Common,
@@ -12,12 +12,12 @@ use crate::cluster::{
 };
 use crate::{
     error::{Error, Origin},
-    gpu::GpuRequest,
+    gpu::{GpuRequest, Inventory, placement::Devices},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The body of a simulated task.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Body {
     pub(super) time: Nanos,
     /// Of the result.
@@ -27,6 +27,8 @@ pub(super) struct Body {
     pub(super) parts: u8,
 }
 
+/// So often a task may be started.
+pub(super) const ATTEMPTS: u32 = 10;
 /// Results up to this size travel with the message.
 const SMALL: u64 = INLINE as u64;
 /// Nodes keep copies of most small results, but not many at a time; some do not go to their owners.
@@ -61,24 +63,34 @@ impl Body {
         Body { time: word(0), size: word(8), fails: bytes[16] != 0, parts: bytes[17] }
     }
 
-    /// How each part ends: every second one is large.
-    pub(super) fn part(self, part: u8) -> Outcome {
+    /// How each part of a task ends: every second one is large.
+    pub(super) fn part(self, task: ObjectId, part: u8) -> (ObjectId, Outcome) {
+        let object = ObjectId { number: task.number + u64::from(part), ..task };
         match part.is_multiple_of(2) {
-            true => Outcome::Stored { size: SMALL + 1 + self.size },
-            false => Outcome::Inline(shell::to_bytes(&[])),
+            true => (object, Outcome::Stored { size: SMALL + 1 + self.size }),
+            false => (object, Outcome::Inline(shell::value_of(object, &[], 8))),
         }
     }
 
-    /// How it ends, with these handles in the result.
-    pub(super) fn outcome(self, inside: &[ObjectId]) -> Outcome {
+    /// How a task ends, with these handles in the result.
+    pub(super) fn outcome(self, task: ObjectId, inside: &[ObjectId]) -> Outcome {
         match self {
-            Body { fails: true, .. } => Outcome::Failed(Arc::new(made_to_fail())),
-            Body { size, parts, .. } if size <= SMALL || parts > 0 => Outcome::Inline(match inside {
-                [] => vec![0; size as usize % 16].into(), // there are no handles in so few bytes
-                _ => shell::to_bytes(inside),
-            }),
+            Body { fails: true, .. } => Outcome::Failed(Arc::new(made_to_fail(task))),
+            Body { size, parts, .. } if size <= SMALL || parts > 0 => {
+                Outcome::Inline(shell::value_of(task, inside, 1 + size as usize % 15))
+            }
             Body { size, .. } => Outcome::Stored { size },
         }
+    }
+}
+
+/// What a node with this index has.
+pub(super) fn capacity(options: &Options, index: usize) -> Capacity {
+    Capacity {
+        cpu: options.cpus * 1_000,
+        gpus: Devices::new(Inventory::simulated(if options.mixed && index.is_multiple_of(2) { 2 } else { 0 })),
+        memory: 4 << 30,
+        custom: if index.is_multiple_of(3) { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
     }
 }
 
@@ -117,7 +129,7 @@ pub(super) fn work(
         let body = Body { time, size: 8, fails: false, parts: 0 };
         let (demand, strategy) = (Arc::new(Demand::cpus(1_000)), Strategy::Default);
         let body = WorkBody::Alone(body.to_bytes());
-        return (Work { demand, strategy, args: Vec::new(), body, attempts: 10, stays: false }, Vec::new());
+        return (Work { demand, strategy, args: Vec::new(), body, attempts: ATTEMPTS, stays: false }, Vec::new());
     }
     let size = if random.one_in(4) { SMALL + 1 + random.below(8 << 20) } else { random.below(SMALL) };
     let mut body = Body { time, size, fails: random.one_in(60), parts: 0 };
@@ -182,7 +194,14 @@ pub(super) fn work(
         };
     }
     (
-        Work { demand: Arc::new(demand), strategy, args, body: WorkBody::Alone(body.to_bytes()), attempts: 10, stays },
+        Work {
+            demand: Arc::new(demand),
+            strategy,
+            args,
+            body: WorkBody::Alone(body.to_bytes()),
+            attempts: ATTEMPTS,
+            stays,
+        },
         inside,
     )
 }
@@ -192,7 +211,8 @@ pub(super) fn pack(owner: ProcessId, random: &mut Random) -> (Arc<Common>, Arc<W
     let function = Site { offset: 0, name_hash: 0 };
     let common = Arc::new(Common { driver: owner, function, location: "the simulation".into() });
     let (demand, body) = (Arc::new(Demand::cpus(1_000)), WorkBody::Packed(common.clone()));
-    let work = Work { demand, strategy: Strategy::Default, args: Vec::new(), body, attempts: 10, stays: false };
+    let (strategy, args, attempts) = (Strategy::Default, Vec::new(), ATTEMPTS);
+    let work = Work { demand, strategy, args, body, attempts, stays: false };
     (common, Arc::new(work), 2 + random.below(20))
 }
 
@@ -204,9 +224,8 @@ pub(super) fn member(options: &Options, random: &mut Random) -> Body {
     Body { time, size, fails: random.one_in(60), parts: 0 }
 }
 
-fn made_to_fail() -> Error {
-    let object = ObjectId { owner: ProcessId(0), number: 0 };
-    Error::Panicked { origin: origin(object), message: "it was made to fail".into() }
+fn made_to_fail(task: ObjectId) -> Error {
+    Error::Panicked { origin: origin(task), message: "it was made to fail".into() }
 }
 
 /// What errors say of an object.

@@ -2,8 +2,10 @@
 
 use super::{
     Options, Report,
+    fates::Fates,
     links::{self, Links, Weather},
     random::Random,
+    sabotage::Sabotage,
     shell::{self, Guard, Shell},
     worker::{self, Job, Phase, Worker},
     workload::{self, Body, Groups},
@@ -12,12 +14,12 @@ use crate::{
     cluster::{
         capacity::{Capacity, Demand},
         head::{BEAT, Head, Memory, PATIENCE, REUNION},
-        node::{Node, OWNER_DIED},
-        owner::{GRACE, Group, MAKER_DIED, NO_HANDLE, PUT_AND_LOST, Value},
-        protocol::{Bandwidth, Effects, HEAD, Message, Nanos, ObjectId, Policy, ProcessId, ms, us},
+        node::Node,
+        owner::{GRACE, Group, Value},
+        protocol::{Bandwidth, Effects, HEAD, Message, Nanos, Note, ObjectId, Policy, ProcessId, ms, us},
     },
     error::Error,
-    gpu::{Inventory, placement::Devices},
+    gpu::placement::Part,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -38,19 +40,31 @@ const NOTICED: Nanos = ms(300);
 const FOUND: Nanos = ms(1_500);
 /// If it has not ended by then, it never will.
 const LIMIT: Nanos = ms(600_000);
+/// If so much happens in a millisecond, time does not go on.
+const MOST_EVENTS: usize = 1_000_000;
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Letter {
+    pub(super) from: ProcessId,
+    to: ProcessId,
+    message: Message,
+    /// Handles in the value that comes with it.
+    parcel: Arc<[ObjectId]>,
+    /// Of the head: that it is from, or that it is meant for.
+    life: u64,
+}
 
 #[derive(Debug)]
 pub(super) enum Event {
+    /// `by`: who has sent it, or has passed it on last.
     Deliver {
-        from: ProcessId,
-        to: ProcessId,
-        message: Message,
-        /// Handles in the value that comes with it.
-        parcel: Arc<[ObjectId]>,
-        /// Of the head: that it is from, or that it is meant for.
-        life: u64,
+        by: ProcessId,
+        letter: Letter,
     },
     Tick(ProcessId),
+    /// Drivers begin when all nodes have joined, and faults come from then on.
+    Begin,
     /// The head takes the next message.
     Head,
     /// A task ends, if it still runs.
@@ -139,7 +153,7 @@ pub(super) struct Driver {
 pub(super) struct World<'a> {
     pub(super) options: &'a Options,
     pub(super) now: Nanos,
-    /// When the drivers begin: everybody has joined by then.
+    /// When the drivers begin.
     start: Nanos,
     pub(super) random: Random,
     /// By time, and in the order in which they were entered.
@@ -162,6 +176,8 @@ pub(super) struct World<'a> {
     pub(super) nodes: BTreeMap<ProcessId, SimNode>,
     pub(super) drivers: BTreeMap<ProcessId, Driver>,
     pub(super) workers: BTreeMap<ProcessId, Worker>,
+    /// The nodes of all workers that there ever were.
+    pub(super) homes: HashMap<ProcessId, ProcessId>,
     next_process: u64,
     /// The last arrival on each way, of control and of bulk.
     arrivals: HashMap<(ProcessId, ProcessId, bool), Nanos>,
@@ -175,6 +191,7 @@ pub(super) struct World<'a> {
     pub(super) ranks: HashMap<ObjectId, u64>,
     /// When those that have not started were.
     pub(super) submitted: HashMap<ObjectId, Nanos>,
+    pub(super) fates: Fates,
     /// A rule that was.
     pub(super) broken: Option<String>,
     pub(super) report: Report,
@@ -202,6 +219,7 @@ impl<'a> World<'a> {
             nodes: BTreeMap::new(),
             drivers: BTreeMap::new(),
             workers: BTreeMap::new(),
+            homes: HashMap::new(),
             next_process: 1,
             arrivals: HashMap::new(),
             cuts: Vec::new(),
@@ -210,6 +228,7 @@ impl<'a> World<'a> {
             latencies: Vec::new(),
             ranks: HashMap::new(),
             submitted: HashMap::new(),
+            fates: Fates::default(),
             broken: None,
             report: Report::default(),
             trace: std::env::var("OUTRAY_TRACE")
@@ -229,10 +248,27 @@ impl<'a> World<'a> {
             world.joined.insert(id, world.life);
             world.drivers.insert(id, Driver { shell, left, groups, policies, succeeded, finished: false });
             world.perform(id, out);
-            world.at(world.start, Event::Act(id));
             world.at(BEAT, Event::Tick(id));
         }
         world.at(BEAT, Event::Tick(HEAD));
+        world.at(world.start, Event::Begin);
+        world
+    }
+
+    fn begin(&mut self) {
+        let options = self.options;
+        if self.head.holds().0 < options.nodes {
+            return self.at(ms(1), Event::Begin);
+        }
+        match options.sabotage {
+            Some(Sabotage::Panic) => panic!("of sabotage"),
+            Some(Sabotage::StandStill) => return self.at(0, Event::Begin),
+            _ => {}
+        }
+        self.start = self.now;
+        for id in self.drivers.keys().copied().collect::<Vec<_>>() {
+            self.at(0, Event::Act(id));
+        }
         // Faults come while tasks are submitted and run, and those that take long to be noticed may come later.
         let per_driver = (options.tasks / options.drivers.max(1)) as u64;
         let busy = (options.interval.as_nanos() as u64 * per_driver).max(ms(10));
@@ -246,12 +282,11 @@ impl<'a> World<'a> {
             (options.cancellations, busy, || Event::Cancel),
         ] {
             for _ in 0..count {
-                let span = if world.random.one_in(2) { busy } else { span };
-                let after = world.start + world.random.below(span);
-                world.at(after, event());
+                let span = if self.random.one_in(2) { busy } else { span };
+                let after = self.random.below(span);
+                self.at(after, event());
             }
         }
-        world
     }
 
     pub(super) fn process(&mut self) -> ProcessId {
@@ -266,14 +301,10 @@ impl<'a> World<'a> {
 
     fn join(&mut self, index: usize) {
         let id = self.process();
-        let capacity = Capacity {
-            cpu: self.options.cpus * 1_000,
-            gpus: Devices::new(Inventory::simulated(if self.options.mixed && index.is_multiple_of(2) { 2 } else { 0 })),
-            memory: 4 << 30,
-            custom: if index.is_multiple_of(3) { BTreeMap::from([("licence".into(), 1_000)]) } else { BTreeMap::new() },
-        };
+        self.fates.nodes.insert(id);
+        let capacity = workload::capacity(self.options, index);
         let mut out = Effects::default();
-        let mut node = Node::new(id, capacity.clone(), workload::labels(index), &mut out);
+        let mut node = Node::new(id, self.believed(capacity.clone()), workload::labels(index), &mut out);
         node.keep_small(workload::KEPT);
         if self.options.packs {
             node.hand_out_ahead(worker::AHEAD);
@@ -315,9 +346,23 @@ impl<'a> World<'a> {
             Message::Pushed { size, .. } => Some(*size),
             _ => None,
         };
+        let life = match (from, to) {
+            (HEAD, _) => self.life,
+            (_, HEAD) => self.joined(from),
+            _ => 0,
+        };
+        let letter = Letter { from, to, message, parcel, life };
+        let (station, other) = (self.station(from), self.station(to));
+        if self.links.is_some() && station != other {
+            let time = Bandwidth::default().transfer_time(bulk.unwrap_or(0));
+            let after = if from == station { time } else { self.pipe((from, station), time) };
+            let in_life = |process| (process, if process == HEAD { life } else { 0 });
+            let (from, to) = (in_life(station), in_life(other));
+            return self.at(after, Event::Links(links::Event::Send { from, to, letter }));
+        }
         if self.links.is_some() {
-            let after = Bandwidth::default().transfer_time(bulk.unwrap_or(0));
-            return self.at(after, Event::Links(links::Event::Send { from, to, message }));
+            let after = self.pipe((from, to), Bandwidth::default().transfer_time(bulk.unwrap_or(0)));
+            return self.at(after, Event::Deliver { by: from, letter });
         }
         let mut after =
             LATENCY.0 + self.random.exponential(LATENCY.1) + Bandwidth::default().transfer_time(bulk.unwrap_or(0));
@@ -327,22 +372,32 @@ impl<'a> World<'a> {
         let between = |a: &BTreeSet<_>, b: &BTreeSet<_>| a.contains(&from) && b.contains(&to);
         let apart = self.cuts.iter().filter(|(a, b, _)| between(a, b) || between(b, a));
         let healed = apart.map(|cut| cut.2).max().unwrap_or(0);
-        let arrival = (self.now + after).max(healed);
-        let last = self.arrivals.entry((from, to, bulk.is_some())).or_default();
-        *last = arrival.max(*last + 1);
-        let after = *last - self.now;
-        let life = match (from, to) {
-            (HEAD, _) => self.life,
-            (_, HEAD) => self.joined(from),
-            _ => 0,
-        };
-        self.at(after, Event::Deliver { from, to, message, parcel, life });
+        let after = after.max(healed.saturating_sub(self.now));
+        let after = self.in_order((from, to, bulk.is_some()), after);
+        self.at(after, Event::Deliver { by: from, letter });
+    }
+
+    /// How much later something arrives on this way, which keeps the order, if it takes so long by itself.
+    fn in_order(&mut self, way: (ProcessId, ProcessId, bool), after: Nanos) -> Nanos {
+        let last = self.arrivals.entry(way).or_default();
+        *last = (self.now + after).max(*last + 1);
+        *last - self.now
+    }
+
+    /// The same between a worker and its node.
+    fn pipe(&mut self, (from, to): (ProcessId, ProcessId), time: Nanos) -> Nanos {
+        let after = LATENCY.0 + self.random.exponential(LATENCY.1) + time;
+        self.in_order((from, to, false), after)
+    }
+
+    /// The process with links that speaks for this one: the node of a worker, or itself.
+    fn station(&self, process: ProcessId) -> ProcessId {
+        self.homes.get(&process).copied().unwrap_or(process)
     }
 
     /// The head that a process speaks to; workers go through their nodes.
     fn joined(&self, process: ProcessId) -> u64 {
-        let station = self.workers.get(&process).map_or(process, |worker| worker.node);
-        self.joined.get(&station).copied().unwrap_or(0)
+        self.joined.get(&self.station(process)).copied().unwrap_or(0)
     }
 
     /// The head dies, and everybody notices that some time later.
@@ -412,8 +467,13 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn perform(&mut self, process: ProcessId, out: Effects) {
-        out.notes.into_iter().for_each(|note| self.memory.note(note));
-        for (to, message) in out.sends {
+        for note in out.notes {
+            if let Note::Died(process) = note {
+                self.fates.dead.insert(process);
+            }
+            self.memory.note(note);
+        }
+        for (to, message) in self.tampered(out.sends) {
             if to == worker::HANDS {
                 let (object, failure) = match message {
                     Message::Here { object } => (object, None),
@@ -442,6 +502,9 @@ impl<'a> World<'a> {
         }
         for (object, well) in out.done {
             self.ended(process, object, well);
+            if self.options.sabotage == Some(Sabotage::EndTwice) {
+                self.ended(process, object, well);
+            }
         }
         for (object, _) in out.ended {
             self.stays_no_more(process, object);
@@ -454,6 +517,7 @@ impl<'a> World<'a> {
         }
         later.into_iter().for_each(|out| self.perform(process, out));
         self.run_waiting(process);
+        self.check_node(process);
         if out.fenced {
             self.fenced(process);
         }
@@ -515,6 +579,7 @@ impl<'a> World<'a> {
 
     fn ended(&mut self, process: ProcessId, object: ObjectId, well: bool) {
         let Some(shell) = self.shell(process) else { return };
+        let value = shell.owner.value(object).map(|value| (shell.owner.maker(object), value));
         if let Some(why) = shell.owner.failure(object)
             && let Some(arg) = shell.args(object).into_iter().flatten().find(|arg| shell::is_forgotten(&why, **arg))
             && shell.has(*arg)
@@ -538,6 +603,14 @@ impl<'a> World<'a> {
             self.report.ended += 1;
             self.report.failed += usize::from(!well);
         }
+        if let Some((maker, value)) = value {
+            match &value {
+                Value::Failed(why) if !self.is_explained(why) => {
+                    self.broken = Some(format!("{object:?} failed, which nothing explains: {why}"));
+                }
+                value => self.broken = self.fates.wrong(object, maker, value).or(self.broken.take()),
+            }
+        }
         if let Some(driver) = self.drivers.get_mut(&process).filter(|_| well) {
             driver.succeeded.insert(object);
         }
@@ -549,10 +622,13 @@ impl<'a> World<'a> {
             driver.succeeded.remove(&object);
         }
         let again = !self.random.one_in(3);
-        self.with(process, |shell, out| match again && shell.owner.restart(object, out) {
-            true => drop(shell.pending.insert(object)),
-            false => shell.owner.cancel(object, out),
-        });
+        let starts = |shell: &mut Shell, out: &mut Effects| {
+            let starts = again && shell.owner.restart(object, out);
+            starts && shell.pending.insert(object)
+        };
+        if self.with(process, starts) != Some(true) {
+            self.cancel(process, object);
+        }
     }
 
     /// The owner has dropped a value.
@@ -570,14 +646,19 @@ impl<'a> World<'a> {
     /// It was declared dead, and lives: it starts anew.
     pub(super) fn fenced(&mut self, process: ProcessId) {
         if let Some(sim) = self.nodes.remove(&process) {
-            self.crashed.insert(process, self.now);
+            self.died(process);
             self.dismiss(&sim);
             self.join(sim.index);
         } else if self.drivers.remove(&process).is_some() {
-            self.crashed.insert(process, self.now);
+            self.died(process);
         } else {
             self.crash_worker(process);
         }
+    }
+
+    pub(super) fn died(&mut self, process: ProcessId) {
+        self.crashed.insert(process, self.now);
+        self.fates.dead.insert(process);
     }
 
     /// Whether somebody dies, or is thought to.
@@ -592,6 +673,9 @@ impl<'a> World<'a> {
         let faults = faults || self.options.links;
         let mut until = LIMIT;
         let mut quiet = false;
+        // From when on it is looked whether anything stays.
+        let mut look = Nanos::MAX;
+        let (mut millisecond, mut events) = (0, 0);
         while let Some(((time, _), event)) = self.queue.pop_first() {
             // On bad links a node may be thought to have died even now; it joins again.
             let is_whole = self.head.holds().0 == self.nodes.len();
@@ -599,6 +683,13 @@ impl<'a> World<'a> {
                 break;
             }
             self.now = time;
+            if millisecond != time / ms(1) {
+                (millisecond, events) = (time / ms(1), 0);
+            }
+            events += 1;
+            if events > MOST_EVENTS {
+                return Err(format!("time stands still at {time} ns, the next would be {event:?}"));
+            }
             self.step(event);
             if let Some(rule) = self.broken {
                 return Err(rule);
@@ -608,8 +699,15 @@ impl<'a> World<'a> {
                 && self.workers.values().all(|worker| worker.shell.leftovers().is_none())
             {
                 self.report.time = Duration::from_nanos(self.now - self.start);
-                until = self.now + if faults { 3 * PATIENCE + REPLACEMENT + grace } else { ms(200) };
+                look = self.now + if faults { 3 * PATIENCE + REPLACEMENT } else { ms(200) };
+                until = look + if faults { grace } else { 0 };
                 quiet = true;
+            }
+            if self.now >= look && self.headless.is_none() {
+                if self.check_nothing_stays().is_ok() {
+                    break;
+                }
+                look = self.now + BEAT;
             }
         }
         if !quiet {
@@ -648,7 +746,8 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { from, to, message, parcel, life } => self.deliver(from, to, message, parcel, life),
+            Event::Deliver { by, letter } => self.deliver(by, letter),
+            Event::Begin => self.begin(),
             Event::Tick(HEAD) => {
                 if self.headless.is_none() {
                     self.head.tick(self.now, &mut out);
@@ -713,7 +812,7 @@ impl<'a> World<'a> {
                 if let Some(victim) = self.pick(self.nodes.keys().copied().collect())
                     && let Some(sim) = self.nodes.remove(&victim)
                 {
-                    self.crashed.insert(victim, self.now);
+                    self.died(victim);
                     self.dismiss(&sim);
                     self.at(REPLACEMENT, Event::Join(sim.index));
                 }
@@ -721,7 +820,7 @@ impl<'a> World<'a> {
             Event::CrashDriver => {
                 if let Some(victim) = self.pick(self.drivers.keys().copied().collect()) {
                     self.drivers.remove(&victim);
-                    self.crashed.insert(victim, self.now);
+                    self.died(victim);
                 }
             }
             Event::CloseDriver => {
@@ -729,6 +828,7 @@ impl<'a> World<'a> {
                     && let Some(driver) = self.drivers.get_mut(&id)
                 {
                     driver.left = 0;
+                    self.fates.closed.insert(id);
                     self.with(id, |shell, out| shell.owner.close(id, out));
                 }
             }
@@ -750,7 +850,7 @@ impl<'a> World<'a> {
                 let pending: Vec<_> = pending.collect();
                 let at = self.random.below(pending.len() as u64) as usize;
                 if let Some((id, task)) = pending.get(at) {
-                    self.with(*id, |shell, out| shell.owner.cancel(*task, out));
+                    self.cancel(*id, *task);
                 }
             }
             Event::Join(index) => self.join(index),
@@ -759,11 +859,21 @@ impl<'a> World<'a> {
     }
 
     fn link(&mut self, event: links::Event) {
+        if let links::Event::Send { letter, .. } = &event
+            && self.homes.contains_key(&letter.from)
+            && !self.workers.contains_key(&letter.from)
+        {
+            return; // it was in the pipe when the worker died
+        }
         let Some(links) = &mut self.links else { return };
         let mut out = links::Effects::default();
         let (nodes, drivers, cuts, now) = (&self.nodes, &self.drivers, &self.cuts, self.now);
-        let is_alive = |process| process == HEAD || nodes.contains_key(&process) || drivers.contains_key(&process);
-        let is_cut = |a, b| {
+        let head = Some(self.life).filter(|_| self.headless.is_none());
+        let is_alive = |(process, life)| match process {
+            HEAD => head == Some(life),
+            _ => nodes.contains_key(&process) || drivers.contains_key(&process),
+        };
+        let is_cut = |(a, _), (b, _)| {
             let between = |(some, others, until): &(BTreeSet<_>, BTreeSet<_>, Nanos)| {
                 now < *until && (some.contains(&a) && others.contains(&b) || some.contains(&b) && others.contains(&a))
             };
@@ -776,9 +886,9 @@ impl<'a> World<'a> {
         for (after, event) in out.later {
             self.at(after, Event::Links(event));
         }
-        for (from, to, message) in out.delivered {
-            let parcel = self.parcel(from, &message);
-            self.at(0, Event::Deliver { from, to, message, parcel, life: self.life });
+        for ((from, _), (to, _), letter) in out.delivered {
+            let after = if letter.to == to { 0 } else { self.pipe((to, letter.to), 0) };
+            self.at(after, Event::Deliver { by: from, letter });
         }
     }
 
@@ -787,12 +897,13 @@ impl<'a> World<'a> {
         from.get(at).copied()
     }
 
-    fn deliver(&mut self, from: ProcessId, to: ProcessId, message: Message, parcel: Arc<[ObjectId]>, life: u64) {
+    fn deliver(&mut self, by: ProcessId, letter: Letter) {
+        let Letter { from, to, message, parcel, life } = letter;
         if to == HEAD && (self.headless.is_some() || life != self.life) || from == HEAD && life != self.joined(to) {
             return;
         }
         // Of what a process had sent when it died, the first part arrives on each way, and the rest does not.
-        let crash = if from == HEAD { self.heads_died.get(&life) } else { self.crashed.get(&from) };
+        let crash = if by == HEAD { self.heads_died.get(&life) } else { self.crashed.get(&by) };
         if let Some(crash) = crash {
             let cut = Random::new(self.options.seed ^ (from.0 << 32) ^ to.0).below(us(200));
             if self.now > crash + cut {
@@ -853,30 +964,16 @@ impl<'a> World<'a> {
         } else if self.options.groups && (!driver.groups.is_empty() || !driver.shell.is_idle()) {
             self.give_up_some(id); // others may wait for what it holds
         } else if driver.shell.is_idle() {
-            let delay = delay(self.options);
             let shell = &mut driver.shell;
             // Everything is asked for once more: what was lost meanwhile is made again.
             let mut out = Effects::default();
             let ours: Vec<_> = shell.state.iter().copied().filter(|object| object.owner == id).collect();
             let waits = ours.iter().filter(|object| !shell.owner.want(**object, &mut out)).count();
             if waits == 0 {
-                for object in &ours {
-                    if let Some(why) = shell.owner.failure(*object)
-                        && driver.succeeded.contains(object)
-                        && !may_be_lost(&why)
-                    {
-                        self.broken = Some(format!("{object:?} was there, and is lost: {why}"));
-                    }
-                    let place = shell.owner.place(*object).and_then(|place| self.crashed.get(&place));
-                    if place.is_some_and(|crash| crash + 3 * PATIENCE + delay < self.now) {
-                        self.broken = Some(format!("{object:?} is thought to be on a node that is dead"));
-                    }
-                    for holder in shell.owner.holders(*object).into_iter().flatten() {
-                        if self.nodes.get(holder).is_some_and(|sim| !sim.node.stores(*object)) {
-                            self.broken = Some(format!("{holder:?} should have {object:?}, and has not"));
-                        }
-                    }
-                }
+                let broken = ours.iter().find_map(|object| self.misses(id, *object));
+                self.broken = self.broken.take().or(broken);
+                let Some(driver) = self.drivers.get_mut(&id) else { return };
+                let shell = &mut driver.shell;
                 for object in std::mem::take(&mut shell.state) {
                     shell.drop(object, &mut out);
                 }
@@ -888,6 +985,28 @@ impl<'a> World<'a> {
         if let Some(after) = again {
             self.at(after, Event::Act(id));
         }
+    }
+
+    /// What is wrong with an object of a driver's to which it has a handle, and that it has asked for.
+    fn misses(&self, id: ProcessId, object: ObjectId) -> Option<String> {
+        let driver = self.drivers.get(&id)?;
+        let owner = &driver.shell.owner;
+        if let Some(why) = owner.failure(object).filter(|_| driver.succeeded.contains(&object))
+            && !self.may_be_lost(&why)
+        {
+            return Some(format!("{object:?} was there, and is lost: {why}"));
+        }
+        let place = owner.place(object).and_then(|place| self.crashed.get(&place));
+        if place.is_some_and(|crash| crash + 3 * PATIENCE + delay(self.options) < self.now) {
+            return Some(format!("{object:?} is thought to be on a node that is dead"));
+        }
+        let mut holders = owner.holders(object).into_iter().flatten();
+        let has_not = |holder: &&ProcessId| self.nodes.get(holder).is_some_and(|sim| !sim.node.stores(object));
+        if let Some(holder) = holders.find(has_not) {
+            return Some(format!("{holder:?} should have {object:?}, and has not"));
+        }
+        let value = owner.value(object)?;
+        self.fates.wrong(object, owner.maker(object), &value)
     }
 
     /// The rank of what is made next, in a task or outside.
@@ -908,7 +1027,9 @@ impl<'a> World<'a> {
         }
         let groups = self.drivers.get(&id).map(|driver| &driver.groups);
         let (work, inside) = workload::work(self.options, &mut self.random, (id, &handles), &nodes, groups);
-        let parts = Body::of(&work.body.alone(None)).parts;
+        let body = Body::of(&work.body.alone(None));
+        let (task, parts) = (self.shell(id)?.owner.next().0, body.parts);
+        self.fates.planned(task, &work, body);
         let object = self.with(id, |shell, out| shell.submit(work, parts, inside, out))?;
         self.submitted.insert(object, self.now);
         if self.options.borrowing {
@@ -925,8 +1046,13 @@ impl<'a> World<'a> {
             return 0;
         }
         let (common, work, count) = workload::pack(id, &mut self.random);
-        let values = (0..count.min(most as u64)).map(|_| workload::member(self.options, &mut self.random).to_bytes().0);
-        let values = values.collect();
+        let Some((first, _)) = self.shell(id).map(|shell| shell.owner.next()) else { return 0 };
+        let mut values = Vec::new();
+        for number in (first.number..).take(count.min(most as u64) as usize) {
+            let body = workload::member(self.options, &mut self.random);
+            self.fates.planned(ObjectId { number, ..first }, &work, body);
+            values.push(body.to_bytes().0);
+        }
         let tasks = self.with(id, |shell, out| shell.submit_packs((&common, &work), values, out)).unwrap_or_default();
         for task in &tasks {
             self.submitted.insert(*task, self.now);
@@ -988,6 +1114,7 @@ impl<'a> World<'a> {
         if let Some(group) = self.with(id, create)
             && let Some(driver) = self.drivers.get_mut(&id)
         {
+            self.fates.groups.insert(group, bundles.clone());
             driver.groups.push((group, bundles));
             driver.policies.insert(group, policy);
         }
@@ -999,20 +1126,22 @@ impl<'a> World<'a> {
         let count = driver.groups.len() as u64;
         if count > 0 && self.random.one_in(20) {
             let (group, _) = driver.groups.swap_remove(self.random.below(count) as usize);
+            self.fates.groups.remove(&group);
             self.with(id, |shell, out| shell.owner.remove_group(group, out));
         }
         let actors = self.shell(id).map_or_else(Vec::new, |shell| shell.actors.clone());
         if let Some(actor) = self.pick(actors).filter(|_| self.random.one_in(20)) {
-            self.with(id, |shell, out| {
-                shell.actors.retain(|other| *other != actor);
-                shell.owner.cancel(actor, out);
-            });
+            self.with(id, |shell, _| shell.actors.retain(|other| *other != actor));
+            self.cancel(id, actor);
         }
     }
 
     fn group_is_ready(&mut self, process: ProcessId, group: ObjectId) {
         let Some(driver) = self.drivers.get(&process) else { return };
-        let Some(Group::Ready(places)) = driver.shell.owner.group(group) else { return };
+        let places = match driver.shell.owner.group(group) {
+            Some(Group::Ready(places)) => places,
+            _ => return drop(self.fates.groups.remove(&group)),
+        };
         self.report.groups += 1;
         let different: BTreeSet<_> = places.iter().collect();
         let is_kept = match driver.policies.get(&group) {
@@ -1022,7 +1151,7 @@ impl<'a> World<'a> {
         };
         let is_there = |(bundle, node): (usize, &ProcessId)| {
             let sim = self.nodes.get(node).filter(|_| !self.head.has_buried(*node));
-            sim.is_none_or(|sim| sim.node.reserved().any(|(id, at, _)| (id, at as usize) == (group, bundle)))
+            sim.is_none_or(|sim| sim.node.reserved().any(|(id, at, ..)| (id, at as usize) == (group, bundle)))
         };
         if !is_kept || !places.iter().enumerate().all(is_there) {
             self.broken = Some(format!("group {group:?} is not as it should be: {places:?}"));
@@ -1047,6 +1176,20 @@ impl<'a> World<'a> {
         });
         if let Some(driver) = self.drivers.get_mut(&id).filter(|driver| !driver.shell.state.contains(&object)) {
             driver.succeeded.remove(&object);
+        }
+    }
+
+    /// Ends a task, or an actor.
+    fn cancel(&mut self, id: ProcessId, object: ObjectId) {
+        let Some(maker) = self.shell(id).map(|shell| shell.owner.maker(object)) else { return };
+        self.fates.cancelled.insert(maker);
+        self.with(id, |shell, out| shell.owner.cancel(maker, out));
+    }
+
+    /// Whether what is used on a node is there.
+    pub(super) fn check_node(&mut self, id: ProcessId) {
+        if let Some(Err(rule)) = self.nodes.get(&id).map(SimNode::check) {
+            self.broken = Some(format!("at {} ns, node {id:?}: {rule}", self.now));
         }
     }
 
@@ -1079,39 +1222,43 @@ impl SimNode {
     /// Whether what the node lets run fits what there is, and so does what runs.
     pub(super) fn check(&self) -> Result<(), String> {
         let is_ahead = |key: &(ObjectId, u32)| self.node.task(key.0, key.1).is_some_and(|task| task.is_ahead);
-        let allowed = self.running.iter().filter(|(key, _)| !is_ahead(key)).map(|(_, job)| job);
+        let allowed = self.running.iter().filter(|(key, _)| !is_ahead(key));
         self.fit(allowed).and_then(|()| self.fit(self.runs()))
     }
 
-    fn runs(&self) -> impl Iterator<Item = &Job> {
-        self.running.values().filter(|job| !matches!(job.phase, Phase::Waits(_)))
+    fn runs(&self) -> impl Iterator<Item = (&(ObjectId, u32), &Job)> {
+        self.running.iter().filter(|(_, job)| !matches!(job.phase, Phase::Waits(_)))
     }
 
-    fn fit<'j>(&self, jobs: impl Iterator<Item = &'j Job>) -> Result<(), String> {
+    fn fit<'j>(&'j self, jobs: impl Iterator<Item = (&'j (ObjectId, u32), &'j Job)>) -> Result<(), String> {
         let mut plain = Vec::new();
-        let mut bundles: BTreeMap<_, Vec<&Demand>> = BTreeMap::new();
-        for job in jobs {
+        let mut bundles: BTreeMap<_, Vec<Use<'_>>> = BTreeMap::new();
+        for ((task, attempt), job) in jobs {
+            let used: Use<'_> = (&job.demand, self.node.devices(*task, *attempt));
             match job.bundle {
-                Some(bundle) => bundles.entry(bundle).or_default().push(&job.demand),
-                None => plain.push(&*job.demand),
+                Some(bundle) => bundles.entry(bundle).or_default().push(used),
+                None => plain.push(used),
             }
         }
-        for (group, bundle, demand) in self.node.reserved() {
-            plain.push(demand);
+        for (group, bundle, demand, devices) in self.node.reserved() {
+            plain.push((demand, devices));
             if let Some(jobs) = bundles.remove(&(group, bundle)) {
-                fits(&jobs, &Capacity::of(demand)).map_err(|why| format!("in bundle {bundle} of {group:?} {why}"))?;
+                let fits = fits(&jobs, (&Capacity::of(demand), devices));
+                fits.map_err(|why| format!("in bundle {bundle} of {group:?} {why}"))?;
             }
         }
+        let rooms = self.capacity.gpus.rooms.iter().enumerate();
+        let devices = rooms.map(|(place, room)| Part { place, thousandths: room.thousandths, bytes: room.bytes });
         match bundles.keys().next() {
             Some(bundle) => Err(format!("something runs in {bundle:?}, which is not set aside")),
-            None => fits(&plain, &self.capacity),
+            None => fits(&plain, (&self.capacity, &devices.collect::<Vec<_>>())),
         }
     }
 
     /// The CPUs, in thousandths, that nothing runs on and nothing is set aside on.
     pub(super) fn unused(&self) -> u32 {
-        let plain = self.runs().filter(|job| job.bundle.is_none()).map(|job| job.demand.cpu);
-        let used: u32 = plain.chain(self.node.reserved().map(|(_, _, demand)| demand.cpu)).sum();
+        let plain = self.runs().filter(|(_, job)| job.bundle.is_none()).map(|(_, job)| job.demand.cpu);
+        let used: u32 = plain.chain(self.node.reserved().map(|(_, _, demand, _)| demand.cpu)).sum();
         self.capacity.cpu.saturating_sub(used)
     }
 }
@@ -1121,28 +1268,40 @@ fn delay(options: &Options) -> Nanos {
     options.head_crashes as u64 * (HEADLESS + REUNION)
 }
 
-fn fits(demands: &[&Demand], capacity: &Capacity) -> Result<(), String> {
-    let sum = |of: fn(&Demand) -> u64| demands.iter().map(|demand| of(demand)).sum::<u64>();
-    let custom = |name: &str| demands.iter().filter_map(|demand| demand.custom.get(name)).sum::<u64>();
-    let gpus: u32 = capacity.gpus.rooms.iter().map(|room| room.thousandths).sum();
+/// What is used, and of which devices.
+type Use<'a> = (&'a Demand, &'a [Part]);
+
+/// Whether this is there together, and each of these devices has what is used of it.
+fn fits(uses: &[Use<'_>], (capacity, devices): (&Capacity, &[Part])) -> Result<(), String> {
+    let sum = |of: fn(&Demand) -> u64| uses.iter().map(|(demand, _)| of(demand)).sum::<u64>();
     let pairs = [
         ("CPUs", sum(|demand| demand.cpu.into()), capacity.cpu.into()),
-        ("GPUs", sum(Demand::gpus), gpus.into()),
         ("memory", sum(|demand| demand.memory), capacity.memory),
-        ("licences", custom("licence"), capacity.custom.get("licence").copied().unwrap_or(0)),
     ];
-    match pairs.into_iter().find(|(_, used, there)| used > there) {
-        Some((what, used, there)) => Err(format!("{used} thousandths of {what} are used, {there} are there")),
-        None => Ok(()),
+    let names = uses.iter().flat_map(|(demand, _)| demand.custom.keys());
+    let custom = names.map(|name| {
+        let used = uses.iter().filter_map(|(demand, _)| demand.custom.get(name)).sum();
+        (&**name, used, capacity.custom.get(name).copied().unwrap_or(0))
+    });
+    if let Some((what, used, there)) = pairs.into_iter().chain(custom).find(|(_, used, there)| used > there) {
+        return Err(format!("{used} thousandths of {what} are used, {there} are there"));
     }
-}
-
-/// Whether an object may end so though it was there before: it was put, or needs something to be made
-/// again that is gone.
-fn may_be_lost(why: &Error) -> bool {
-    match why.root_cause() {
-        Error::Lost { reason, .. } => [PUT_AND_LOST, NO_HANDLE, OWNER_DIED, MAKER_DIED].contains(&&**reason),
-        Error::Infeasible { reason, .. } => reason.contains("placement group was removed"),
-        error => matches!(error, Error::Cancelled { .. } | Error::Shutdown { .. }),
+    for (demand, parts) in uses {
+        let has: u64 = parts.iter().map(|part| u64::from(part.thousandths)).sum();
+        if has != demand.gpus() {
+            return Err(format!("{has} thousandths of GPUs are there for what wants {demand}"));
+        }
     }
+    let used: Vec<&Part> = uses.iter().flat_map(|(_, parts)| *parts).collect();
+    for part in &used {
+        let there = devices.iter().find(|device| device.place == part.place);
+        let of_it = || used.iter().filter(|other| other.place == part.place);
+        let time: u32 = of_it().map(|part| part.thousandths).sum();
+        let bytes: u64 = of_it().map(|part| part.bytes).sum();
+        if there.is_none_or(|there| time > there.thousandths || bytes > there.bytes) {
+            let place = part.place;
+            return Err(format!("{time} thousandths and {bytes} bytes of GPU {place} are used, there is {there:?}"));
+        }
+    }
+    Ok(())
 }
