@@ -274,6 +274,8 @@ pub(crate) struct Node {
     running: u32,
     /// How many of these have finished, and stay.
     staying: u32,
+    /// How many tasks there are that stay, or will, wherever they are on their way.
+    actors: u32,
     /// How many of them are plain, and have a CPU taken.
     plain: u32,
     store: BTreeMap<ObjectId, Stored>,
@@ -338,6 +340,7 @@ impl Node {
             cpuless: 0,
             running: 0,
             staying: 0,
+            actors: 0,
             plain: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
@@ -493,6 +496,7 @@ impl Node {
         Load {
             waiting: (self.count() as u32).saturating_sub(running + self.staying),
             running,
+            staying: self.actors,
             mean: self.mean,
             assigned: self.assigned,
             room: (self.room != self.capacity).then(|| {
@@ -638,10 +642,12 @@ impl Node {
 
     fn should_keep(&self, spec: &TaskSpec) -> bool {
         let here = match &spec.strategy {
+            // The head knows how many others have.
+            Strategy::Default if spec.stays => self.is_headless,
             Strategy::Default => spec.count == 1 || self.is_quick(spec),
             Strategy::Node { node, .. } => *node == self.id,
             Strategy::Bundle { .. } => return self.has_room(spec),
-            Strategy::Spread | Strategy::Labels(_) => false,
+            Strategy::Spread | Strategy::Labels { .. } => false,
         };
         let wait = waiting_time(self.count() - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(spec.fetch_time(self.id));
@@ -694,6 +700,7 @@ impl Node {
     fn enter(&mut self, spec: TaskSpec) {
         self.packs += usize::from(spec.count > 1);
         self.packed += u64::from(spec.count - 1);
+        self.actors += u32::from(spec.stays);
         let (key, fetching) = ((spec.id, spec.attempt), BTreeSet::new());
         let task = Task {
             spec,
@@ -774,6 +781,7 @@ impl Node {
         if let Some(object) = orphan {
             // It is neither ready nor with a worker, and no pack.
             if let Some(task) = self.tasks.remove(&key) {
+                self.actors -= u32::from(task.spec.stays);
                 task.fetching.iter().for_each(|other| self.not_wanted_by(*other, key));
                 self.leaves(key.0);
                 self.changed = true;
@@ -1421,6 +1429,7 @@ impl Node {
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
+        self.actors -= u32::from(task.spec.stays);
         if task.spec.count > 1 {
             self.packs -= 1;
             self.packed -= u64::from(task.left().saturating_sub(1));
@@ -2579,9 +2588,9 @@ mod tests {
         assert_eq!(say(&mut node, OWNER, Message::Assign(task(1, true))).starts.len(), 1);
         say(&mut node, OWNER, Message::Cancel { task: object(1), attempt: 1 });
         end(&mut node, object(1)); // its constructor has, meanwhile
-        assert_eq!((node.free.cpu, node.staying), (0, 1));
+        assert_eq!((node.free.cpu, node.staying, node.load().staying), (0, 1, 1));
         node.ended(ms(91), object(1), 1, &mut Effects::default());
-        assert_eq!((node.free.cpu, node.staying), (2_000, 0));
+        assert_eq!((node.free.cpu, node.staying, node.load().staying), (2_000, 0, 0));
     }
 
     #[test]
