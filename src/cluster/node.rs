@@ -55,7 +55,7 @@ use std::{
 };
 
 /// A task that would wait longer here is passed on to the head.
-const TOO_LONG: Nanos = ms(2);
+pub(super) const TOO_LONG: Nanos = ms(2);
 /// So many may pass a task that needs more than is free.
 const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
@@ -511,10 +511,11 @@ impl Node {
         out.send(HEAD, Message::Load(self.load()));
     }
 
-    /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends.
+    /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends. A worker whose tasks wait for
+    /// others runs those that it has ahead of their turn.
     fn mean_now(&self, now: Nanos) -> Nanos {
-        let used = self.room.cpu.saturating_sub(self.free.cpu);
-        self.mean.max(if used > self.lent { now.saturating_sub(self.moved) } else { 0 })
+        let used = self.room.cpu.saturating_sub(self.free.cpu) + self.overdraft;
+        self.mean.max(if used > self.lent || !self.ahead.is_empty() { now.saturating_sub(self.moved) } else { 0 })
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -1197,6 +1198,7 @@ impl Node {
         self.moved = now;
         let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
         let is_well = outcome.is_well();
+        let is_large = matches!(outcome, Outcome::Stored { size } if size >= LARGE) || task.spec.has_large();
         if task.spec.stays && is_well {
             // Also one that was told to stop is there until it has ended.
             if !std::mem::replace(&mut task.stays, true) {
@@ -1214,6 +1216,10 @@ impl Node {
             let took = if self.most_ahead > 0 { (now - since).min(in_a_row) } else { now - since };
             self.finished = now;
             self.takes(took);
+        }
+        // What comes next may need what this one has made, or had.
+        if is_large {
+            self.tell_load(out);
         }
         match objects {
             _ if stopped => {}
@@ -2764,6 +2770,26 @@ mod tests {
             "{:?}",
             out.sends
         );
+    }
+
+    #[test]
+    fn a_task_on_the_cpus_of_one_that_waits_is_seen_to_take_long() {
+        let mut node = node();
+        let on_all = |number| TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..task(number, false) };
+        say(&mut node, HEAD, Message::Assign(on_all(1)));
+        node.lend(0, 2_000, &mut Effects::default());
+        assert_eq!(node.mean_now(ms(50)), 0, "that one waits");
+        assert_eq!(say(&mut node, HEAD, Message::Assign(on_all(2))).starts.len(), 1);
+        assert_eq!(node.mean_now(ms(50)), ms(50));
+        // Or with their worker ahead of its turn.
+        let mut node = self::node();
+        node.hand_out_ahead(8);
+        for number in 1..=3 {
+            let plain = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
+            assert_eq!(say(&mut node, HEAD, Message::Assign(plain)).starts.len(), 1);
+        }
+        node.lend(0, 2_000, &mut Effects::default());
+        assert_eq!(node.mean_now(ms(50)), ms(50));
     }
 
     #[test]
