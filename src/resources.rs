@@ -82,7 +82,7 @@ impl Request {
     /// What of the wishes for a place a single node cannot fulfil.
     fn unmet(&self) -> Option<String> {
         match &self.strategy {
-            Strategy::Default | Strategy::Spread => None,
+            Strategy::Default | Strategy::Spread | Strategy::PreferLabels { .. } => None,
             Strategy::Node { name, soft } => {
                 (!soft && name != LOCAL_NODE).then(|| format!("there is no node {name:?}, only {LOCAL_NODE:?}"))
             }
@@ -152,24 +152,31 @@ pub enum Strategy {
         /// Pairs of key and value.
         required: Vec<(String, String)>,
     },
+    /// On a node with all of these labels, if one that is there has room; on any other if not.
+    PreferLabels {
+        /// Pairs of key and value.
+        preferred: Vec<(String, String)>,
+    },
 }
 
 #[cfg(feature = "cluster")]
 impl Strategy {
     /// The same as the cluster knows it. Nodes are named by their numbers, or by a label `node`.
     pub(crate) fn to_cluster(&self) -> crate::cluster::protocol::Strategy {
-        use crate::cluster::protocol::{ProcessId, Strategy as There};
+        use crate::cluster::protocol::{NAME, ProcessId, Strategy as There};
+        let labelled = |labels: &[(String, String)], soft| {
+            let labels = labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+            There::Labels { labels, soft }
+        };
         match self {
             Strategy::Default => There::Default,
             Strategy::Spread => There::Spread,
-            Strategy::Node { name, soft } => match (ProcessId::named(name), soft) {
-                (Some(node), soft) => There::Node { node, soft: *soft },
-                (None, true) => There::Default,
-                (None, false) => There::Labels(vec![("node".into(), name.as_str().into())]),
+            Strategy::Node { name, soft } => match ProcessId::named(name) {
+                Some(node) => There::Node { node, soft: *soft },
+                None => labelled(&[(NAME.into(), name.clone())], *soft),
             },
-            Strategy::Labels { required } => There::Labels(
-                required.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
-            ),
+            Strategy::Labels { required } => labelled(required, false),
+            Strategy::PreferLabels { preferred } => labelled(preferred, true),
         }
     }
 }

@@ -372,13 +372,27 @@ impl Runtime {
     }
 
     /// Sets resources aside, for all bundles or for none. On a cluster this waits for room, for half a minute at
-    /// most.
+    /// most; [`placement_group_timeout`](Self::placement_group_timeout) says how long.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if this is not possible now, and why; on a cluster [`Error::Infeasible`] if it was not
     /// possible in that time, or at once if its nodes are too few or too small for it; [`Error::Gpu`] if a bundle asks
     /// for GPUs and none can be used here.
     pub fn placement_group(&self, bundles: &[Bundle], strategy: PlacementStrategy) -> Result<PlacementGroup> {
+        self.placement_group_timeout(bundles, strategy, Duration::from_secs(30))
+    }
+
+    /// The same, waiting no longer than `timeout` for room. While it waits `outray list placement-groups` says for what.
+    /// A local runtime never waits for that: there it is the same as [`placement_group`](Self::placement_group).
+    ///
+    /// # Errors
+    /// As [`placement_group`](Self::placement_group).
+    pub fn placement_group_timeout(
+        &self,
+        bundles: &[Bundle],
+        strategy: PlacementStrategy,
+        timeout: Duration,
+    ) -> Result<PlacementGroup> {
         if bundles.is_empty() {
             return Err(Error::invalid("a placement group needs at least one bundle"));
         }
@@ -386,7 +400,7 @@ impl Runtime {
         if let Some(client) = self.core.client.get() {
             let demands: Vec<_> =
                 bundles.iter().map(|bundle| bundle.request.demand(0, self.core)).collect::<Result<_>>()?;
-            let group = client.create_group(&demands, strategy)?;
+            let group = client.create_group(&demands, strategy, timeout)?;
             return Ok(PlacementGroup(crate::resources::Place::There(group)));
         }
         if strategy == PlacementStrategy::StrictSpread && bundles.len() > 1 {

@@ -598,7 +598,8 @@ impl Context {
 
     /// The node that it runs on; `local` in a local runtime.
     pub fn node(&self) -> &str {
-        self.node.meta().node().unwrap_or(crate::resources::LOCAL_NODE)
+        let meta = self.node.meta();
+        meta.node().unwrap_or_else(|| meta.node_here())
     }
 
     /// The GPUs leased to the task or its actor: the number of each device in its node's inventory, and the share of

@@ -912,6 +912,8 @@ fn strategies_mean_what_they_can_on_one_node() {
             assert_eq!(rt.task(|| 1).strategy(met).submit(()).get(), Ok(1));
         }
         assert_eq!(rt.task(|| 1).strategy(Strategy::Labels { required: vec![] }).submit(()).get(), Ok(1));
+        let soft = Strategy::PreferLabels { preferred: vec![("zone".into(), "a".into())] };
+        assert_eq!(rt.task(|| 1).strategy(soft).submit(()).get(), Ok(1));
         let error = rt.task(|| 1).strategy(node("mars", false)).try_submit(()).unwrap_err();
         assert_says(&error, &["mars", "local"]);
         let labels = Strategy::Labels { required: vec![("zone".into(), "a".into())] };

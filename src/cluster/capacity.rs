@@ -61,17 +61,18 @@ fn lack_of(what: impl fmt::Display, wanted: u64, there: u64, unit: f64) -> Optio
 }
 
 impl Capacity {
-    /// The first thing that `demand` lacks here; `None` if it fits.
+    /// All that `demand` lacks here; `None` if it fits.
     pub(crate) fn lack(&self, demand: &Demand) -> Option<Lack> {
         let thousand = f64::from(WHOLE);
-        lack_of("CPUs", demand.cpu.into(), self.cpu.into(), thousand)
-            .or_else(|| self.gpus.lack(demand.gpu.as_deref()?))
-            .or_else(|| lack_of("bytes of memory", demand.memory, self.memory, 1.0))
-            .or_else(|| {
-                demand.custom.iter().find_map(|(name, wanted)| {
-                    lack_of(format!("of {name:?}"), *wanted, self.custom.get(name).copied().unwrap_or(0), thousand)
-                })
-            })
+        let custom = demand.custom.iter().map(|(name, wanted)| {
+            lack_of(format!("of {name:?}"), *wanted, self.custom.get(name).copied().unwrap_or(0), thousand)
+        });
+        let others = [
+            lack_of("CPUs", demand.cpu.into(), self.cpu.into(), thousand),
+            demand.gpu.as_deref().and_then(|request| self.gpus.lack(request)),
+            lack_of("bytes of memory", demand.memory, self.memory, 1.0),
+        ];
+        others.into_iter().chain(custom).flatten().reduce(Lack::and)
     }
 
     /// The same of what is free now, with what of each device that is.

@@ -25,9 +25,10 @@ use super::{
     driver::DriverDesk,
     function::{Descriptor, FunctionError, resolve_here},
     look,
+    own_queue::OwnQueue,
     owner::{Owner, Value, Work, WorkArg, WorkBody},
     pack::{self, Carrier, Common, Member, Pack, PackKind, Packing, Told},
-    protocol::{Effects, HEAD, INLINE, Message, ObjectId, Outcome, ProcessId, Strategy, lost},
+    protocol::{Effects, HEAD, INLINE, Message, Nanos, ObjectId, Outcome, ProcessId, Strategy, lost},
     read_ahead::ReadAhead,
     reading,
     remote::{Received, Remote, RemoteCell},
@@ -80,8 +81,6 @@ use std::{
 
 /// How often a task is started, when processes die.
 const ATTEMPTS: u32 = 4;
-/// A worker that has so many tasks waiting for each of its CPUs gives further ones to the cluster.
-const OVERLOADED: usize = 64;
 /// How long the head may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same when it fetches an executable first.
@@ -91,7 +90,8 @@ pub(crate) struct Client {
     pub(crate) me: ProcessId,
     pub(crate) core: &'static Core,
     pub(crate) job: Job,
-    node: Mutex<Arc<str>>,
+    /// Of a worker: the node that it is on.
+    node: OnceLock<Arc<str>>,
     carrier: Box<dyn Carrier>,
     started: Instant,
     state: Mutex<State>,
@@ -99,8 +99,9 @@ pub(crate) struct Client {
     running: Mutex<Running>,
     /// What is under way, to say what it is called.
     under_way: Arc<Mutex<Rows<Arc<dyn Remote>>>>,
-    /// How many tasks of the node's are here, that wait or run.
+    /// How many tasks of the node's are here, that wait or run; and how many others may wait.
     given: AtomicUsize,
+    own_queue: OwnQueue,
     /// Actors that live here.
     hosted: Mutex<FxHashMap<ObjectId, Arc<dyn HostedActor>>>,
     /// Streams that are produced here, and those that are consumed here.
@@ -343,7 +344,7 @@ impl Client {
             me,
             core,
             job,
-            node: Mutex::new("local".into()),
+            node: OnceLock::new(),
             carrier,
             started: Instant::now(),
             state: Mutex::new(State {
@@ -366,6 +367,7 @@ impl Client {
             }),
             running: Mutex::default(),
             given: AtomicUsize::new(0),
+            own_queue: OwnQueue::default(),
             under_way,
             hosted: Mutex::default(),
             feeders: Mutex::default(),
@@ -393,7 +395,11 @@ impl Client {
     }
 
     pub(crate) fn node_name(&self) -> Arc<str> {
-        self.node.lock().clone()
+        self.node.get().cloned().unwrap_or_else(|| LOCAL_NODE.into())
+    }
+
+    pub(crate) fn node(&self) -> Option<&str> {
+        self.node.get().map(|node| &**node)
     }
 
     /// This is a worker for those who have a lease on a GPU.
@@ -402,7 +408,7 @@ impl Client {
     }
 
     pub(crate) fn set_node_name(&self, name: &str) {
-        *self.node.lock() = name.into();
+        let _ = self.node.set(name.into()); // once
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -1127,7 +1133,7 @@ impl Client {
     }
 
     /// Whether a task with these options is to run on the cluster. A driver runs nothing itself; a worker
-    /// keeps plain tasks as long as it is not overloaded, unless it has GPUs, which these are not to see.
+    /// keeps plain tasks as long as they do not wait for long, unless it has GPUs, which these are not to see.
     #[inline]
     pub(crate) fn takes(&self, options: Option<&Options>) -> bool {
         if !self.me.is_worker() || self.has_gpus.load(Ordering::Relaxed) {
@@ -1141,7 +1147,13 @@ impl Client {
         // What the node has given it ahead of its turn does not count: a task that holds a lock while it waits for its
         // own would then wait for one that nobody runs, because others wait for the lock.
         let queued = || self.core.queued().saturating_sub(self.given.load(Ordering::Relaxed));
-        !is_plain || queued() >= OVERLOADED * self.core.cpus().ceil() as usize
+        let is_too_long = || {
+            let now = self.started.elapsed().as_nanos() as Nanos;
+            let ended =
+                || self.core.total(|counters| &counters.executed) + self.core.total(|counters| &counters.failed);
+            self.own_queue.is_too_long(queued(), self.core.cpus().ceil() as usize, now, ended)
+        };
+        !is_plain || is_too_long()
     }
 
     fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
@@ -2279,6 +2291,11 @@ impl Client {
     /// Actors that live here.
     pub(super) fn hosted(&self) -> Vec<(ObjectId, Arc<dyn HostedActor>)> {
         self.hosted.lock().iter().map(|(id, actor)| (*id, actor.clone())).collect()
+    }
+
+    /// What an object of this process's is here, if it is known to others.
+    pub(super) fn own_node(&self, object: ObjectId) -> Option<Arc<dyn Node>> {
+        self.state.lock().exported_node(object).filter(|_| object.owner == self.me)
     }
 
     /// What stands for the actors that this process has started.

@@ -10,7 +10,7 @@ mod table;
 
 use super::{
     driver::own_host,
-    node_process::NAME,
+    protocol::NAME,
     roles::{self, HeadSetup, NodeSetup},
     runs,
     secure::Key,

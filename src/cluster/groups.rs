@@ -5,17 +5,18 @@ use super::{
     client::{Client, State},
     head::groups::misfit,
     owner::Group,
-    protocol::{ObjectId, Policy, ms},
+    protocol::{Nanos, ObjectId, Policy},
 };
 use crate::{
     error::{Error, Result},
     local::resources::Demand as Wish,
     resources::PlacementStrategy,
 };
-use std::{fmt, sync::Arc, sync::mpsc};
-
-/// So long a group may wait for room, in milliseconds.
-const PATIENCE: u64 = 30_000;
+use std::{
+    fmt,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 /// A group, and one of its bundles.
 pub(crate) type InBundle = (Arc<RemoteGroup>, u32);
@@ -65,11 +66,12 @@ impl Drop for RemoteGroup {
 }
 
 impl Client {
-    /// Asks for room, and waits until it is set aside.
+    /// Asks for room, and waits until it is set aside; the head gives up after `limit`.
     pub(crate) fn create_group(
         self: &Arc<Self>,
         bundles: &[Wish],
         strategy: PlacementStrategy,
+        limit: Duration,
     ) -> Result<Arc<RemoteGroup>> {
         let demands: Vec<Demand> = bundles.iter().map(Demand::from).collect();
         let policy = match strategy {
@@ -78,9 +80,10 @@ impl Client {
             PlacementStrategy::StrictPack => Policy::StrictPack,
             PlacementStrategy::StrictSpread => Policy::StrictSpread,
         };
+        let limit = Nanos::try_from(limit.as_nanos()).unwrap_or(Nanos::MAX);
         let (sender, known) = mpsc::channel();
         let id = self.with(|state, out| {
-            let id = state.owner.create_group(demands.clone(), policy, Some(ms(PATIENCE)), &mut out.effects);
+            let id = state.owner.create_group(demands.clone(), policy, Some(limit), &mut out.effects);
             state.groups.insert(id, sender);
             id
         });

@@ -40,12 +40,13 @@ use super::{
     passed::Passed,
     protocol::{
         Arg, Effects, FAR, HEAD, Label, Load, Member, Message, Nanos, Note, ObjectId, Outcome, ProcessId, Strategy,
-        TaskSpec, ms, waiting_time,
+        TaskSpec, called, ms, waiting_time,
     },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
 };
 
 /// Who is not heard for so long is dead.
@@ -81,6 +82,8 @@ struct NodeView {
     /// What was assigned to it for good, and when, as it counts assignments.
     promised: Vec<(u64, Demand)>,
     labels: Vec<Label>,
+    /// For people.
+    name: Arc<str>,
     load: Load,
     /// How many tasks the head has assigned to it, ever.
     assigned: u64,
@@ -136,6 +139,11 @@ impl NodeView {
             true => self.capacity.fits(demand),
             false => self.room().fits(demand),
         }
+    }
+
+    /// How many tasks stay there, or will.
+    fn staying(&self) -> u64 {
+        u64::from(self.load.staying) + self.promised.len() as u64
     }
 
     /// It is told to take this for good.
@@ -252,6 +260,7 @@ impl Head {
                 let mut view = NodeView {
                     capacity,
                     promised: Vec::new(),
+                    name: called(from, &labels),
                     labels,
                     load: Load::default(),
                     assigned: 0,
@@ -344,9 +353,6 @@ impl Head {
             }
             Message::Reserved { group, bundle, round, ok } => {
                 self.reserved(now, from, (group, bundle), (round, ok), out);
-            }
-            Message::ExplainGroup { group } => {
-                out.send(from, Message::GroupExplained { group, text: self.explain_group(group).into() });
             }
             // A beat has been heard above; the rest is not said to a head.
             _ => {}
@@ -545,7 +551,7 @@ impl Head {
     fn was_there(&self, spec: &TaskSpec) -> bool {
         let labels = match &spec.strategy {
             Strategy::Node { soft: false, .. } | Strategy::Bundle { .. } => return false, // that will not come back
-            Strategy::Labels(labels) => labels.as_slice(),
+            Strategy::Labels { labels, soft: false } => labels.as_slice(),
             _ => &[],
         };
         let departed = self.dead.values().filter_map(|departed| departed.node.as_ref());
@@ -573,28 +579,22 @@ impl Head {
             Strategy::Node { node, soft: false } => {
                 return match self.nodes.get(node) {
                     None if self.expected.contains_key(node) => Ok(None),
-                    None => Err(format!("it must run on node {node:?}, which is not there")),
+                    None => Err(format!("it must run on node {node}, which is not there")),
                     Some(view) if view.capacity.fits(&spec.demand) => Ok(None),
-                    Some(view) => Err(format!("it must run on node {node:?}: {}", lack(view, &spec.demand))),
+                    Some(view) => Err(format!("it must run on node {}: {}", view.name, lack(view, &spec.demand))),
                 };
             }
-            Strategy::Labels(labels) => {
+            Strategy::Labels { labels, soft } => {
                 let has_all = |view: &NodeView| labels.iter().all(|label| view.labels.contains(label));
-                let with = self.order.iter().filter(|(_, id)| self.nodes.get(id).is_some_and(has_all));
-                let mut fits = with.clone().map(|(_, id)| *id).filter(|id| self.is_big_enough(*id, spec)).peekable();
-                let wanted =
-                    || labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ");
-                if fits.peek().is_some() {
-                    return Ok(fits.find(|id| self.has_room(*id, spec)));
+                let with = self.order.iter().map(|(_, id)| *id).filter(|id| self.nodes.get(id).is_some_and(has_all));
+                let mut fits = with.filter(|id| self.is_big_enough(*id, spec)).peekable();
+                let is_any = fits.peek().is_some();
+                match fits.find(|id| self.has_room(*id, spec)) {
+                    Some(node) => return Ok(Some(node)),
+                    None if *soft => {}
+                    None if is_any => return Ok(None),
+                    None => return Err(self.not_labelled(labels, &spec.demand)),
                 }
-                return Err(match with.clone().next() {
-                    None => format!("no node has the labels {}", wanted()),
-                    Some((_, id)) => format!(
-                        "of the nodes with {}, none is big enough; {id:?}: {}",
-                        wanted(),
-                        self.nodes.get(id).map(|view| lack(view, &spec.demand)).unwrap_or_default()
-                    ),
-                });
             }
             Strategy::Spread => {
                 let roomy = self.nodes.iter().filter(|(_, view)| view.has_room(&spec.demand));
@@ -602,6 +602,9 @@ impl Head {
                 return fewest.map_or_else(|| self.wait_or_fail(spec), |node| Ok(Some(node)));
             }
             Strategy::Default | Strategy::Node { .. } => {}
+        }
+        if spec.stays {
+            return self.choose_to_stay(spec);
         }
         let Some(soonest) = self.order.iter().map(|(_, id)| *id).find(|id| self.has_room(*id, spec)) else {
             return self.wait_or_fail(spec);
@@ -625,6 +628,18 @@ impl Head {
         Ok(Some(candidates.into_iter().chain([soonest]).min_by_key(cost).unwrap_or(soonest)))
     }
 
+    /// The node for one that stays: of those where it starts about as soon, one with the fewest that stay; of these the home
+    /// of its owner, which calls it.
+    fn choose_to_stay(&self, spec: &TaskSpec) -> Result<Option<ProcessId>, String> {
+        let home = self.owners.get(&spec.id.owner).and_then(|owner| owner.home);
+        let roomy = self.nodes.iter().filter(|(_, view)| view.has_room(&spec.demand));
+        let best = roomy.min_by_key(|(id, view)| {
+            let soon = view.wait.saturating_add(spec.fetch_time(**id)) / FAR;
+            (soon, view.staying(), Some(**id) != home, **id)
+        });
+        best.map_or_else(|| self.wait_or_fail(spec), |(id, _)| Ok(Some(*id)))
+    }
+
     /// No node has room for it: waits if one is big enough.
     fn wait_or_fail(&self, spec: &TaskSpec) -> Result<Option<ProcessId>, String> {
         match self.nodes.keys().any(|id| self.is_big_enough(*id, spec)) {
@@ -639,7 +654,33 @@ impl Head {
         let nearest = self.nodes.iter().min_by(|(_, a), (_, b)| gap(a).total_cmp(&gap(b)));
         match nearest {
             None => "there is no node".into(),
-            Some((id, view)) => format!("no node is big enough; the nearest is {id:?}: {}", lack(view, demand)),
+            Some((_, view)) => format!("no node is big enough; the nearest is {}: {}", view.name, lack(view, demand)),
+        }
+    }
+
+    /// No node with these labels is big enough: says which comes nearest, and what it lacks, labels first.
+    fn not_labelled(&self, labels: &[Label], demand: &Demand) -> String {
+        let in_words = |labels: &mut dyn Iterator<Item = &Label>| {
+            labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+        };
+        let wanted = in_words(&mut labels.iter());
+        let missing = |view: &NodeView| labels.iter().filter(|label| !view.labels.contains(label)).count();
+        let gap = |view: &NodeView| view.capacity.lack(demand).map_or(0.0, |lack| lack.gap());
+        let nearest = self.nodes.values().min_by(|a, b| {
+            let labels = missing(a).cmp(&missing(b));
+            labels.then_with(|| gap(a).total_cmp(&gap(b)))
+        });
+        match nearest {
+            None => "there is no node".into(),
+            Some(view) if missing(view) == 0 => {
+                format!("of the nodes with {wanted}, none is big enough; {}: {}", view.name, lack(view, demand))
+            }
+            Some(view) => {
+                let has = in_words(&mut labels.iter().filter(|label| view.labels.contains(label)));
+                let has = if has.is_empty() { "none of them".into() } else { has };
+                let size = view.capacity.lack(demand).map(|lack| format!(" ({lack})")).unwrap_or_default();
+                format!("no node has the labels {wanted}; the nearest is {}, which has {has}{size}", view.name)
+            }
         }
     }
 
@@ -673,11 +714,14 @@ impl Head {
     /// Why a task is with no node, if it is here.
     pub(crate) fn explain(&self, task: ObjectId) -> Option<String> {
         let spec = self.waiting.iter().find(|spec| spec.id == task)?;
-        let lacks = self.nodes.iter().map(|(id, view)| match view.capacity.lack(&spec.demand) {
-            Some(lack) => format!("{id}: {lack}"),
+        if let Strategy::Bundle { group, .. } = &spec.strategy {
+            return Some(format!("it waits at the head for its placement group: {}", self.explain_group(*group)));
+        }
+        let lacks = self.nodes.values().map(|view| match view.capacity.lack(&spec.demand) {
+            Some(lack) => format!("{}: {lack}", view.name),
             None => match view.room().lack(&spec.demand) {
-                Some(lack) => format!("{id}: {lack} that is not set aside, or held by actors"),
-                None => format!("{id}: there is room, but it is not to be there"),
+                Some(lack) => format!("{}: {lack} that is not set aside, or held by actors", view.name),
+                None => format!("{}: there is room, but it is not to be there", view.name),
             },
         });
         Some(format!("it waits at the head for a node with room: {}", lacks.collect::<Vec<_>>().join("; ")))
@@ -726,7 +770,7 @@ mod tests {
         },
         gpu::{GpuRequest, Inventory, placement::Devices},
     };
-    use std::{collections::BTreeMap as Map, sync::Arc};
+    use std::collections::BTreeMap as Map;
 
     const OWNER: ProcessId = ProcessId(100);
 
@@ -893,10 +937,10 @@ mod tests {
     fn what_no_node_can_run_fails_and_names_the_nearest_and_what_it_lacks() {
         let mut head = head(&[2, 8, 4]);
         let why = place(&mut head, task(Demand::cpus(10_000), Strategy::Default, Vec::new())).unwrap_err();
-        assert_eq!(why, "no node is big enough; the nearest is p2: 10 CPUs wanted, 8 there");
+        assert_eq!(why, "no node is big enough; the nearest is 000000000000.2: 10 CPUs wanted, 8 there");
         let gpus = Demand { gpu: Some(GpuRequest::whole(3).into()), ..Demand::cpus(1_000) };
         let why = place(&mut head, task(gpus, Strategy::Spread, Vec::new())).unwrap_err();
-        assert_eq!(why, "no node is big enough; the nearest is p3: 3 GPUs wanted, 2 there");
+        assert_eq!(why, "no node is big enough; the nearest is 000000000000.3: 3 GPUs wanted, 2 there");
     }
 
     #[test]
@@ -906,13 +950,16 @@ mod tests {
         assert_eq!(place(&mut head, on(node(3), false)), Ok(node(3)));
         assert!(place(&mut head, on(node(9), true)).is_ok());
         let why = place(&mut head, on(node(9), false)).unwrap_err();
-        assert_eq!(why, "it must run on node p9, which is not there");
-        let labelled = |value: &str| {
-            let labels = Strategy::Labels(vec![("parity".into(), value.into())]);
-            task(Demand::cpus(1_000), labels, Vec::new())
+        assert_eq!(why, "it must run on node 000000000000.9, which is not there");
+        let labelled = |value: &str, soft| {
+            let strategy = Strategy::Labels { labels: vec![("parity".into(), value.into())], soft };
+            task(Demand::cpus(1_000), strategy, Vec::new())
         };
-        assert_eq!(place(&mut head, labelled("odd")), Ok(node(2)));
-        assert_eq!(place(&mut head, labelled("none")).unwrap_err(), "no node has the labels parity=none");
+        assert_eq!(place(&mut head, labelled("odd", false)), Ok(node(2)));
+        assert_eq!(place(&mut head, labelled("odd", true)), Ok(node(2)), "although it has something to do");
+        let why = place(&mut head, labelled("none", false)).unwrap_err();
+        assert!(why.starts_with("no node has the labels parity=none; the nearest is 000000000000."), "{why}");
+        assert!(place(&mut head, labelled("none", true)).is_ok());
     }
 
     #[test]

@@ -202,14 +202,17 @@ pub(super) fn answer(client: &Client, question: &Question) -> Value {
             let runs: Vec<_> = runs.into_iter().map(|(_, run)| run).collect();
             json!({ "started_ns": started.as_nanos() as u64, "threads": threads, "texts": texts.0, "runs": runs })
         }),
-        Question::Explain { task } => match client.runs_here().iter().find(|((id, _), _)| id == task) {
-            Some((_, node)) => {
-                let mut lines = Vec::new();
-                observe::explain(core, node, 0, &mut lines);
-                json!({ "phase": observe::state(&**node), "attempt": node.meta().attempt(), "lines": lines })
+        Question::Explain { task } => {
+            let run = client.runs_here().into_iter().find(|((id, _), _)| id == task).map(|(_, node)| node);
+            match run.or_else(|| client.own_node(*task)) {
+                Some(node) => {
+                    let mut lines = Vec::new();
+                    observe::explain(core, &node, 0, &mut lines);
+                    json!({ "phase": observe::state(&*node), "attempt": node.meta().attempt(), "lines": lines })
+                }
+                None => Value::Null,
             }
-            None => Value::Null,
-        },
+        }
         _ => Value::Null,
     }
 }

@@ -47,6 +47,7 @@ mod store;
 mod capacity;
 mod head;
 mod node;
+mod own_queue;
 mod owner;
 pub(crate) mod protocol;
 mod serving;

@@ -55,7 +55,7 @@ use std::{
 };
 
 /// A task that would wait longer here is passed on to the head.
-const TOO_LONG: Nanos = ms(2);
+pub(super) const TOO_LONG: Nanos = ms(2);
 /// So many may pass a task that needs more than is free.
 const PASSES: u32 = 64;
 /// So many of the ready tasks, from the oldest, are looked at for one that fits.
@@ -283,6 +283,8 @@ pub(crate) struct Node {
     running: u32,
     /// How many of these have finished, and stay.
     staying: u32,
+    /// How many tasks there are that stay, or will, wherever they are on their way.
+    actors: u32,
     /// How many of them are plain, and have a CPU taken.
     plain: u32,
     store: BTreeMap<ObjectId, Stored>,
@@ -350,6 +352,7 @@ impl Node {
             cpuless: 0,
             running: 0,
             staying: 0,
+            actors: 0,
             plain: 0,
             store: BTreeMap::new(),
             fetches: BTreeMap::new(),
@@ -513,6 +516,7 @@ impl Node {
         Load {
             waiting: (self.count() as u32).saturating_sub(running + self.staying),
             running,
+            staying: self.actors,
             mean: self.mean,
             bandwidth: self.bandwidth,
             assigned: self.assigned,
@@ -528,10 +532,11 @@ impl Node {
         out.send(HEAD, Message::Load(self.load()));
     }
 
-    /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends.
+    /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends. A worker whose tasks wait for
+    /// others runs those that it has ahead of their turn.
     fn mean_now(&self, now: Nanos) -> Nanos {
-        let used = self.room.cpu.saturating_sub(self.free.cpu);
-        self.mean.max(if used > self.lent { now.saturating_sub(self.moved) } else { 0 })
+        let used = self.room.cpu.saturating_sub(self.free.cpu) + self.overdraft;
+        self.mean.max(if used > self.lent || !self.ahead.is_empty() { now.saturating_sub(self.moved) } else { 0 })
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -659,10 +664,12 @@ impl Node {
 
     fn should_keep(&self, spec: &TaskSpec) -> bool {
         let here = match &spec.strategy {
+            // The head knows how many others have.
+            Strategy::Default if spec.stays => self.is_headless,
             Strategy::Default => spec.count == 1 || self.is_quick(spec),
             Strategy::Node { node, .. } => *node == self.id,
             Strategy::Bundle { .. } => return self.has_room(spec),
-            Strategy::Spread | Strategy::Labels(_) => false,
+            Strategy::Spread | Strategy::Labels { .. } => false,
         };
         let wait = waiting_time(self.count() - u64::from(self.staying), self.room.cpu, self.mean)
             .saturating_add(spec.fetch_time(self.id, self.bandwidth));
@@ -715,6 +722,7 @@ impl Node {
     fn enter(&mut self, spec: TaskSpec) {
         self.packs += usize::from(spec.count > 1);
         self.packed += u64::from(spec.count - 1);
+        self.actors += u32::from(spec.stays);
         let (key, fetching) = ((spec.id, spec.attempt), BTreeSet::new());
         let task = Task {
             spec,
@@ -795,6 +803,7 @@ impl Node {
         if let Some(object) = orphan {
             // It is neither ready nor with a worker, and no pack.
             if let Some(task) = self.tasks.remove(&key) {
+                self.actors -= u32::from(task.spec.stays);
                 task.fetching.iter().for_each(|other| self.not_wanted_by(*other, key));
                 self.leaves(key.0);
                 self.changed = true;
@@ -1242,6 +1251,7 @@ impl Node {
         self.moved = now;
         let (stopped, objects) = (task.stopped, (task.spec.count > 1).then(|| task.objects()));
         let is_well = outcome.is_well();
+        let is_large = matches!(outcome, Outcome::Stored { size } if size >= LARGE) || task.spec.has_large();
         if task.spec.stays && is_well {
             // Also one that was told to stop is there until it has ended.
             if !std::mem::replace(&mut task.stays, true) {
@@ -1259,6 +1269,10 @@ impl Node {
             let took = if self.most_ahead > 0 { (now - since).min(in_a_row) } else { now - since };
             self.finished = now;
             self.takes(took);
+        }
+        // What comes next may need what this one has made, or had.
+        if is_large {
+            self.tell_load(out);
         }
         match objects {
             _ if stopped => {}
@@ -1474,6 +1488,7 @@ impl Node {
     /// Takes a task out, its resources back, and forgets what was fetched for it alone.
     fn end(&mut self, key: Key) -> Option<Task> {
         let task = self.tasks.remove(&key)?;
+        self.actors -= u32::from(task.spec.stays);
         if task.spec.count > 1 {
             self.packs -= 1;
             self.packed -= u64::from(task.left().saturating_sub(1));
@@ -2667,9 +2682,9 @@ mod tests {
         assert_eq!(say(&mut node, OWNER, Message::Assign(task(1, true))).starts.len(), 1);
         say(&mut node, OWNER, Message::Cancel { task: object(1), attempt: 1 });
         end(&mut node, object(1)); // its constructor has, meanwhile
-        assert_eq!((node.free.cpu, node.staying), (0, 1));
+        assert_eq!((node.free.cpu, node.staying, node.load().staying), (0, 1, 1));
         node.ended(ms(91), object(1), 1, &mut Effects::default());
-        assert_eq!((node.free.cpu, node.staying), (2_000, 0));
+        assert_eq!((node.free.cpu, node.staying, node.load().staying), (2_000, 0, 0));
     }
 
     #[test]
@@ -2843,6 +2858,26 @@ mod tests {
             "{:?}",
             out.sends
         );
+    }
+
+    #[test]
+    fn a_task_on_the_cpus_of_one_that_waits_is_seen_to_take_long() {
+        let mut node = node();
+        let on_all = |number| TaskSpec { demand: Arc::new(Demand::cpus(2_000)), ..task(number, false) };
+        say(&mut node, HEAD, Message::Assign(on_all(1)));
+        node.lend(0, 2_000, &mut Effects::default());
+        assert_eq!(node.mean_now(ms(50)), 0, "that one waits");
+        assert_eq!(say(&mut node, HEAD, Message::Assign(on_all(2))).starts.len(), 1);
+        assert_eq!(node.mean_now(ms(50)), ms(50));
+        // Or with their worker ahead of its turn.
+        let mut node = self::node();
+        node.hand_out_ahead(8);
+        for number in 1..=3 {
+            let plain = TaskSpec { demand: Arc::new(Demand::cpus(1_000)), ..task(number, false) };
+            assert_eq!(say(&mut node, HEAD, Message::Assign(plain)).starts.len(), 1);
+        }
+        node.lend(0, 2_000, &mut Effects::default());
+        assert_eq!(node.mean_now(ms(50)), ms(50));
     }
 
     #[test]

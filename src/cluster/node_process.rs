@@ -14,7 +14,6 @@ mod seats;
 
 use calls::{CallPack, Calls};
 use questions::Questions;
-pub(crate) use report::NAME;
 use report::Titled;
 use seats::{Kind, Over, Seats, VISIBLE, kill};
 

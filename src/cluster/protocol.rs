@@ -14,6 +14,7 @@
 
 use super::{
     capacity::{Capacity, Demand},
+    serving::LARGE,
     wire::Blob,
 };
 use crate::error::{Error, Origin};
@@ -165,6 +166,15 @@ mod bytes {
 /// A name and a value.
 pub(crate) type Label = (Arc<str>, Arc<str>);
 
+/// The label that is a node's name for people.
+pub(crate) const NAME: &str = "node";
+
+/// What people call a node with these labels: by its name, or else by its number.
+pub(crate) fn called(node: ProcessId, labels: &[Label]) -> Arc<str> {
+    let label = labels.iter().find(|(key, _)| &**key == NAME);
+    label.map_or_else(|| node.to_string().into(), |(_, name)| name.clone())
+}
+
 /// Where a task wants to run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Strategy {
@@ -175,8 +185,8 @@ pub(crate) enum Strategy {
     Spread,
     /// On this node; elsewhere only if `soft`, and the node is gone or too small.
     Node { node: ProcessId, soft: bool },
-    /// On a node with all of these labels.
-    Labels(Vec<Label>),
+    /// On a node with all of these labels; elsewhere only if `soft`, and none of those that are there has room.
+    Labels { labels: Vec<Label>, soft: bool },
     /// Out of what is set aside as this bundle of a placement group, which was on that node when the
     /// owner heard of it last.
     Bundle { group: ObjectId, bundle: u32, node: Option<ProcessId> },
@@ -260,6 +270,11 @@ impl TaskSpec {
             })
     }
 
+    /// Whether it needs a large object.
+    pub(crate) fn has_large(&self) -> bool {
+        self.args.iter().any(|arg| matches!(arg, Arg::Object { size, .. } if *size >= LARGE))
+    }
+
     /// Objects of its owner's among its arguments that were not there when it was sent.
     pub(crate) fn awaited(&self) -> impl Iterator<Item = ObjectId> + '_ {
         self.args.iter().filter_map(|arg| match arg {
@@ -315,6 +330,8 @@ pub(crate) struct Load {
     /// Tasks that wait on it, also those that its workers have ahead of their turn, and tasks that run.
     pub(crate) waiting: u32,
     pub(crate) running: u32,
+    /// Tasks that are there and stay, or will.
+    pub(crate) staying: u32,
     /// How long its tasks take: an exponential average, or how long none has ended, if that is longer.
     pub(crate) mean: Nanos,
     /// How fast objects of other nodes come.
@@ -438,10 +455,6 @@ pub(crate) enum Message {
     GroupReady { group: ObjectId, places: Vec<ProcessId> },
     /// Head to the owner: there is no such group any more.
     GroupFailed { group: ObjectId, why: Arc<str> },
-    /// Anybody to the head: what does the group wait for?
-    ExplainGroup { group: ObjectId },
-    /// Head to who asked.
-    GroupExplained { group: ObjectId, text: Arc<str> },
 
     /// Head to everybody.
     Dead { process: ProcessId },
@@ -523,7 +536,7 @@ mod tests {
         let id = ObjectId { owner: ProcessId(u64::MAX), number: 7 };
         let args = vec![Arg::Inline(bytes.clone()), Arg::Object { id, size: 1 << 40, holders: vec![HEAD] }];
         let demand = Arc::new(Demand { gpu: Some(crate::gpu::GpuRequest::share(250).into()), ..Demand::cpus(1_000) });
-        let strategy = Strategy::Labels(vec![("zone".into(), "a".into())]);
+        let strategy = Strategy::Labels { labels: vec![("zone".into(), "a".into())], soft: true };
         TaskSpec {
             id,
             attempt: 1,

@@ -65,6 +65,12 @@ impl Lack {
         Lack { text, gap: (wanted - there) / wanted }
     }
 
+    /// This, and another.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // a runtime of its own counts in words
+    pub(crate) fn and(self, other: Lack) -> Self {
+        Lack { text: format!("{self}, and {other}"), gap: self.gap + other.gap }
+    }
+
     /// The share of what is wanted that is missing: the smaller, the nearer.
     #[cfg_attr(not(feature = "cluster"), allow(dead_code))] // a runtime of its own need not know
     pub(crate) fn gap(&self) -> f64 {

@@ -175,6 +175,15 @@ impl Meta {
     pub(crate) fn node(&self) -> Option<&str> {
         self.submitted().map(|submitted| &*submitted.node)
     }
+
+    /// The node that this process is on; `local` if there is no other, and in a program that is connected to some.
+    pub(crate) fn node_here(&self) -> &str {
+        #[cfg(feature = "cluster")]
+        if let Some(node) = self.core.client.get().and_then(|client| client.node()) {
+            return node;
+        }
+        crate::resources::LOCAL_NODE
+    }
 }
 
 /// What a node is doing, for `explain`, the lists and the search for cycles.
@@ -295,7 +304,7 @@ impl dyn Node {
                 Some(submitted) => submitted.location.to_string(),
                 None => meta.location.to_string(),
             },
-            node: meta.node().unwrap_or(crate::resources::LOCAL_NODE).into(),
+            node: meta.node().unwrap_or_else(|| meta.node_here()).into(),
         })
     }
 

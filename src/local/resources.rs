@@ -99,28 +99,21 @@ impl Amounts {
         demand.gpu.as_ref().map_or(Some(Vec::new()), |request| self.gpus.place(request))
     }
 
-    /// What is missing for `demand`, CPUs aside; `None` if nothing is.
-    fn lacks(&self, demand: &Demand) -> Option<String> {
-        if let Some(lack) = demand.gpu.as_ref().and_then(|request| self.gpus.lack(request)) {
-            return Some(lack.to_string());
-        }
-        if demand.memory > self.memory {
-            return Some(format!("{} bytes of memory wanted, {} there", demand.memory, self.memory));
-        }
-        demand.custom.iter().find_map(|(name, wanted)| {
-            let there = self.custom.get(name).copied().unwrap_or(0);
-            (*wanted > there)
-                .then(|| format!("{} of {name:?} wanted, {} there", *wanted as f64 / 1e3, there as f64 / 1e3))
-        })
-    }
-
     /// What is missing for `demand`, as a sentence; `None` if nothing is.
     pub(crate) fn missing(&self, demand: &Demand) -> Option<String> {
-        if demand.cpu > self.cpu {
-            let (wanted, there) = (f64::from(demand.cpu) / 1e3, f64::from(self.cpu) / 1e3);
-            return Some(format!("{wanted} CPUs wanted, {there} there"));
-        }
-        self.lacks(demand)
+        let lack = |what: &str, wanted: u64, there: u64, unit: f64| {
+            (wanted > there).then(|| format!("{} {what} wanted, {} there", wanted as f64 / unit, there as f64 / unit))
+        };
+        let custom = demand.custom.iter().filter_map(|(name, wanted)| {
+            lack(&format!("of {name:?}"), *wanted, self.custom.get(name).copied().unwrap_or(0), 1e3)
+        });
+        let others = [
+            lack("CPUs", demand.cpu.into(), self.cpu.into(), 1e3),
+            demand.gpu.as_ref().and_then(|request| self.gpus.lack(request)).map(|lack| lack.to_string()),
+            lack("bytes of memory", demand.memory, self.memory, 1.0),
+        ];
+        let all: Vec<_> = others.into_iter().flatten().chain(custom).collect();
+        (!all.is_empty()).then(|| all.join(", and "))
     }
 
     /// The same of what is free now, with what of each device that is.

@@ -1,13 +1,14 @@
 //! The head's part in placement groups: where their bundles can lie, and who has said that they do.
 
-use super::{Head, REUNION};
+use super::{Head, NodeView, REUNION};
 use crate::cluster::{
     capacity::{Capacity, Demand},
-    protocol::{Effects, GroupSpec, Message, Nanos, ObjectId, Policy, ProcessId, ms},
+    protocol::{Effects, GroupSpec, Message, Nanos, ObjectId, Policy, ProcessId, called, ms},
 };
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 /// Why a task can never run in this bundle of a group of these, if so.
@@ -76,7 +77,7 @@ impl Group {
 
     /// Finds nodes for the bundles that have none, as the policy wishes; `nodes` have so much room, the
     /// best first.
-    fn plan(&self, nodes: Vec<(ProcessId, Capacity)>) -> Result<BTreeMap<usize, ProcessId>, String> {
+    fn plan(&self, nodes: Vec<(ProcessId, Capacity)>, names: Names<'_>) -> Result<BTreeMap<usize, ProcessId>, String> {
         // The largest first: the others find room more easily.
         let mut missing: Vec<usize> = (0..self.bundles.len()).filter(|bundle| self.places[*bundle].is_none()).collect();
         let size = |bundle: &usize| {
@@ -87,7 +88,7 @@ impl Group {
         let used: BTreeSet<ProcessId> = self.places.iter().flatten().map(|place| place.node).collect();
         let too_big = missing.iter().find(|bundle| !nodes.iter().any(|(_, room)| room.fits(&self.bundles[**bundle])));
         if let Some(bundle) = too_big {
-            return Err(self.no_room(*bundle, &nodes));
+            return Err(self.no_room(*bundle, &nodes, names));
         }
         match self.policy {
             Policy::StrictPack => self.on_one(&missing, &nodes).ok_or("no node has room for all of its bundles".into()),
@@ -109,12 +110,12 @@ impl Group {
     }
 
     /// Why it could not lie on these nodes even if they were empty.
-    fn never(&self, nodes: &[(ProcessId, Capacity)]) -> Option<String> {
+    fn never(&self, nodes: &[(ProcessId, Capacity)], names: Names<'_>) -> Option<String> {
         let first = |count: usize| Group::of(self.bundles[..count].to_vec(), self.policy, None);
-        let all = first(self.bundles.len()).plan(nodes.to_vec()).err()?;
+        let all = first(self.bundles.len()).plan(nodes.to_vec(), names).err()?;
         // What is said is about the first bundle that is too much.
         let (count, why) = (1..self.bundles.len())
-            .find_map(|count| Some((count, first(count).plan(nodes.to_vec()).err()?)))
+            .find_map(|count| Some((count, first(count).plan(nodes.to_vec(), names).err()?)))
             .unwrap_or((self.bundles.len(), all));
         let (bundle, demand) = (count - 1, &self.bundles[count - 1]);
         Some(match self.policy {
@@ -132,14 +133,15 @@ impl Group {
         })
     }
 
-    fn no_room(&self, bundle: usize, nodes: &[(ProcessId, Capacity)]) -> String {
+    fn no_room(&self, bundle: usize, nodes: &[(ProcessId, Capacity)], names: Names<'_>) -> String {
         let demand = &self.bundles[bundle];
         let lack = |room: &Capacity| room.lack(demand);
         let gap = |room: &Capacity| lack(room).map_or(0.0, |lack| lack.gap());
         match nodes.iter().min_by(|(_, a), (_, b)| gap(a).total_cmp(&gap(b))) {
             None => "there is no node".into(),
             Some((id, room)) => format!(
-                "no node has room for bundle {bundle}; the nearest is {id:?}: {}",
+                "no node has room for bundle {bundle}; the nearest is {}: {}",
+                names(*id),
                 lack(room).map(|lack| lack.to_string()).unwrap_or_default()
             ),
         }
@@ -217,6 +219,13 @@ impl Group {
     }
 }
 
+/// What people call a node.
+type Names<'a> = &'a dyn Fn(ProcessId) -> Arc<str>;
+
+fn name_in(nodes: &BTreeMap<ProcessId, NodeView>, node: ProcessId) -> Arc<str> {
+    nodes.get(&node).map_or_else(|| node.to_string().into(), |view| view.name.clone())
+}
+
 const NOT_TOGETHER: &str = "there is room for each of its bundles, but not for all together";
 
 impl Head {
@@ -226,7 +235,11 @@ impl Head {
         let there = self.nodes.iter().map(|(id, view)| (*id, view.capacity.clone()));
         let departed = self.dead.iter().filter_map(|(id, departed)| Some((*id, departed.node.as_ref()?.0.clone())));
         let nodes: Vec<_> = there.chain(departed).collect();
-        if let Some(why) = group.never(&nodes).filter(|_| !nodes.is_empty() && !self.is_reuniting) {
+        let names = |node| match self.dead.get(&node).and_then(|departed| departed.node.as_ref()) {
+            Some((_, labels)) => called(node, labels),
+            None => name_in(&self.nodes, node),
+        };
+        if let Some(why) = group.never(&nodes, &names).filter(|_| !nodes.is_empty() && !self.is_reuniting) {
             return out.send(id.owner, Message::GroupFailed { group: id, why: why.into() });
         }
         self.groups.insert(id, group);
@@ -237,7 +250,7 @@ impl Head {
     pub(super) fn place_group(&mut self, now: Nanos, id: ObjectId, out: &mut Effects) {
         let rooms = self.order.iter().filter_map(|(_, id)| Some((*id, self.nodes.get(id)?.room()))).collect();
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let plan = match group.plan(rooms) {
+        let plan = match group.plan(rooms, &|node| name_in(&self.nodes, node)) {
             Ok(plan) => plan,
             Err(why) => return group.why = why,
         };
@@ -284,7 +297,7 @@ impl Head {
             self.tell_if_ready(id, out);
         } else {
             group.withdraw(id, out);
-            group.why = format!("{from:?} has no room for bundle {bundle} any more");
+            group.why = format!("{} has no room for bundle {bundle} any more", name_in(&self.nodes, from));
         }
         self.try_again(now, out);
     }
@@ -319,8 +332,9 @@ impl Head {
                 late.push((*id, group.why.clone()));
             } else if !group.is_missing() && group.since + RESERVATION <= now {
                 let node = group.places.iter().flatten().find(|place| !place.reserved).map(|place| place.node);
+                let node = node.map(|node| name_in(&self.nodes, node)).unwrap_or_default();
                 group.withdraw(*id, out);
-                group.why = format!("the tasks that run on {node:?} have not left it the room for too long");
+                group.why = format!("the tasks that run on {node} have not left it the room for too long");
             }
         }
         for (group, why) in late {
@@ -449,7 +463,6 @@ mod tests {
         },
         gpu::{GpuRequest, Inventory, placement::Devices},
     };
-    use std::sync::Arc;
 
     const OWNER: ProcessId = ProcessId(100);
     const GROUP: ObjectId = ObjectId { owner: OWNER, number: 1 };
@@ -521,12 +534,8 @@ mod tests {
             }
         }
 
-        fn explain(&mut self) -> String {
-            self.say(OWNER, Message::ExplainGroup { group: GROUP });
-            match &self.1.sends[..] {
-                [(OWNER, Message::GroupExplained { text, .. })] => text.to_string(),
-                other => panic!("{other:?}"),
-            }
+        fn explain(&self) -> String {
+            self.0.explain_group(GROUP)
         }
 
         fn place(&mut self, demand: Demand, bundle: u32) {
@@ -580,7 +589,7 @@ mod tests {
             (
                 vec![cpus(1), Demand { gpu: gpus(4), ..cpus(1) }],
                 Policy::Pack,
-                "no node has room for bundle 1; the nearest is p1: 4 GPUs wanted, 2 there",
+                "no node has room for bundle 1; the nearest is 000000000000.1: 4 GPUs wanted, 2 there",
             ),
             (
                 vec![cpus(1), cpus(2), cpus(2)],
@@ -692,7 +701,7 @@ mod tests {
         assert_eq!(
             failed.as_deref(),
             Some(
-                "its bundles could not be set aside in time: no node has room for bundle 0; the nearest is p1: \
+                "its bundles could not be set aside in time: no node has room for bundle 0; the nearest is 000000000000.1: \
                  4 GPUs wanted, 2 there"
             )
         );

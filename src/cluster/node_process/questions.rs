@@ -144,7 +144,8 @@ fn to_be_asked(state: &State, question: &Question) -> BTreeSet<ProcessId> {
         Question::Explain { task } => {
             let runs = state.runs.iter().filter(|((id, _), _)| id == task).map(|(_, run)| run.worker);
             let called = state.workers.iter().filter(|(_, worker)| worker.calls.contains(*task));
-            let all = runs.chain(called.map(|(id, _)| *id));
+            // What a worker runs for itself only it knows.
+            let all = runs.chain(called.map(|(id, _)| *id)).chain([task.owner]);
             all.filter(|id| state.workers.get(id).is_some_and(|worker| worker.is_ready)).collect()
         }
         _ => BTreeSet::new(),
@@ -186,10 +187,14 @@ impl Open {
                 }
             }
             Question::Explain { .. } => {
-                for (_, _, answer) in theirs.filter(|(_, _, answer)| answer.is_object()) {
+                for (_, worker, answer) in theirs.filter(|(_, _, answer)| answer.is_object()) {
                     (ours["phase"], ours["attempt"]) = (answer["phase"].clone(), answer["attempt"].clone());
-                    // The first line says what the asking process knows itself.
-                    let more = answer["lines"].as_array().into_iter().flatten().skip(1).filter_map(Value::as_str);
+                    let mut more = answer["lines"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                    // The first line says what the asking process knows itself, unless it is the worker's own.
+                    let first = more.next().unwrap_or_default();
+                    if ours["lines"].is_null() {
+                        ours["lines"] = json!([format!("on node {} in process {}: {first}", node.name, worker.pid)]);
+                    }
                     if let Value::Array(lines) = &mut ours["lines"] {
                         lines.extend(more.map(|line| line.trim_start().into()));
                     }

@@ -8,7 +8,7 @@ use crate::{
         look,
         node::Seen,
         pack::{Common, Pack},
-        protocol::{ObjectId, ProcessId, TaskSpec},
+        protocol::{NAME, ObjectId, ProcessId, TaskSpec},
         runs::Run,
         wire::{Order, Question, Site, Title, shown},
     },
@@ -21,9 +21,6 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-
-/// The label that is a node's name for people.
-pub(crate) const NAME: &str = "node";
 
 /// What something is called, as far as that is known without a look at its function.
 pub(super) struct Titled {
@@ -185,7 +182,7 @@ impl NodeProcess {
 
     /// What people have called this node, or its number.
     pub(super) fn called<'a>(&'a self, state: &'a State) -> &'a str {
-        let label = state.node.labels().iter().find(|(key, _)| &**key == NAME);
+        let label = state.node.labels().iter().find(|(key, _)| **key == *NAME);
         label.map_or(&self.name, |(_, name)| name)
     }
 
@@ -209,11 +206,11 @@ impl NodeProcess {
                 let called = state.workers.values().any(|worker| worker.calls.contains(*task));
                 match newest {
                     Some((seen, lacking, line)) => {
-                        let line = format!("on node {} its {line}", self.name);
+                        let line = format!("on node {} its {line}", self.called(state));
                         json!({ "phase": seen.state(), "attempt": seen.spec.attempt, "lacking": lacking, "lines": [line] })
                     }
                     None if called => {
-                        let line = format!("on node {} its actor has it", self.name);
+                        let line = format!("on node {} its actor has it", self.called(state));
                         json!({ "phase": TaskState::Queued, "attempt": 1, "lines": [line] })
                     }
                     None => Value::Null,

@@ -152,7 +152,7 @@ pub(super) fn work(
     let strategy = match random.below(20) {
         0 | 1 => Strategy::Spread,
         2 => Strategy::Node { node: nodes[random.below(nodes.len() as u64) as usize], soft: true },
-        3 => Strategy::Labels(labels(random.below(2) as usize)),
+        3 => Strategy::Labels { labels: labels(random.below(2) as usize), soft: random.one_in(2) },
         _ => Strategy::Default,
     };
     let mut pick = || handles.get(random.below(handles.len() as u64) as usize).copied();
