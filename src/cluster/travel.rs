@@ -24,6 +24,7 @@ use crate::{
     },
     object::{Object, ObjectRef},
     parallel::MapBody,
+    resources::LOCAL_NODE,
     serial::{self, Imports, plain::Items},
     task::{Fallible, FnBody, Split},
 };
@@ -131,7 +132,7 @@ impl Incoming {
             submitted: Some(Box::new(Submitted {
                 number: order.number,
                 location: order.location.clone(),
-                node: self.client.node_name(),
+                node: self.client.node_name().cloned().unwrap_or_else(|| LOCAL_NODE.into()),
                 caller: self.caller,
                 cpu: extras.cpu,
                 devices: self.devices.clone(),

@@ -171,9 +171,13 @@ impl Meta {
         self.submitted().map_or(self.id, |submitted| submitted.number)
     }
 
-    /// The node that it is on, if that is not the caller's own process.
+    /// The node that it is on, unless that is the program's own process.
     pub(crate) fn node(&self) -> Option<&str> {
-        self.submitted().map(|submitted| &*submitted.node)
+        let told = self.submitted().map(|submitted| &*submitted.node);
+        // A worker also runs what its tasks submit.
+        #[cfg(feature = "cluster")]
+        let told = told.or_else(|| self.core.client.get()?.node_name().map(|name| &**name));
+        told
     }
 }
 
