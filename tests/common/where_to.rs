@@ -1,6 +1,7 @@
 //! Where the tests run: in this process, or with the environment variable `OUTRAY_TEST_CLUSTER` on a cluster
 //! of real processes, with so many nodes. The last of them has all that a test asks for. The others have nothing, and
-//! programs begin there: what needs a CPU has to find one on another node, and values go between them.
+//! programs begin there: what needs a CPU has to find one on another node, and values go between them. Actors that ask
+//! for none stay on the program's node, which has one thread for them, so tests in which calls block each other hang there.
 //!
 //! ```sh
 //! OUTRAY_TEST_CLUSTER=1 cargo test --features cluster --test tasks
