@@ -215,7 +215,7 @@ fn a_panic_while_a_value_is_written() {
     watch(|| {
         let rt = checking();
         match on_cluster() {
-            true => assert!(rt.submit(|_: Arc<Bad>| (), &rt.put(Bad)).get().is_err()),
+            true => assert!(rt.submit(|_: Arc<Bad>| (), rt.put(Bad)).get().is_err()),
             false => assert!(catch_unwind(AssertUnwindSafe(|| drop(rt.put(Bad)))).is_err()),
         }
         assert_eq!(rmp_serde::to_vec(&Array::from(vec![5_u8])).unwrap(), [0xc4, 1, 5]);
