@@ -4,6 +4,8 @@
 //! `cargo run --release --example soak [-- --seconds N] [--seed N] [--quick]`
 //!
 //! It prints its seed; the same seed makes the same graphs (not the same interleavings).
+//!
+//! With `OUTRAY_ADDRESS` set it runs on that cluster, otherwise in this process, on one to four CPUs.
 
 use outray::{Actor, Error, ObjectRef, Runtime};
 use std::{
@@ -189,7 +191,14 @@ fn main() -> ExitCode {
     let (started, mut rounds, mut checked) = (Instant::now(), 0u64, Checked::default());
     while started.elapsed() < time {
         // Runtimes come and go too.
-        let rt = Runtime::builder().cpus(fastrand::usize(1..=4)).build().unwrap_or_else(|_| Runtime::local());
+        let builder = Runtime::builder().cpus(fastrand::usize(1..=4));
+        let rt = match builder.from_env() {
+            Ok(rt) => rt,
+            Err(error) => {
+                eprintln!("soak: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
         let tally = rt.actor(Tally::new, ());
         let mut added = 0;
         for _ in 0..50 {

@@ -1,12 +1,16 @@
 //! Arrays and buffers: shared in this process, and in whatever serde writes.
 
+mod common;
+
 use bytes::Bytes;
+use common::{local_only, on_cluster, watch};
 use outray::{Array, Runtime};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt::Debug,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -38,6 +42,10 @@ struct Flat {
     #[serde(flatten)]
     rest: Tagged,
     either: Vec<Either>,
+}
+
+fn checking() -> Runtime {
+    common::builder().check_serialization(true).build().expect("a runtime")
 }
 
 fn batch(features: Vec<f32>, raw: Vec<u8>, parts: Vec<Vec<i64>>) -> Batch {
@@ -96,6 +104,7 @@ fn tasks_share_arrays() {
     fn address(array: Array<f64>) -> usize {
         array.as_ptr().addr()
     }
+    local_only!("addresses mean something in one process");
     let rt = Runtime::local();
     let array = Array::from(vec![1.0; 1000]);
     let object = rt.put(array.clone());
@@ -107,13 +116,60 @@ fn what_would_travel_is_checked_and_not_copied() {
     fn address(array: Array<u32>) -> (usize, Array<u32>) {
         (array.as_ptr().addr(), array)
     }
-    let rt = Runtime::builder().check_serialization(true).build().unwrap();
-    let array: Array<u32> = (0..1000).collect();
-    let (inside, returned) = rt.submit(address, array.clone()).get().unwrap();
-    assert_eq!((inside, returned.as_ptr()), (array.as_ptr().addr(), array.as_ptr()));
-    let batch = batch(vec![0.5; 100], vec![7; 100], vec![vec![], vec![-1]]);
-    assert_eq!(rt.submit(|b: Batch| b, batch.clone()).get(), Ok(batch));
-    assert_eq!(rt.submit(|f: Flat| f, flat()).get(), Ok(flat()));
+    watch(|| {
+        let rt = checking();
+        let array: Array<u32> = (0..1000).collect();
+        let (inside, returned) = rt.submit(address, array.clone()).get().unwrap();
+        let is_same = (inside, returned.as_ptr()) == (array.as_ptr().addr(), array.as_ptr());
+        assert!(is_same || on_cluster(), "it was copied");
+        assert_eq!(returned, array);
+        let batch = batch(vec![0.5; 100], vec![7; 100], vec![vec![], vec![-1]]);
+        assert_eq!(rt.submit(|b: Batch| b, batch.clone()).get(), Ok(batch));
+        assert_eq!(rt.submit(|f: Flat| f, flat()).get(), Ok(flat()));
+    });
+}
+
+/// On a cluster these are in the memory that its processes share.
+#[test]
+fn large_ones_are_passed_returned_put_kept_and_yielded() {
+    #[derive(Serialize, Deserialize)]
+    struct Keeper(Batch);
+    impl Keeper {
+        fn new(batch: Batch) -> Self {
+            Keeper(batch)
+        }
+        fn swap(&mut self, other: Batch) -> Batch {
+            std::mem::replace(&mut self.0, other)
+        }
+    }
+    fn sum(batch: Arc<Batch>) -> f64 {
+        let bytes = batch.labels.iter().chain(batch.raw.iter()).map(|byte| f64::from(*byte)).sum::<f64>();
+        batch.features.iter().map(|x| f64::from(*x)).sum::<f64>() + bytes
+    }
+    watch(|| {
+        let rt = checking();
+        let make = |n: u8| batch(vec![f32::from(n); 100_000], vec![n; 200_000], vec![vec![i64::from(n); 20_000]; 3]);
+        let (one, two) = (make(1), make(2));
+        assert_eq!(rt.submit(|b: Batch| b, one.clone()).get().as_ref(), Ok(&one));
+        let object = rt.put(two.clone());
+        assert_eq!(rt.submit(sum, &object).get(), Ok(1_000_000.0));
+        let passed_on = rt.submit(|b: Batch| b, &object);
+        assert_eq!(rt.submit(sum, &passed_on).get(), Ok(1_000_000.0));
+        assert_eq!((passed_on.get().as_ref(), object.get().as_ref()), (Ok(&two), Ok(&two)));
+        let keeper = rt.actor(Keeper::new, one.clone());
+        let (first, second) = (keeper.call(Keeper::swap, &object), keeper.call(Keeper::swap, one.clone()));
+        assert_eq!((first.get().as_ref(), second.get().as_ref()), (Ok(&one), Ok(&two)));
+        let items = rt.stream(|b: Batch| [b.clone(), b].into_iter(), one.clone()).values();
+        assert_eq!(items.collect::<Result<Vec<_>, _>>(), Ok(vec![one.clone(), one.clone()]));
+        let nothing = batch(vec![], vec![], vec![]);
+        assert_eq!(rt.map(|b: Batch| b, [one.clone(), nothing.clone()]).collect(), Ok(vec![one, nothing]));
+        let bytes = Bytes::from(vec![9; 300_000]);
+        let array = Array::<u8>::from(bytes.clone());
+        assert_eq!(
+            rt.submit(|a: Array<u8>| a.slice(100_000..), array).get().map(Bytes::from),
+            Ok(bytes.slice(100_000..))
+        );
+    });
 }
 
 /// A value may hold another format, as text or as bytes.
@@ -138,10 +194,12 @@ fn formats_inside_formats() {
             Ok(Text(json))
         }
     }
-    let rt = Runtime::builder().check_serialization(true).build().unwrap();
-    let text = Text(vec![1, 2, 3].into());
-    assert_eq!(rt.submit(|t: Text| t, text.clone()).get(), Ok(text.clone()));
-    survives(&text);
+    watch(|| {
+        let rt = checking();
+        let text = Text(vec![1, 2, 3].into());
+        assert_eq!(rt.submit(|t: Text| t, text.clone()).get(), Ok(text.clone()));
+        survives(&text);
+    });
 }
 
 /// A value that panics while it is written leaves nothing behind that would change what follows on its thread.
@@ -154,9 +212,14 @@ fn a_panic_while_a_value_is_written() {
             panic!("bad")
         }
     }
-    let rt = Runtime::builder().check_serialization(true).build().unwrap();
-    assert!(catch_unwind(AssertUnwindSafe(|| drop(rt.put(Bad)))).is_err());
-    assert_eq!(rmp_serde::to_vec(&Array::from(vec![5_u8])).unwrap(), [0xc4, 1, 5]);
+    watch(|| {
+        let rt = checking();
+        match on_cluster() {
+            true => assert!(rt.submit(|_: Arc<Bad>| (), rt.put(Bad)).get().is_err()),
+            false => assert!(catch_unwind(AssertUnwindSafe(|| drop(rt.put(Bad)))).is_err()),
+        }
+        assert_eq!(rmp_serde::to_vec(&Array::from(vec![5_u8])).unwrap(), [0xc4, 1, 5]);
+    });
 }
 
 #[test]
@@ -200,9 +263,21 @@ fn arrays_of_many_dimensions() {
         "too large for a shape"
     );
 
-    let rt = Runtime::builder().check_serialization(true).build().unwrap();
-    let returned = rt.submit(|a: NdArray<f32, Ix3>| a, shared).get().unwrap();
-    assert_eq!(returned.view().as_ptr(), start);
+    let start = start.addr();
+    watch(move || {
+        let rt = checking();
+        let returned = rt.submit(|a: NdArray<f32, Ix3>| a, shared).get().unwrap();
+        assert!(returned.view().as_ptr().addr() == start || on_cluster(), "it was copied");
+        assert_eq!(returned.view(), copy.view());
+        let large = Array3::from_shape_fn((20, 30, 200), |(i, j, k)| (10_000 * i + 200 * j + k) as f64);
+        for large in [large.clone(), large.clone().reversed_axes(), large.slice_move(s![.., ..;-1, 1..])] {
+            let object = rt.put(NdArray::from(large.clone()));
+            let sum = rt.submit(|a: NdArray<f64, Ix3>| a.view().sum(), &object);
+            assert_eq!(sum.get(), Ok(large.sum()));
+            let returned = rt.submit(|a: NdArray<f64, Ix3>| a, &object).get().unwrap();
+            assert_eq!(returned.view(), large.view());
+        }
+    });
 }
 
 #[cfg(feature = "arrow")]
@@ -213,7 +288,6 @@ fn record_batches() {
         StringArray, StringViewArray, StructArray, cast::AsArray, types::*,
     };
     use outray::Batch;
-    use std::sync::Arc;
 
     let texts = ["one", "a text that is too long for a view", "", "four"];
     let numbers: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 2.0, 3.0, 4.0]));
@@ -244,11 +318,21 @@ fn record_batches() {
     let nothing = RecordBatch::try_new_with_options(Arc::new(arrow_schema::Schema::empty()), vec![], &rows).unwrap();
     survives(&Batch(nothing));
 
-    let rt = Runtime::builder().check_serialization(true).build().unwrap();
-    let returned = rt.submit(|b: Batch| b, batch.clone()).get().unwrap();
-    assert_eq!(returned, batch);
-    let start = |batch: &Batch| batch["number"].as_primitive::<Float64Type>().values().as_ptr();
-    assert_eq!(start(&returned), start(&batch), "it was copied");
+    let sent = batch.clone();
+    watch(move || {
+        let rt = checking();
+        let returned = rt.submit(|b: Batch| b, sent.clone()).get().unwrap();
+        assert_eq!(returned, sent);
+        let start = |batch: &Batch| batch["number"].as_primitive::<Float64Type>().values().as_ptr();
+        assert!(start(&returned) == start(&sent) || on_cluster(), "it was copied");
+        let numbers: ArrayRef = Arc::new((0..50_000).map(f64::from).collect::<Float64Array>());
+        let words: ArrayRef = Arc::new((0..50_000).map(|n| Some(format!("word {n}"))).collect::<StringArray>());
+        let large = Batch(RecordBatch::try_from_iter([("number", numbers), ("word", words)]).unwrap());
+        let object = rt.put(large.clone());
+        let returned = rt.submit(|b: Batch| b, &object);
+        assert_eq!(rt.submit(|b: Arc<Batch>| b.num_rows(), &returned).get(), Ok(50_000));
+        assert_eq!((returned.get(), object.get()), (Ok(large.clone()), Ok(large)));
+    });
 
     // What has been changed on the way is an error or another batch, and not a panic.
     let bytes = rmp_serde::to_vec(&batch).unwrap();

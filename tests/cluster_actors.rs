@@ -3,7 +3,7 @@
 mod common;
 
 use common::{until, watch};
-use outray::{Actor, ActorPool, Error, LocalCluster, ObjectRef, Runtime};
+use outray::{Actor, ActorPool, Error, LocalCluster, ObjectRef, Runtime, Strategy, task};
 
 struct Counter(i64);
 
@@ -48,6 +48,57 @@ fn calls_of_one_caller_keep_their_order() {
         assert_eq!(rt.get_all(&calls).unwrap(), expected);
         assert_eq!(counter.call(Counter::later, ()).get(), Ok(5060));
         assert_ne!(counter.call(Counter::pid, ()).get().unwrap(), std::process::id());
+    });
+}
+
+#[test]
+fn calls_of_each_caller_keep_their_order_from_every_node() {
+    const CALLS: u32 = 500;
+    /// Who called with what, in the order in which it came.
+    #[derive(Default)]
+    struct Log(Vec<(u8, u32)>);
+    impl Log {
+        fn note(&mut self, caller: u8, number: u32) {
+            self.0.push((caller, number));
+        }
+        fn notes(&self) -> Vec<(u8, u32)> {
+            self.0.clone()
+        }
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+    }
+    /// Waits for none of them.
+    fn call(log: Actor<Log>, caller: u8) -> String {
+        (0..CALLS).for_each(|number| drop(log.call(Log::note, (caller, number))));
+        task::context().node().to_owned()
+    }
+    struct Caller(Actor<Log>);
+    impl Caller {
+        fn new(log: Actor<Log>) -> Self {
+            Caller(log)
+        }
+        fn call(&mut self, caller: u8) -> String {
+            call(self.0.clone(), caller)
+        }
+    }
+    watch(|| {
+        let (cluster, rt) = cluster(3);
+        let nodes = cluster.nodes();
+        let on = |node: usize| Strategy::Node { name: nodes[node].to_owned(), soft: false };
+        let log = rt.actor_builder(Log::default).strategy(on(0)).start(());
+        let caller = rt.actor_builder(Caller::new).strategy(on(2)).start(log.clone());
+        let tasks = [1, 2].map(|node| rt.task(call).strategy(on(node)).submit((log.clone(), node as u8)));
+        let third = caller.call(Caller::call, 3);
+        (0..CALLS).for_each(|number| drop(log.call(Log::note, (0, number))));
+        let places = [tasks[0].get(), tasks[1].get(), third.get()];
+        assert_eq!(places, [1, 2, 2].map(|node| Ok(nodes[node].to_owned())));
+        until("all have come", || log.call(Log::len, ()).get() == Ok(4 * CALLS as usize));
+        let notes = log.call(Log::notes, ()).get().unwrap();
+        for caller in 0..4 {
+            let numbers = notes.iter().filter(|note| note.0 == caller).map(|note| note.1);
+            assert!(numbers.eq(0..CALLS), "calls of {caller} came in another order: {notes:?}");
+        }
     });
 }
 

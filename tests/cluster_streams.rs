@@ -54,6 +54,68 @@ fn items_are_arguments_and_a_dropped_stream_ends() {
     });
 }
 
+/// What a task with a GPU submits does not run in its process.
+fn cluster_with_gpus() -> (LocalCluster, Runtime) {
+    let cluster = LocalCluster::builder().nodes(2).gpus(1).start().unwrap();
+    let rt = cluster.connect().unwrap();
+    (cluster, rt)
+}
+
+#[test]
+fn a_task_consumes_the_stream_of_a_task_in_another_process() {
+    type Item = (u32, Vec<u64>);
+    /// Every fourth is large.
+    fn produce(count: u64) -> impl Iterator<Item = Item> + Send + 'static {
+        (0..count).map(|n| (std::process::id(), vec![n; if n % 4 == 3 { 10_000 } else { 1 }]))
+    }
+    fn consume(count: u64) -> (u32, Vec<Item>) {
+        let items = Runtime::current().streaming(produce).buffer(4).submit(count);
+        (std::process::id(), items.values().collect::<Result<_, _>>().unwrap())
+    }
+    watch(|| {
+        let (_cluster, rt) = cluster_with_gpus();
+        let consumers: Vec<_> = (0..2).map(|_| rt.task(consume).gpus(1.0).submit(40)).collect();
+        for (consumer, items) in rt.get_all(&consumers).unwrap() {
+            assert_eq!(items.len(), 40);
+            for (n, (producer, values)) in (0..).zip(items) {
+                assert_ne!(producer, consumer);
+                assert_eq!(values.len(), if n % 4 == 3 { 10_000 } else { 1 });
+                assert!(values.iter().all(|value| *value == n));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_producer_in_another_process_ends_when_its_consumer_listens_no_more() {
+    struct Endless(Queue<(u32, u64)>, u64);
+    impl Iterator for Endless {
+        type Item = u64;
+        fn next(&mut self) -> Option<u64> {
+            self.1 += 1;
+            Some(self.1)
+        }
+    }
+    impl Drop for Endless {
+        fn drop(&mut self) {
+            self.0.put((std::process::id(), self.1)).unwrap();
+        }
+    }
+    fn consume(ended: Queue<(u32, u64)>) -> (u32, u64) {
+        let endless = |ended: Queue<(u32, u64)>| Endless(ended, 0);
+        let items = Runtime::current().streaming(endless).buffer(4).submit(ended);
+        (std::process::id(), items.values().take(20).map(Result::unwrap).sum())
+    }
+    watch(|| {
+        let (_cluster, rt) = cluster_with_gpus();
+        let ended = Queue::bounded(&rt, 1).unwrap();
+        let (consumer, sum) = rt.task(consume).gpus(1.0).submit(ended.clone()).get().unwrap();
+        let (producer, produced) = ended.get().unwrap();
+        assert!(producer != consumer && sum == 210);
+        assert!((20..=30).contains(&produced), "{produced} items were made");
+    });
+}
+
 #[test]
 fn a_queue_stands_between_tasks_and_the_driver() {
     watch(|| {
@@ -84,7 +146,9 @@ fn a_cancelled_task_is_told() {
         queue.put(2).unwrap();
     }
     watch(|| {
-        let (_cluster, rt) = cluster(1);
+        // One CPU for whoever waits to be told, and one for the queue.
+        let cluster = LocalCluster::builder().nodes(1).cpus(2.0).start().unwrap();
+        let rt = cluster.connect().unwrap();
         let queue = Queue::bounded(&rt, 4).unwrap();
         let task = rt.submit(until_cancelled, queue.clone());
         assert_eq!(queue.get(), Ok(1)); // it runs

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Scratch;
+use common::{Scratch, until, watch};
 use outray::{
     Array, Bundle, Error, LocalCluster, ObjectRef, PlacementStrategy, Queue, Runtime, Strategy,
     gpu::{GpuRequest, Inventory, NvLink},
@@ -117,6 +117,113 @@ fn tasks_submit_tasks() {
     let cluster = LocalCluster::start(2).unwrap();
     let rt = cluster.connect().unwrap();
     assert_eq!(rt.submit(fib, 15).get(), Ok(610));
+}
+
+#[test]
+fn what_runs_on_any_node_is_cancelled_from_any_other() {
+    const NEVER: Duration = Duration::from_secs(3600);
+    /// Says where it runs, and that it has been told to stop.
+    fn child(says: Queue<String>) {
+        says.put(task::context().node().to_owned()).unwrap();
+        while !task::context().is_cancelled() {
+            std::thread::yield_now();
+        }
+        says.put("told".into()).unwrap();
+    }
+    fn on(name: &str) -> Strategy {
+        Strategy::Node { name: name.into(), soft: false }
+    }
+    fn parent(says: Queue<String>, there: Option<String>, deadline: Duration) -> ObjectRef<()> {
+        let child = Runtime::current().task(child).deadline(deadline);
+        there.iter().fold(child, |child, there| child.strategy(on(there))).submit(says)
+    }
+    watch(|| {
+        // One CPU for whoever waits to be told, and one for the queue.
+        let cluster = LocalCluster::builder().nodes(3).cpus(2.0).start().unwrap();
+        let rt = cluster.connect().unwrap();
+        let says = Queue::bounded(&rt, 4).unwrap();
+        let nodes = cluster.nodes();
+        let ends = |task: ObjectRef<()>, node: &str, deadline: Duration| {
+            assert_eq!(says.get().as_deref(), Ok(node));
+            let error = match deadline {
+                NEVER => {
+                    task.cancel();
+                    task.get().unwrap_err()
+                }
+                _ => task.get().unwrap_err(),
+            };
+            assert!(error.is_cancelled() == (deadline == NEVER), "{error}");
+            assert!(error.is_cancelled() || matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+            assert_eq!(says.get().as_deref(), Ok("told"));
+        };
+        for node in &nodes {
+            ends(rt.task(child).strategy(on(node)).submit(says.clone()), node, NEVER);
+        }
+        // What a task on one node has submitted on another, or keeps.
+        for (here, there) in [(1, Some(2)), (2, Some(0)), (1, Some(1)), (2, None)] {
+            let name = there.map(|there: usize| nodes[there].to_owned());
+            let parent = rt.task(parent).strategy(on(nodes[here])).submit((says.clone(), name, NEVER));
+            ends(parent.get().unwrap(), nodes[there.unwrap_or(here)], NEVER);
+        }
+        let soon = Duration::from_secs(1);
+        ends(rt.task(child).strategy(on(nodes[2])).deadline(soon).submit(says.clone()), nodes[2], soon);
+        let parent = rt.task(parent).strategy(on(nodes[1])).submit((says.clone(), Some(nodes[2].to_owned()), soon));
+        ends(parent.get().unwrap(), nodes[2], soon);
+    });
+}
+
+#[test]
+fn a_node_without_cpus_runs_no_task_that_takes_one_whoever_submits_it() {
+    fn node() -> String {
+        task::context().node().to_owned()
+    }
+    fn nodes_of_children() -> Vec<String> {
+        let rt = Runtime::current();
+        let children: Vec<_> = (0..10).map(|_| rt.submit(node, ())).collect();
+        rt.get_all(&children).unwrap()
+    }
+    watch(|| {
+        let mut cluster = LocalCluster::builder().nodes(1).cpus(0.0).start().unwrap();
+        cluster.add_node_of(&LocalCluster::builder().cpus(1.0)).unwrap();
+        let rt = cluster.connect().unwrap();
+        let (none, one) = (cluster.nodes()[0].to_owned(), cluster.nodes()[1]);
+        let there = Strategy::Node { name: none.clone(), soft: false };
+        let own: Vec<_> = (0..10).map(|_| rt.submit(node, ())).collect();
+        assert_eq!(rt.get_all(&own).unwrap(), [one; 10]);
+        assert_eq!(rt.task(node).cpus(0.0).strategy(there.clone()).submit(()).get(), Ok(none.clone()));
+        let children = rt.task(nodes_of_children).cpus(0.0).strategy(there.clone()).submit(());
+        assert_eq!(children.get().unwrap(), [one; 10]);
+        let error = rt.task(node).strategy(there).submit(()).get().unwrap_err();
+        assert!(matches!(error, Error::Infeasible { .. }), "{error}");
+    });
+}
+
+#[test]
+fn stats_are_those_of_all_nodes() {
+    fn child(n: u64) -> u64 {
+        assert_ne!(n, 7, "planned");
+        n
+    }
+    fn parent(children: u64) -> usize {
+        let rt = Runtime::current();
+        let children: Vec<_> = (0..children).map(|n| rt.submit(child, n)).collect();
+        children.iter().filter(|child| child.get().is_ok()).count()
+    }
+    watch(|| {
+        let cluster = LocalCluster::builder().nodes(3).cpus(2.0).start().unwrap();
+        let rt = cluster.connect().unwrap();
+        let on = |node: &str| Strategy::Node { name: node.to_owned(), soft: false };
+        let nodes = cluster.nodes().repeat(4);
+        let parents: Vec<_> = nodes.iter().map(|node| rt.task(parent).strategy(on(node)).submit(10)).collect();
+        assert_eq!(rt.get_all(&parents).unwrap(), [9; 12]);
+        let counts = || {
+            let stats = rt.stats();
+            (stats.submitted, stats.succeeded, stats.failed)
+        };
+        until("all are counted", || counts() == (12 + 120, 12 + 108, 12));
+        until("all are free", || (rt.stats().cpus_free - 6.0).abs() < 1e-9);
+        assert!((rt.stats().cpus - 6.0).abs() < 1e-9, "{}", rt.stats());
+    });
 }
 
 #[test]

@@ -899,17 +899,20 @@ fn stress(seed: u64, rt: Runtime, steps: usize) {
     until("the actors have gone", || is_so(|stats| stats.actors == 0));
     drop(made);
     drop(rt);
-    until("all values are dropped", || Value::live() == 0);
+    // A worker that is ended drops nothing.
+    if !on_cluster() {
+        until("all values are dropped", || Value::live() == 0);
+    }
 }
 
 #[test]
 fn random_graphs_actors_and_cancellations_give_the_expected_values_and_counts() {
-    local_only!("takes too long there, and counts the values of all processes");
     watch(|| {
         let given = std::env::var("OUTRAY_TEST_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
         let first = given.unwrap_or_else(|| fastrand::u64(..1 << 32));
         println!("first seed {first}; again with OUTRAY_TEST_SEED={first}");
-        for round in 0..40 {
+        // On a cluster each takes longer, and the last kinds of runtimes are none of it.
+        for round in 0..if on_cluster() { 2 } else { 40 } {
             let seed = first + round;
             let rt = match round % 4 {
                 0 => local(1),

@@ -537,7 +537,6 @@ fn the_arguments_of_a_failed_or_cancelled_task_are_freed() {
 
 #[test]
 fn what_a_runtime_that_is_dropped_had_queued_is_freed() {
-    local_only!("what a worker held when it was ended is not counted");
     watch(|| {
         static GATE: Gate = Gate::new();
         let rt = local(1);

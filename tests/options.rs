@@ -3,10 +3,10 @@
 mod common;
 
 use common::{
-    AtomicBool, AtomicU32, AtomicUsize, Gate, Meter, Notes, alone, at_once, builder, give_others_a_chance, local,
-    local_only, meet, on_cluster, the_news_is_everywhere, until, watch,
+    AtomicBool, AtomicU32, AtomicUsize, Gate, Meter, Notes, alone, at_once, builder, give_others_a_chance, local, meet,
+    on_cluster, the_news_is_everywhere, until, watch,
 };
-use outray::{Bundle, Error, PlacementStrategy, Runtime, Strategy};
+use outray::{Bundle, Error, ObjectRef, PlacementStrategy, Runtime, Strategy};
 use std::{
     sync::{Mutex, atomic::Ordering::SeqCst},
     time::Duration,
@@ -230,9 +230,17 @@ fn shares_of_a_gpu_are_shares_of_one_device() {
     });
 }
 
+/// Why what was submitted can never run. A cluster may grow: there the result says so.
+#[track_caller]
+fn refusal<T: Clone + Send + Sync + 'static>(submitted: outray::Result<ObjectRef<T>>) -> Error {
+    match on_cluster() {
+        true => submitted.expect("it is taken").get().map(|_| ()).unwrap_err(),
+        false => submitted.map(|_| ()).unwrap_err(),
+    }
+}
+
 #[test]
 fn a_request_that_can_never_be_met_fails_at_submission_and_says_what_is_missing() {
-    local_only!("a cluster may grow: it says later what can never be");
     watch(|| {
         let rt = builder().cpus(2).gpus(1).memory(1000).resource("licence", 1.0).build().unwrap();
         let never = || ();
@@ -245,12 +253,12 @@ fn a_request_that_can_never_be_met_fails_at_submission_and_says_what_is_missing(
             (rt.task(never).name("greedy").cpus(1.0).gpus(4.0), &["4", "GPU"]),
         ];
         for (task, parts) in tasks {
-            let error = task.try_submit(()).unwrap_err();
+            let error = refusal(task.try_submit(()));
             assert!(matches!(error, Error::Infeasible { .. }), "{error}");
             assert_says(&error, parts);
             assert_says(&error, &["greedy", file!(), "#"]);
             let handle = task.submit(());
-            assert!(handle.is_ready(), "it is known at once");
+            assert!(on_cluster() || handle.is_ready(), "it is known at once");
             assert!(matches!(handle.get(), Err(Error::Infeasible { .. })));
             let dependent = rt.submit(|(): ()| (), &handle).get().unwrap_err();
             assert!(matches!(dependent.root_cause(), Error::Infeasible { .. }));
@@ -752,6 +760,86 @@ fn a_cancelled_task_is_not_retried() {
 }
 
 #[test]
+fn a_task_that_a_task_has_submitted_is_cancelled_by_whoever_has_its_handle() {
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    fn child() -> u32 {
+        STARTED.fetch_add(1, SeqCst);
+        until("it is told", || outray::task::context().is_cancelled());
+        TOLD.fetch_add(1, SeqCst);
+        5
+    }
+    fn parent(is_plain: bool) -> ObjectRef<u32> {
+        let child = Runtime::current().task(child).name("the child");
+        if is_plain { child.submit(()) } else { child.cpus(0.5).submit(()) }
+    }
+    watch(|| {
+        let rt = local(1);
+        for (before, is_plain) in [true, false].into_iter().enumerate() {
+            let child = rt.submit(parent, is_plain).get().unwrap();
+            until("it runs", || STARTED.load(SeqCst) > before);
+            let dependent = rt.submit(|x: u32| x, &child);
+            child.cancel();
+            let error = child.get().unwrap_err();
+            assert!(error.is_cancelled(), "{error}");
+            assert!(dependent.get().unwrap_err().is_cancelled());
+            until("it has been told", || TOLD.load(SeqCst) > before);
+        }
+    });
+}
+
+#[test]
+fn a_pending_task_that_a_task_has_submitted_never_runs_when_it_is_cancelled() {
+    static GATE: Gate = Gate::new();
+    static RAN: AtomicBool = AtomicBool::new(false);
+    fn parent() -> Vec<ObjectRef<()>> {
+        let rt = Runtime::current();
+        let first = rt.submit(|| GATE.pass(), ());
+        let second = rt.submit(|(): ()| RAN.store(true, SeqCst), &first);
+        vec![first, second]
+    }
+    watch(|| {
+        let rt = local(1);
+        let children = rt.submit(parent, ()).get().unwrap();
+        GATE.wait_for(1);
+        children[1].cancel();
+        assert!(children[1].get().unwrap_err().is_cancelled());
+        the_news_is_everywhere(&rt);
+        GATE.open();
+        assert_eq!(children[0].get(), Ok(()));
+        assert_eq!(rt.submit(|| 1, ()).get(), Ok(1));
+        give_others_a_chance();
+        assert!(!RAN.load(SeqCst));
+    });
+}
+
+#[test]
+fn cancelling_a_task_leaves_those_alone_that_it_has_submitted() {
+    static GATE: Gate = Gate::new();
+    static SEEN: AtomicU32 = AtomicU32::new(9);
+    fn child() -> u32 {
+        GATE.pass();
+        u32::from(outray::task::context().is_cancelled())
+    }
+    fn parent() {
+        let child = Runtime::current().submit(child, ()).get();
+        assert!(outray::task::context().is_cancelled());
+        SEEN.store(child.unwrap(), SeqCst);
+    }
+    watch(|| {
+        let rt = local(1);
+        let parent = rt.submit(parent, ());
+        GATE.wait_for(1);
+        parent.cancel();
+        assert!(parent.get().unwrap_err().is_cancelled());
+        the_news_is_everywhere(&rt);
+        GATE.open();
+        until("its parent has seen its result", || SEEN.load(SeqCst) != 9);
+        assert_eq!(SEEN.load(SeqCst), 0);
+    });
+}
+
+#[test]
 fn cancelling_races_with_running_and_either_wins() {
     watch(|| {
         let rt = local(2);
@@ -904,18 +992,20 @@ fn a_placement_group_that_outlives_its_runtime_does_no_harm_to_the_next() {
 
 #[test]
 fn strategies_mean_what_they_can_on_one_node() {
-    local_only!("a local runtime is one node, called `local`");
     watch(|| {
         let rt = local(1);
+        let here = rt.submit(|| outray::task::context().node().to_owned(), ()).get().unwrap();
+        assert!(on_cluster() || here == "local");
         let node = |name: &str, soft| Strategy::Node { name: name.to_owned(), soft };
-        for met in [Strategy::Default, Strategy::Spread, node("local", false), node("mars", true)] {
+        for met in [Strategy::Default, Strategy::Spread, node(&here, false), node("mars", true)] {
             assert_eq!(rt.task(|| 1).strategy(met).submit(()).get(), Ok(1));
         }
         assert_eq!(rt.task(|| 1).strategy(Strategy::Labels { required: vec![] }).submit(()).get(), Ok(1));
         let soft = Strategy::PreferLabels { preferred: vec![("zone".into(), "a".into())] };
         assert_eq!(rt.task(|| 1).strategy(soft).submit(()).get(), Ok(1));
-        let error = rt.task(|| 1).strategy(node("mars", false)).try_submit(()).unwrap_err();
-        assert_says(&error, &["mars", "local"]);
+        let error = refusal(rt.task(|| 1).strategy(node("mars", false)).try_submit(()));
+        assert_says(&error, &["mars"]);
+        assert!(on_cluster() || error.to_string().contains("local"), "{error}");
         let labels = Strategy::Labels { required: vec![("zone".into(), "a".into())] };
         assert_says(&rt.task(|| 1).strategy(labels).submit(()).get().unwrap_err(), &["zone", "a"]);
     });

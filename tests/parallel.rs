@@ -1,9 +1,10 @@
-//! Data-parallel helpers: map, map_unordered, reduce, the progress bar that stays away, and rayon
-//! inside tasks.
+//! Data-parallel helpers: map, map_unordered, reduce, the progress bar, and rayon inside tasks.
 
 mod common;
 
-use common::{AtomicBool, AtomicUsize, Counted, Gate, alone, give_others_a_chance, local, local_only, until, watch};
+use common::{
+    AtomicBool, AtomicUsize, Counted, Gate, alone, give_others_a_chance, local, the_news_is_everywhere, until, watch,
+};
 use outray::{Error, ObjectRef, Runtime};
 use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -177,7 +178,6 @@ fn map_unordered_over_a_very_long_range_starts() {
 
 #[test]
 fn dropping_map_unordered_cancels_what_has_not_started() {
-    local_only!("a cancellation takes its time to other processes");
     watch(|| {
         static GATE: Gate = Gate::new();
         static STARTED: AtomicUsize = AtomicUsize::new(0);
@@ -192,6 +192,7 @@ fn dropping_map_unordered_cancels_what_has_not_started() {
         let mut results = rt.map_unordered(held, 0..4).chunk(1);
         assert!(matches!(results.next(), Some(Ok(_))));
         drop(results);
+        the_news_is_everywhere(&rt);
         GATE.open();
         assert_eq!(rt.submit(|| 1, ()).get(), Ok(1));
         give_others_a_chance();
@@ -318,14 +319,37 @@ fn reduce_fails_with_the_part_that_failed() {
 
 // The progress bar.
 
+/// Twenty of these on two CPUs take long enough for a bar at a terminal.
+fn slow(x: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(150));
+    x
+}
+
+#[cfg(all(feature = "progress", target_os = "linux"))]
+#[test]
+fn at_a_terminal_a_long_map_shows_a_bar_until_it_ends() {
+    let output = common::alone_at_a_terminal("at_a_terminal_a_long_map_shows_a_bar_until_it_ends", || {
+        let rt = local(2);
+        assert_eq!(rt.map(slow, 0..20).chunk(1).progress("crunching").collect().map(|all| all.len()), Ok(20));
+        assert_eq!(rt.map_unordered(slow, 0..20).chunk(1).progress("munching").count(), 20);
+        assert_eq!(rt.map(slow, 0..20).chunk(1).progress("silence").quiet().collect().map(|all| all.len()), Ok(20));
+        assert_eq!(rt.map(square, 0..20).progress("a moment").collect().map(|all| all.len()), Ok(20));
+    });
+    if let Some(output) = output {
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        for bar in ["crunching", "munching"] {
+            let (first, last) = (shown.find(bar), shown.rfind(bar));
+            let parts = first.zip(last).map(|(first, last)| &shown[first..last]);
+            assert!(parts.is_some_and(|parts| parts.contains("/20 ")), "no bar called {bar:?}: {shown:?}");
+        }
+        assert!(shown.rfind("\u{1b}[2K") > shown.rfind("munching"), "it is wiped away: {shown:?}");
+        assert!(!shown.contains("silence") && !shown.contains("a moment"), "{shown:?}");
+    }
+}
+
 #[test]
 fn off_a_terminal_no_progress_bar_is_shown() {
     let output = alone("off_a_terminal_no_progress_bar_is_shown", || {
-        // Long enough for a bar on a terminal.
-        let slow = |x: u64| {
-            std::thread::sleep(Duration::from_millis(150));
-            x
-        };
         let rt = local(2);
         assert_eq!(rt.map(slow, 0..20).chunk(1).progress("crunching").collect().map(|all| all.len()), Ok(20));
         assert_eq!(rt.map_unordered(slow, 0..20).chunk(1).progress("crunching").count(), 20);

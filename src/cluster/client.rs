@@ -123,6 +123,8 @@ pub(crate) struct Client {
     is_lost: AtomicBool,
     /// Of a worker: what others submit here has a lease on GPUs.
     has_gpus: AtomicBool,
+    /// Of a worker: its node has less than the CPU that a plain task takes.
+    has_no_cpu: AtomicBool,
     /// There is no head now, but there may be one again.
     is_headless: AtomicBool,
     /// Nodes where nothing of this program runs any more.
@@ -379,6 +381,7 @@ impl Client {
             kept: Mutex::default(),
             asked: Mutex::default(),
             has_gpus: AtomicBool::new(false),
+            has_no_cpu: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
             is_headless: AtomicBool::new(false),
             closed: Mutex::default(),
@@ -407,8 +410,13 @@ impl Client {
         self.has_gpus.store(true, Ordering::Relaxed);
     }
 
+    /// This is a worker of a node on which no plain task fits.
+    pub(crate) fn set_has_no_cpu(&self) {
+        self.has_no_cpu.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_node_name(&self, name: &str) {
-        let _ = self.node.set(name.into()); // once
+        let _ = self.node.set(name.into()); // it never changes
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -1133,10 +1141,12 @@ impl Client {
     }
 
     /// Whether a task with these options is to run on the cluster. A driver runs nothing itself; a worker
-    /// keeps plain tasks as long as they do not wait for long, unless it has GPUs, which these are not to see.
+    /// keeps plain tasks as long as they do not wait for long, unless it has GPUs, which these are not to see, or its node
+    /// has no CPU for them.
     #[inline]
     pub(crate) fn takes(&self, options: Option<&Options>) -> bool {
-        if !self.me.is_worker() || self.has_gpus.load(Ordering::Relaxed) {
+        let never_keeps = || self.has_gpus.load(Ordering::Relaxed) || self.has_no_cpu.load(Ordering::Relaxed);
+        if !self.me.is_worker() || never_keeps() {
             return true;
         }
         let is_plain = options.is_none_or(|options| {
@@ -1159,6 +1169,13 @@ impl Client {
     fn control(self: &Arc<Self>, from: ProcessId, message: Message, mut payload: Vec<Bytes>) {
         if matches!(message, Message::Fenced) && from == HEAD && !self.me.is_worker() {
             return self.lost("the head has declared this program dead, although it lives: it was not heard in time");
+        }
+        if let Message::Cancel { task, .. } = message {
+            // A task that this worker runs by itself ends as it does without others, and then it does for them.
+            let local = self.state.lock().exported_node(task);
+            if let Some(local) = local {
+                return local.cancel();
+            }
         }
         self.with(|state, out| match message {
             Message::Home { node } => {

@@ -634,7 +634,7 @@ impl Head {
         let home = self.owners.get(&spec.id.owner).and_then(|owner| owner.home);
         let roomy = self.nodes.iter().filter(|(_, view)| view.has_room(&spec.demand));
         let best = roomy.min_by_key(|(id, view)| {
-            let soon = view.wait.saturating_add(spec.fetch_time(**id)) / FAR;
+            let soon = view.wait.saturating_add(spec.fetch_time(**id, view.load.bandwidth)) / FAR;
             (soon, view.staying(), Some(**id) != home, **id)
         });
         best.map_or_else(|| self.wait_or_fail(spec), |(id, _)| Ok(Some(*id)))

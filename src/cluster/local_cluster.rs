@@ -215,6 +215,16 @@ impl LocalCluster {
     /// # Errors
     /// As [`LocalClusterBuilder::start`].
     pub fn add_node_with_gpus(&mut self, gpus: Inventory) -> Result<&str> {
+        let kind = self.builder.clone().gpu_inventory(gpus);
+        self.add_node_of(&kind)
+    }
+
+    /// Starts one more node as this builder describes its nodes, and returns its name. How many nodes it says, and
+    /// whether they are durable, means nothing here.
+    ///
+    /// # Errors
+    /// As [`LocalClusterBuilder::start`].
+    pub fn add_node_of(&mut self, kind: &LocalClusterBuilder) -> Result<&str> {
         let setup = NodeSetup {
             head: self.head.address.clone(),
             bind: None,
@@ -222,15 +232,15 @@ impl LocalCluster {
             directory: Some(self.directory.0.clone()),
             key_file: Some(self.key_file()),
             cache: self.directory.0.join("executables"),
-            cpus: Some(self.builder.cpus),
-            gpus: Gpus::Simulated(gpus),
-            memory: self.builder.memory,
-            store: self.builder.store,
+            cpus: Some(kind.cpus),
+            gpus: Gpus::Simulated(kind.gpus.clone()),
+            memory: kind.memory,
+            store: kind.store,
             spill: self.directory.0.join("spilled"),
-            resources: self.builder.resources.clone(),
-            labels: self.builder.labels.clone(),
+            resources: kind.resources.clone(),
+            labels: kind.labels.clone(),
         };
-        let node = Role::start(&RoleSetup::Node(setup), &self.builder.environment)?;
+        let node = Role::start(&RoleSetup::Node(setup), &kind.environment)?;
         self.nodes.push(node);
         Ok(self.nodes.last().map_or("", |node| &node.name))
     }

@@ -65,6 +65,9 @@ pub(crate) fn serve(input: File, output: File) -> io::Result<()> {
     if has_gpus {
         client.set_has_gpus();
     }
+    if cpus < WHOLE {
+        client.set_has_no_cpu();
+    }
     let _ = core.client.set(client.clone()); // the core is new
     let ready = Letter::Ready { refused: None };
     letters.send(&Envelope { from: you, to: you.station(), letter: ready, payload: Vec::new() });

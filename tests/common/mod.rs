@@ -14,7 +14,7 @@ use std::{
     future::{Future, IntoFuture},
     panic::resume_unwind,
     pin::pin,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::SeqCst, mpsc},
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
@@ -276,15 +276,35 @@ const CHILD: &str = "OUTRAY_TEST_ALONE";
 /// inside that process.
 #[track_caller]
 pub(crate) fn alone(test: &str, body: impl FnOnce() + Send + 'static) -> Option<Output> {
+    let program = std::env::current_exe().expect("a test knows its program");
+    let mut command = Command::new(program);
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+    alone_by(command, test, body)
+}
+
+/// The same at a terminal of 100 columns, which the command `script` makes. Where there is none this says so, and
+/// returns nothing.
+#[track_caller]
+pub(crate) fn alone_at_a_terminal(test: &str, body: impl FnOnce() + Send + 'static) -> Option<Output> {
+    if let Err(error) = Command::new("script").arg("--version").output() {
+        println!("skipped: there is no `script` to make a terminal: {error}");
+        return None;
+    }
+    let program = std::env::current_exe().expect("a test knows its program");
+    let line = format!("stty cols 100; exec '{}' {test} --exact --nocapture --test-threads=1", program.display());
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").stdin(Stdio::null());
+    alone_by(command, test, body)
+}
+
+#[track_caller]
+fn alone_by(mut command: Command, test: &str, body: impl FnOnce() + Send + 'static) -> Option<Output> {
     if std::env::var_os(CHILD).is_some() {
         watch(body);
         return None;
     }
-    let program = std::env::current_exe().expect("a test knows its program");
-    let arguments = [test, "--exact", "--nocapture", "--test-threads=1"];
     // The first backtrace that a process prints leaves tens of MiB of symbols in its memory.
-    let quiet = [(CHILD, "1"), ("RUST_BACKTRACE", "0")];
-    let output = Command::new(program).args(arguments).envs(quiet).output().expect("a test starts");
+    let output = command.envs([(CHILD, "1"), ("RUST_BACKTRACE", "0")]).output().expect("a test starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "no test is called {test:?}: {out}");

@@ -1,8 +1,11 @@
 //! Where the tests run: in this process, or with the environment variable `OUTRAY_TEST_CLUSTER` on a cluster
-//! of real processes, with so many nodes.
+//! of real processes, with so many nodes. The last of them has all that a test asks for. The others have nothing, and
+//! programs begin there: what needs a CPU has to find one on another node, and values go between them. Actors that ask
+//! for none stay on the program's node, which has one thread for them, so tests in which calls block each other hang there.
 //!
 //! ```sh
 //! OUTRAY_TEST_CLUSTER=1 cargo test --features cluster --test tasks
+//! OUTRAY_TEST_CLUSTER=2 cargo test --features cluster --test objects --test streams
 //! ```
 
 use outray::{Result, Runtime};
@@ -120,16 +123,15 @@ fn cluster(shape: &Shape) -> &'static outray::LocalCluster {
         return cluster;
     }
     let statics = super::shared::path().expect("there are shared statics on a cluster");
-    let mut builder = LocalCluster::builder()
-        .nodes(nodes())
-        .cpus(shape.cpus as f64)
-        .gpus(shape.gpus as u32)
-        .env(super::shared::VARIABLE, &statics);
+    let builder = || LocalCluster::builder().env(super::shared::VARIABLE, &statics);
+    let mut full = builder().cpus(shape.cpus as f64).gpus(shape.gpus as u32);
     if let Some(bytes) = shape.memory {
-        builder = builder.memory(bytes);
+        full = full.memory(bytes);
     }
-    let builder = shape.resources.iter().fold(builder, |builder, (name, amount)| builder.resource(name, *amount));
-    let cluster = Box::leak(Box::new(builder.start().expect("a cluster")));
+    full = shape.resources.iter().fold(full, |full, (name, amount)| full.resource(name, *amount));
+    let mut cluster = builder().nodes(nodes() - 1).cpus(0.0).memory(0).start().expect("a cluster");
+    cluster.add_node_of(&full).expect("a node");
+    let cluster = Box::leak(Box::new(cluster));
     clusters.push((shape.clone(), cluster));
     cluster
 }

@@ -119,7 +119,7 @@ impl World<'_> {
         (0..self.options.nodes).any(|index| {
             let labels = workload::labels(index);
             let has_labels = match &plan.strategy {
-                Strategy::Labels(wanted) => wanted.iter().all(|label| labels.contains(label)),
+                Strategy::Labels { labels: wanted, soft: false } => wanted.iter().all(|label| labels.contains(label)),
                 _ => true,
             };
             has_labels && workload::capacity(self.options, index).fits(&plan.demand)
