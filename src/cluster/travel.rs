@@ -24,7 +24,6 @@ use crate::{
     },
     object::{Object, ObjectRef},
     parallel::MapBody,
-    resources::LOCAL_NODE,
     serial::{self, Imports, plain::Items},
     task::{Fallible, FnBody, Split},
 };
