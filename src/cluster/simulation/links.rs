@@ -53,7 +53,7 @@ pub(super) enum Event {
     Send {
         from: Station,
         to: Station,
-        letter: Letter,
+        letter: Box<Letter>,
     },
     Packet {
         pair: Pair,
@@ -159,7 +159,7 @@ impl Links {
                     self.connect_later(pair, out);
                 }
                 if let Some(connected) = self.pairs.get_mut(&pair) {
-                    connected.ends[side].backlog.push_back(letter);
+                    connected.ends[side].backlog.push_back(*letter);
                 }
                 self.flush(weather, pair, side, out);
             }

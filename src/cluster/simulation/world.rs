@@ -358,7 +358,7 @@ impl<'a> World<'a> {
             let after = if from == station { time } else { self.pipe((from, station), time) };
             let in_life = |process| (process, if process == HEAD { life } else { 0 });
             let (from, to) = (in_life(station), in_life(other));
-            return self.at(after, Event::Links(links::Event::Send { from, to, letter }));
+            return self.at(after, Event::Links(links::Event::Send { from, to, letter: Box::new(letter) }));
         }
         if self.links.is_some() {
             let after = self.pipe((from, to), transfer_time(bulk.unwrap_or(0)));
