@@ -1,17 +1,24 @@
 //! The cluster's control logic in simulation: the rules hold, whatever happens in between. A seed
 //! that breaks one is printed; `OUTRAY_SEED=n` runs that one alone, `OUTRAY_SEEDS=n` so many.
 
-use outray::cluster::simulation::{Options, Report, Sabotage, run};
-use std::time::Duration;
+use outray::cluster::simulation::{Options, Report, Sabotage, Violation, run};
+use std::{thread, time::Duration};
 
-/// Runs each seed, and returns what happened in all of them.
-fn all(seeds: u64, options: impl Fn(u64) -> Options) -> Vec<Report> {
+/// Runs each seed, on all CPUs, and returns what happened in all of them.
+fn all(seeds: u64, options: impl Fn(u64) -> Options + Sync) -> Vec<Report> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("OUTRAY_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("OUTRAY_SEEDS").unwrap_or(seeds),
     };
-    seeds.map(|seed| run(&options(seed)).unwrap_or_else(|violation| panic!("{violation}"))).collect()
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = |first| seeds.clone().skip(first).step_by(threads).map(|seed| run(&options(seed))).collect();
+    let shares: Vec<Result<Vec<Report>, Violation>> = thread::scope(|scope| {
+        let share = &share;
+        let running: Vec<_> = (0..threads).map(|first| scope.spawn(move || share(first))).collect();
+        running.into_iter().map(|thread| thread.join().expect("what panics in a run is a violation")).collect()
+    });
+    shares.into_iter().flat_map(|share| share.unwrap_or_else(|violation| panic!("{violation}"))).collect()
 }
 
 fn sum(reports: &[Report], of: impl Fn(&Report) -> usize) -> usize {
@@ -314,7 +321,7 @@ fn simulation_runs_the_same_for_the_same_seed() {
     let options = Options { crashes: 2, partitions: 1, loss: 30, ..Options::with_seed(11) };
     let (first, second) = (run(&options).unwrap(), run(&options).unwrap());
     assert_eq!(format!("{first:?}"), format!("{second:?}"));
-    let linked = Options { links: true, ..options.clone() };
+    let linked = Options { links: true, borrowing: true, worker_crashes: 2, head_crashes: 1, ..options.clone() };
     assert_eq!(format!("{:?}", run(&linked).unwrap()), format!("{:?}", run(&linked).unwrap()));
     let other = run(&Options { seed: 12, ..options }).unwrap();
     assert_ne!(format!("{first:?}"), format!("{other:?}"));
