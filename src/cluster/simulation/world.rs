@@ -60,7 +60,7 @@ pub(super) enum Event {
     /// `by`: who has sent it, or has passed it on last.
     Deliver {
         by: ProcessId,
-        letter: Letter,
+        letter: Box<Letter>,
     },
     Tick(ProcessId),
     /// Drivers begin when all nodes have joined, and faults come from then on.
@@ -362,7 +362,7 @@ impl<'a> World<'a> {
         }
         if self.links.is_some() {
             let after = self.pipe((from, to), Bandwidth::default().transfer_time(bulk.unwrap_or(0)));
-            return self.at(after, Event::Deliver { by: from, letter });
+            return self.at(after, Event::Deliver { by: from, letter: Box::new(letter) });
         }
         let mut after =
             LATENCY.0 + self.random.exponential(LATENCY.1) + Bandwidth::default().transfer_time(bulk.unwrap_or(0));
@@ -374,7 +374,7 @@ impl<'a> World<'a> {
         let healed = apart.map(|cut| cut.2).max().unwrap_or(0);
         let after = after.max(healed.saturating_sub(self.now));
         let after = self.in_order((from, to, bulk.is_some()), after);
-        self.at(after, Event::Deliver { by: from, letter });
+        self.at(after, Event::Deliver { by: from, letter: Box::new(letter) });
     }
 
     /// How much later something arrives on this way, which keeps the order, if it takes so long by itself.
@@ -746,7 +746,7 @@ impl<'a> World<'a> {
         }
         let mut out = Effects::default();
         match event {
-            Event::Deliver { by, letter } => self.deliver(by, letter),
+            Event::Deliver { by, letter } => self.deliver(by, *letter),
             Event::Begin => self.begin(),
             Event::Tick(HEAD) => {
                 if self.headless.is_none() {
@@ -888,7 +888,7 @@ impl<'a> World<'a> {
         }
         for ((from, _), (to, _), letter) in out.delivered {
             let after = if letter.to == to { 0 } else { self.pipe((to, letter.to), 0) };
-            self.at(after, Event::Deliver { by: from, letter });
+            self.at(after, Event::Deliver { by: from, letter: Box::new(letter) });
         }
     }
 
