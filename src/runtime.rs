@@ -403,6 +403,7 @@ impl Runtime {
             let group = client.create_group(&demands, strategy, timeout)?;
             return Ok(PlacementGroup(crate::resources::Place::There(group)));
         }
+        let _ = timeout; // here there is room now, or never
         if strategy == PlacementStrategy::StrictSpread && bundles.len() > 1 {
             return Err(Error::invalid(format!(
                 "StrictSpread wants {} nodes, and a local runtime is one; use Spread, or run on a cluster",
