@@ -112,9 +112,9 @@ impl NodeView {
     }
 
     /// How many more tasks like those it runs it does until then.
-    fn tasks_until(&self, wait: Nanos) -> u64 {
+    fn tasks_until(&self, wait: Nanos, mean: Nanos) -> u64 {
         let cpus = self.load.room.as_ref().map_or(self.capacity.cpu, |room| room.cpu) / 1_000;
-        (wait.saturating_sub(self.wait) * u64::from(cpus)).checked_div(self.load.mean).unwrap_or(0)
+        (wait.saturating_sub(self.wait) * u64::from(cpus)).checked_div(mean).unwrap_or(0)
     }
 
     /// What is not taken for good, as far as is known.
@@ -169,6 +169,8 @@ pub(crate) struct Head {
     nodes: BTreeMap<ProcessId, NodeView>,
     /// By waiting time.
     order: BTreeSet<(Nanos, ProcessId)>,
+    /// How long tasks take, on whichever node: an exponential average of what nodes have told.
+    mean: Nanos,
     owners: BTreeMap<ProcessId, OwnerView>,
     /// The node that became a home last.
     last_home: ProcessId,
@@ -200,6 +202,7 @@ impl Head {
         Head {
             nodes: BTreeMap::new(),
             order: BTreeSet::new(),
+            mean: 0,
             owners: BTreeMap::new(),
             last_home: HEAD,
             dead: BTreeMap::new(),
@@ -325,6 +328,9 @@ impl Head {
                 let known = node.promised.len();
                 node.promised.retain(|(assigned, _)| *assigned > load.assigned);
                 let may_have_more = node.promised.len() < known || node.load.room != load.room;
+                if load.mean > 0 {
+                    self.mean = if self.mean == 0 { load.mean } else { (7 * self.mean + load.mean) / 8 };
+                }
                 node.load = load;
                 node.gets_none = idle && (node.gets_none || node.coming > 0);
                 (node.granted, node.coming) = (0, 0);
@@ -531,7 +537,9 @@ impl Head {
         let least = self.order.first().map_or(0, |(wait, _)| *wait);
         let idlest = self.order.iter().take(GRANT_NODES).filter_map(|(_, id)| {
             let node = self.nodes.get(id).filter(|node| node.has_room(&Demand::cpus(1_000)))?;
-            let count = node.tasks_until(least + time);
+            // A node that has had a few short ones knows no better than all together.
+            let mean = if node.load.mean == 0 { 0 } else { node.load.mean.max(self.mean) };
+            let count = node.tasks_until(least + time, mean);
             (count >= GRANT_LEAST).then_some((*id, count.min(u64::from(u16::MAX)) as u32))
         });
         let nodes: Vec<_> = idlest.collect();
@@ -905,6 +913,22 @@ mod tests {
         say(ms(400), node(1), load(0, ms(1)));
         say(ms(400), node(2), load(0, ms(1)));
         assert_eq!(say(ms(900), OWNER, Message::Place(plain())), None);
+    }
+
+    /// The first task of one node was short, by chance.
+    #[test]
+    fn one_node_that_thinks_that_tasks_are_short_is_not_granted_more_than_others() {
+        let mut head = head(&[1; 10]);
+        let mut say = |at, from, message| {
+            let mut out = Effects::default();
+            head.handle(at, from, message, &mut out);
+            out.sends.into_iter().any(|(_, message)| matches!(message, Message::Grant { .. }))
+        };
+        for at in 1..=10 {
+            let mean = if at == 5 { 10_000 } else { ms(10) };
+            say(ms(at), node(at), Message::Load(Load { mean, ..Load::default() }));
+        }
+        assert!((0..20).all(|at| !say(ms(20 + 2 * at), OWNER, Message::Place(plain()))));
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub(crate) const OWNER_DIED: &str = "its owner died";
 /// their times.
 const AHEAD_FOR: Nanos = ms(4);
 const AHEAD: usize = 8;
+/// While no task has ended, how long none has is taken for what they take from here on.
+const SAYS_SOMETHING: Nanos = ms(5);
 /// So many cancellations of tasks that are not here are remembered.
 const EARLY: usize = 256;
 /// A pack whose tasks take longer, all together, is taken apart, into packs of at least so many tasks or into tasks.
@@ -533,10 +535,12 @@ impl Node {
     }
 
     /// How long tasks take: those that have ended, or those that use CPUs, if none of them ends. A worker whose tasks wait for
-    /// others runs those that it has ahead of their turn.
+    /// others runs those that it has ahead of their turn. That the first has not ended yet says nothing for a while: least of
+    /// all that they are short.
     fn mean_now(&self, now: Nanos) -> Nanos {
         let used = self.room.cpu.saturating_sub(self.free.cpu) + self.overdraft;
-        self.mean.max(if used > self.lent || !self.ahead.is_empty() { now.saturating_sub(self.moved) } else { 0 })
+        let since = if used > self.lent || !self.ahead.is_empty() { now.saturating_sub(self.moved) } else { 0 };
+        if self.mean == 0 && since < SAYS_SOMETHING { 0 } else { self.mean.max(since) }
     }
 
     /// Counts what is not taken for good; takes back nothing that has been promised.
@@ -2868,6 +2872,7 @@ mod tests {
         node.lend(0, 2_000, &mut Effects::default());
         assert_eq!(node.mean_now(ms(50)), 0, "that one waits");
         assert_eq!(say(&mut node, HEAD, Message::Assign(on_all(2))).starts.len(), 1);
+        assert_eq!(node.mean_now(us(10)), 0, "it has just begun, and is not the first of many that take 10 us");
         assert_eq!(node.mean_now(ms(50)), ms(50));
         // Or with their worker ahead of its turn.
         let mut node = self::node();
